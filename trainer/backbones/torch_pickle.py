@@ -1,0 +1,143 @@
+"""Reads tensors out of a legacy `torch.save` file (before PyTorch 1.6: no zip), without torch.
+
+A pickle can name any function of any module and have it called. Here only `OrderedDict`, the
+tensor rebuilder and the storage types have a meaning, and all of them are this module's own
+stand-ins; any other name is refused before anything is imported.
+"""
+
+import collections
+import dataclasses
+import math
+import os
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+@dataclasses.dataclass
+class _Storage:
+    """A flat buffer; its numbers come only after the pickle that refers to it."""
+
+    dtype: np.dtype
+    count: int
+    values: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A strided view of a storage, in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        flat = self.storage.values
+        if flat is None:
+            raise pickle.UnpicklingError("a tensor's storage is missing")
+        if math.prod(self.shape) == 0:
+            return np.zeros(self.shape, flat.dtype)
+        # as_strided checks nothing: a view past the buffer would read foreign memory.
+        last = self.offset + sum(
+            (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
+        )
+        if min(self.offset, *self.strides, 0) < 0 or last >= flat.size:
+            raise pickle.UnpicklingError("a tensor reaches past the end of its storage")
+        view = np.lib.stride_tricks.as_strided(
+            flat[self.offset :], self.shape, [step * flat.itemsize for step in self.strides]
+        )
+        return np.array(view)
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler to which nothing but named tensors has a meaning."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._rebuild_tensor
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(
+            f"refused: the pickle asks for {module}.{name}, and only tensors are read here"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _location, count, view = pid
+        if kind != "storage" or view is not None or not isinstance(dtype, np.dtype):
+            raise pickle.UnpicklingError(f"not a storage that can be read here: {pid!r}")
+        return self.storages.setdefault(key, _Storage(dtype, count))
+
+    def _rebuild_tensor(
+        self,
+        storage: _Storage,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        _requires_grad: bool = False,
+        _hooks: Any = None,
+    ) -> _Tensor:
+        return _Tensor(storage, offset, shape, strides)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a state dict from a legacy `torch.save` file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The arrays by name, in the file's order, each in the shape and type it was saved with.
+
+    Raises:
+      OSError: the file cannot be read.
+      pickle.UnpicklingError: it is no such file, is cut short, or asks for anything but tensors.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            return _read(file)
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # a broken pickle can raise nearly anything
+            raise pickle.UnpicklingError(f"not a readable torch.save file: {error}") from error
+
+
+def _read(file: BinaryIO) -> dict[str, np.ndarray]:
+    if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
+        raise pickle.UnpicklingError("not a legacy torch.save file")
+    if not _Unpickler(file).load()["little_endian"]:
+        raise pickle.UnpicklingError("the file was written on a big-endian machine")
+    unpickler = _Unpickler(file)
+    tensors = unpickler.load()
+    for key in _Unpickler(file).load():
+        storage = unpickler.storages[key]
+        count = int(np.frombuffer(file.read(8), "<i8")[0])
+        raw = file.read(count * storage.dtype.itemsize) if count == storage.count else b""
+        if count != storage.count or len(raw) != count * storage.dtype.itemsize:
+            raise pickle.UnpicklingError(f"storage {key} is cut short")
+        storage.values = np.frombuffer(raw, storage.dtype)
+    if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
+        raise pickle.UnpicklingError("the file holds something else than named tensors")
+    return {name: tensor.array() for name, tensor in tensors.items()}

@@ -1,0 +1,70 @@
+"""Which Beam runner a command line asks for, and errors that come back from its workers."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner
+
+from preprocessing.errors import UsageError
+
+# Beam's own name for "here": a switch that first tries to download another runner.
+LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
+# What a worker's UsageError looks like in the text of the runner's error.
+WORKER_ERROR = re.compile(r"UsageError: (.*?)(?: \[while running|\\n|\n|$)")
+STEP = re.compile(r" \[while running .*", re.DOTALL)
+
+
+def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner | str, PipelineOptions]:
+    """Reads Beam's flags; raises UsageError for one that Beam does not know.
+
+    Local runs use the FnApiRunner. DaskRunner is refused: it loses output without an error.
+    """
+    unknown = _unknown(beam_flags)
+    if unknown:
+        raise UsageError(f"unknown flag {unknown[0]!r}: neither ours nor Apache Beam's; see --help")
+    options = PipelineOptions(list(beam_flags))
+    name = options.view_as(StandardOptions).runner
+    if name in LOCAL_RUNNERS:
+        return FnApiRunner(), options
+    if "dask" in name.lower():
+        raise UsageError(
+            "--runner=DaskRunner: refused, Beam's Dask runner silently loses output; use"
+            " --direct_num_workers, or a Flink, Spark or Dataflow runner"
+        )
+    return name, options
+
+
+def _unknown(beam_flags: Sequence[str]) -> list[str]:
+    class Collector(PipelineOptions):
+        """Sees what no option class of Beam's has taken."""
+
+        unknown: list[str] = []  # noqa: RUF012
+
+        def _warn_on_unknown_options(self, unknown_args: list[str], parser: object) -> None:
+            Collector.unknown = unknown_args
+
+    Collector(list(beam_flags)).get_all_options(display_warnings=True, retain_unknown_options=True)
+    return Collector.unknown
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+    """Brings a UsageError that a worker raised back as one, without the runner's logging."""
+    logger = logging.getLogger("apache_beam")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(STEP.sub("", str(error))) from error
+    except RuntimeError as error:
+        found = WORKER_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise UsageError(found.group(1)) from error
+    finally:
+        logger.setLevel(level)

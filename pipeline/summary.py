@@ -1,0 +1,23 @@
+"""What a finished job tells the person who started it."""
+
+import os
+
+from preprocessing import index
+
+
+def print_summary(info: index.DatasetInfo) -> None:
+    """Prints the splits, what was left out, and what to run next."""
+    print(f"\ndata set {info.name} in {info.directory}")
+    print(f"  {'split':10} {'classes':>10} {'images':>12} {'shards':>8}")
+    for split in info.num_shards:
+        classes, images = info.num_classes[split], info.num_images[split]
+        print(f"  {split:10} {classes:>10,} {images:>12,} {info.num_shards[split]:>8,}")
+    rejected = os.path.join(info.directory, index.REJECTED_FILE)
+    if info.num_rejected:
+        print(f"  left out: {info.num_rejected:,} files, each with its reason in {rejected}")
+    else:
+        print("  left out: nothing")
+    print(
+        f"next: python -m trainer.main --gin_file=gin/small_conv.gin --data_dir={info.directory}"
+        " --model_dir=runs/first"
+    )

@@ -1,0 +1,64 @@
+"""How far long work is: one line that updates on a terminal, plain lines in a log."""
+
+import sys
+import time
+from typing import TextIO
+
+LOG_SECONDS = 10.0
+TERMINAL_SECONDS = 0.2
+
+
+class Progress:
+    """Prints the newest of many updates, seldom enough to be read.
+
+    Example:
+      with Progress() as progress:
+          progress.update("step 10 of 100")
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._every = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
+        # A log shows nothing of work that is done at once.
+        self._printed_at = -float("inf") if self._terminal else time.monotonic()
+        self._open_line = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open_line:
+            self._stream.write("\n")
+            self._open_line = False
+
+    def update(self, text: str, *, force: bool = False) -> None:
+        """Shows the text, unless another was shown a moment ago; `force` shows it all the same."""
+        now = time.monotonic()
+        if not force and now - self._printed_at < self._every:
+            return
+        self._printed_at = now
+        if self._terminal:
+            self._stream.write(f"\r\x1b[2K{text}")
+            self._open_line = True
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def line(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._open_line:
+            self._stream.write("\r\x1b[2K")
+            self._open_line = False
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

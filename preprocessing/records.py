@@ -1,0 +1,247 @@
+"""tf.Example and the TFRecord framing without TensorFlow: workers start fast and stay small."""
+
+import operator
+import struct
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, BinaryIO, Self, SupportsIndex
+
+import google_crc32c
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+_HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those eight bytes
+_FOOTER = struct.Struct("<I")  # masked CRC of the payload
+_LENGTH_BYTES = 8
+_MAX_PAYLOAD = 2**31 - 1  # of any protobuf message; a longer one is damage
+_MASK_DELTA = 0xA282EAD8
+
+FRAMING_BYTES = _HEADER.size + _FOOTER.size
+"""What a record takes in the file beyond its payload."""
+
+
+class DamagedRecord(Exception):  # noqa: N818
+    """A record that does not read back as written; `offset` is where its framing starts."""
+
+    def __init__(self, offset: int, problem: str) -> None:
+        super().__init__(offset, problem)
+        self.offset = offset
+        self.problem = problem
+
+    def __str__(self) -> str:
+        """Offset and problem in one line."""
+        return f"damaged record at offset {self.offset}: {self.problem}"
+
+
+def encode_example(features: Mapping[str, bytes | str | SupportsIndex]) -> bytes:
+    """Serialize a tf.train.Example with one value a feature.
+
+    bytes and str (as UTF-8) become a bytes_list, int an int64_list. The same features give the
+    same bytes, in whatever order they come: keys are sorted.
+
+    Raises TypeError for another type, ValueError for an int beyond 64 bits.
+    """
+    example = _Example()
+    for key, value in features.items():
+        feature = example.features.feature[key]
+        if isinstance(value, str):
+            feature.bytes_list.value.append(value.encode())
+        elif isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        else:
+            try:
+                number = operator.index(value)  # NumPy's integers too
+            except TypeError:
+                kind = type(value).__name__
+                raise TypeError(f"feature {key!r} must be bytes, str or int, not {kind}") from None
+            feature.int64_list.value.append(number)
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_example(payload: bytes) -> dict[str, bytes | int]:
+    """Read back what encode_example wrote: key to bytes (text as UTF-8) or int, keys sorted.
+
+    Raises ValueError for what is not such an Example: other bytes, floats, or a feature of none or
+    of several values.
+    """
+    try:
+        example = _Example.FromString(payload)
+    except DecodeError as error:
+        raise ValueError("not a serialized tf.train.Example") from error
+    features: dict[str, bytes | int] = {}
+    for key, feature in sorted(example.features.feature.items()):
+        kind = feature.WhichOneof("kind")
+        if kind not in ("bytes_list", "int64_list"):
+            raise ValueError(f"feature {key!r} holds {kind or 'nothing'}, not bytes or an integer")
+        values = getattr(feature, kind).value
+        if len(values) != 1:
+            raise ValueError(f"feature {key!r} holds {len(values)} values, not one")
+        features[key] = values[0]
+    return features
+
+
+class RecordWriter:
+    """Appends records to a binary file, which stays its opener's to close.
+
+        with open(path, "wb") as file, RecordWriter(file) as writer:
+            offset = writer.write(payload)
+
+    Offsets count from the file's start, or, for a stream that has no position, from the first
+    record. Leaving the block flushes the file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offset = _position(file)
+
+    def __enter__(self) -> Self:
+        """Nothing to open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Flush; the file stays open."""
+        if kind is None:
+            self._file.flush()
+
+    def write(self, payload: bytes) -> int:
+        """Write one record; returns the offset of its framing. Raises OSError as the file does."""
+        if len(payload) > _MAX_PAYLOAD:
+            raise ValueError(f"a record of {len(payload)} bytes; the limit is {_MAX_PAYLOAD}")
+        length = len(payload).to_bytes(_LENGTH_BYTES, "little")
+        header = _HEADER.pack(len(payload), _masked_crc(length))
+        record = b"".join((header, payload, _FOOTER.pack(_masked_crc(payload))))
+        written = self._file.write(record)
+        if written is not None and written != len(record):  # some streams do not say
+            raise OSError(f"only {written} of a record's {len(record)} bytes were written")
+        offset = self._offset
+        self._offset += len(record)
+        return offset
+
+
+def read_record(file: BinaryIO, offset: int) -> bytes:
+    """The payload of the record whose framing starts at `offset` of a seekable file.
+
+    Raises DamagedRecord where no whole record with both checksums right is there.
+    """
+    file.seek(offset)
+    payload = _next_payload(file, offset)
+    if payload is None:
+        raise DamagedRecord(offset, "the file ends before it")
+    return payload
+
+
+def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(offset, payload) of every record from the file's position on; offsets as in RecordWriter.
+
+    Reads in order and never seeks, so a stream will do. Raises DamagedRecord as read_record does.
+    """
+    offset = _position(file)
+    while (payload := _next_payload(file, offset)) is not None:
+        yield offset, payload
+        offset += len(payload) + FRAMING_BYTES
+
+
+def _position(file: BinaryIO) -> int:
+    return file.tell() if file.seekable() else 0
+
+
+def _next_payload(file: BinaryIO, offset: int) -> bytes | None:
+    """None at the end of the file."""
+    header = _read(file, _HEADER.size)
+    if not header:
+        return None
+    if len(header) < _HEADER.size:
+        raise DamagedRecord(offset, "the file ends within it")
+    length, length_crc = _HEADER.unpack(header)
+    if length_crc != _masked_crc(header[:_LENGTH_BYTES]) or length > _MAX_PAYLOAD:
+        raise DamagedRecord(offset, "the checksum of its length is wrong, or no record starts here")
+    payload = _read(file, length)
+    footer = _read(file, _FOOTER.size)
+    if len(footer) < _FOOTER.size:
+        raise DamagedRecord(offset, "the file ends within it")
+    if _FOOTER.unpack(footer)[0] != _masked_crc(payload):
+        raise DamagedRecord(offset, "the checksum of its payload is wrong")
+    return payload
+
+
+def _read(file: BinaryIO, count: int) -> bytes:
+    """`count` bytes, fewer only at the end of the file (unbuffered streams hand out less)."""
+    data = file.read(count)
+    while data and len(data) < count:
+        more = file.read(count - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _masked_crc(data: bytes) -> int:
+    """CRC-32C, rotated and shifted, so that data that holds checksums does not defeat it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def _example_class() -> Any:
+    """The message class tensorflow.Example, built from its public fields."""
+    kind = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="tripletmill/example.proto", package="tensorflow", syntax="proto3"
+    )
+
+    def message(name: str, *fields: descriptor_pb2.FieldDescriptorProto) -> None:
+        file.message_type.add(name=name, field=fields)
+
+    def field(
+        name: str,
+        number: int,
+        type_: "descriptor_pb2.FieldDescriptorProto.Type",
+        *,
+        of: str | None = None,
+        repeated: bool = False,
+        oneof: int | None = None,
+    ) -> descriptor_pb2.FieldDescriptorProto:
+        return kind(
+            name=name,
+            number=number,
+            type=type_,
+            type_name=of and f".tensorflow.{of}",
+            label=kind.LABEL_REPEATED if repeated else kind.LABEL_OPTIONAL,
+            oneof_index=oneof,
+        )
+
+    message("BytesList", field("value", 1, kind.TYPE_BYTES, repeated=True))
+    message("FloatList", field("value", 1, kind.TYPE_FLOAT, repeated=True))
+    message("Int64List", field("value", 1, kind.TYPE_INT64, repeated=True))
+    message(
+        "Feature",
+        field("bytes_list", 1, kind.TYPE_MESSAGE, of="BytesList", oneof=0),
+        field("float_list", 2, kind.TYPE_MESSAGE, of="FloatList", oneof=0),
+        field("int64_list", 3, kind.TYPE_MESSAGE, of="Int64List", oneof=0),
+    )
+    file.message_type[-1].oneof_decl.add(name="kind")
+    message(
+        "Features",
+        field("feature", 1, kind.TYPE_MESSAGE, of="Features.FeatureEntry", repeated=True),
+    )
+    entry = file.message_type[-1].nested_type.add(
+        name="FeatureEntry",
+        field=(
+            field("key", 1, kind.TYPE_STRING),
+            field("value", 2, kind.TYPE_MESSAGE, of="Feature"),
+        ),
+    )
+    entry.options.map_entry = True
+    message("Example", field("features", 1, kind.TYPE_MESSAGE, of="Features"))
+
+    # A pool of its own: in the default one, TensorFlow registers the same names.
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+_Example = _example_class()

@@ -1,0 +1,106 @@
+"""Saving and restoring a run: all that a step depends on, and the best model so far."""
+
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+from preprocessing.errors import UsageError
+from preprocessing.storage import write_file
+
+LATEST, BEST = "checkpoints", "best"
+BEST_FILE = "best.json"
+
+
+class Checkpoints:
+    """Checkpoints of a model and its optimizer under model_dir.
+
+    Every variable of the model is saved, the state of random layers too, so that a resumed run
+    goes on as if it had never stopped. Nothing of the input is: batches follow from the step.
+
+    Args:
+      model_dir: folder of the run.
+      model: a built model.
+      optimizer: a built optimizer, or None to restore only the model.
+      keep: how many of the latest are kept.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        *,
+        keep: int = 2,
+    ) -> None:
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        variables = {"model": [v.value for v in model.variables]}
+        self._best_checkpoint = tf.train.Checkpoint(step=self.step, **variables)
+        if optimizer is not None:
+            variables["optimizer"] = [v.value for v in optimizer.variables]
+        self._checkpoint = tf.train.Checkpoint(step=self.step, **variables)
+        self._latest = tf.train.CheckpointManager(
+            self._checkpoint, os.path.join(model_dir, LATEST), max_to_keep=keep
+        )
+        self._best = tf.train.CheckpointManager(
+            self._best_checkpoint, os.path.join(model_dir, LATEST, BEST), max_to_keep=1
+        )
+        self._best_file = os.path.join(model_dir, LATEST, BEST_FILE)
+
+    def restore_latest(self) -> int:
+        """Restores the newest checkpoint; the step it is from, 0 where there is none."""
+        if self._latest.latest_checkpoint is None:
+            return 0
+        self._restore(self._checkpoint, self._latest.latest_checkpoint)
+        return int(self.step.numpy())
+
+    def restore_best(self) -> int | None:
+        """Restores the model of the best checkpoint, else of the newest; None without any."""
+        for checkpoint, manager in (
+            (self._best_checkpoint, self._best),
+            (self._best_checkpoint, self._latest),
+        ):
+            if manager.latest_checkpoint is not None:
+                self._restore(checkpoint, manager.latest_checkpoint, partly=manager is self._latest)
+                return int(self.step.numpy())
+        return None
+
+    def save(self, step: int) -> None:
+        """Saves the newest state."""
+        self.step.assign(step)
+        if self._latest.latest_checkpoint is None or not self._latest.latest_checkpoint.endswith(
+            f"-{step}"
+        ):
+            self._latest.save(checkpoint_number=step)
+
+    def best_metric(self) -> float:
+        """The metric of the best checkpoint, minus infinity where there is none."""
+        try:
+            with open(self._best_file, encoding="utf-8") as file:
+                return json.load(file)["metric"]
+        except FileNotFoundError:
+            return -float("inf")
+
+    def save_if_best(self, step: int, metric: float) -> bool:
+        """Keeps the model if its metric is the highest so far."""
+        if not metric > self.best_metric():
+            return False
+        self.step.assign(step)
+        self._best.save(checkpoint_number=step)
+        write_file(self._best_file, json.dumps({"step": step, "metric": metric}).encode())
+        return True
+
+    def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
+        try:
+            status = checkpoint.restore(path)
+            if partly:
+                status.expect_partial().assert_existing_objects_matched()
+            else:
+                status.assert_consumed()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"checkpoint {path}: does not fit the model of this configuration ({reason});"
+                " choose another --model_dir, or the configuration it was made with"
+            ) from error

@@ -1,0 +1,67 @@
+"""Gin at the edge: what a configuration may name, and the copy that lies beside a run."""
+
+import difflib
+import os
+
+import gin
+import keras
+
+from preprocessing import commandline
+from preprocessing.errors import UsageError
+from preprocessing.storage import write_file
+from trainer.evaluate import evaluate
+from trainer.input import Augmentation
+from trainer.losses import hard_triplets, semihard_triplets
+from trainer.model import build_model
+from trainer.optimizers import WarmupCosine
+from trainer.strategy import make_strategy
+from trainer.train import train
+
+CONFIG_FILE = "config.gin"
+CONFIGURABLE = (
+    train,
+    evaluate,
+    build_model,
+    hard_triplets,
+    semihard_triplets,
+    make_strategy,
+    Augmentation,
+    WarmupCosine,
+    keras.optimizers.SGD,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+)
+
+
+def load(gin_files: list[str], data_dir: str | None, model_dir: str | None) -> str:
+    """Parses the configuration of a command line; without a file, the one that lies in model_dir.
+
+    Returns:
+      The folder of the run.
+    """
+    for configurable in CONFIGURABLE:
+        gin.external_configurable(configurable)
+    if not gin_files:
+        saved = os.path.join(model_dir or "", CONFIG_FILE)
+        if model_dir is None or not os.path.isfile(saved):
+            raise UsageError("--gin_file is missing; the configurations are in gin/, see --help")
+        gin_files.append(saved)
+    folders = {"DATA_DIR": data_dir, "MODEL_DIR": model_dir}
+    commandline.parse_gin([f"{name} = {path!r}" for name, path in folders.items() if path])
+    return str(gin.query_parameter("%MODEL_DIR"))
+
+
+def save(model_dir: str) -> None:
+    """Writes the configuration into the run's folder; says what differs from the one there."""
+    path = os.path.join(model_dir, CONFIG_FILE)
+    config = gin.config_str()
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            before = file.read()
+        changes = list(difflib.unified_diff(before.splitlines(), config.splitlines(), n=0))[2:]
+        shown = [line for line in changes if not line.startswith("@@")]
+        if shown:
+            print(f"note: {path} is from another configuration; what differs:")
+            print("\n".join(f"  {line}" for line in shown))
+    os.makedirs(model_dir, exist_ok=True)
+    write_file(path, config.encode())

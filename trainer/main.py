@@ -1,0 +1,40 @@
+"""Trains and evaluates image-similarity models.
+
+  python -m trainer.main --gin_file=gin/demo.gin
+  python -m trainer.main --gin_file=gin/small_conv.gin --data_dir=DATA --model_dir=RUN
+  python -m trainer.main --mode=evaluate --model_dir=RUN
+
+Flags win over --gin_param, that over --gin_file. Training goes on where it stopped, and ends with
+an evaluation on the test split.
+"""
+
+from absl import flags
+
+from preprocessing import commandline
+from trainer import startup
+
+flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+flags.DEFINE_string("data_dir", None, "Folder of a finished data set.")
+flags.DEFINE_string("model_dir", None, "Folder of the run.")
+
+FLAGS = flags.FLAGS
+
+
+def main(_: list[str]) -> None:
+    # Imported late: --help and a mistyped flag need no TensorFlow.
+    startup.import_tensorflow()
+    import gin
+
+    from trainer import config
+
+    model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir)
+    finished = True
+    if FLAGS.mode == "train":
+        config.save(model_dir)
+        finished = gin.get_configurable("train")()
+    if finished:
+        gin.get_configurable("evaluate")()
+
+
+if __name__ == "__main__":
+    commandline.run(main, description=__doc__)

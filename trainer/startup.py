@@ -1,0 +1,29 @@
+"""TensorFlow's start without its notices."""
+
+import os
+import re
+import sys
+import tempfile
+
+NOTICE = re.compile(r"^(I\d{4} |WARNING: All log messages before absl|To enable the following)")
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow and drops the notices that it prints while doing so.
+
+    They come from C++, before any of its settings apply, so what goes to standard error meanwhile
+    is held back; all else that was printed is passed on.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held_back:
+        stderr = os.dup(2)
+        os.dup2(held_back.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held_back.seek(0)
+            for line in held_back.read().decode(errors="replace").splitlines():
+                if not NOTICE.match(line):
+                    print(line, file=sys.stderr)

@@ -1,0 +1,260 @@
+"""The training loop."""
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from preprocessing.errors import UsageError
+from preprocessing.index import DatasetIndex, load_index
+from trainer.batching import BatchPlan
+from trainer.checkpoints import Checkpoints
+from trainer.evaluate import ImageReader, measure, numbers
+from trainer.input import Augmentation, chunks, train_batches
+from trainer.losses import TripletResult
+from trainer.strategy import make_strategy as default_strategy
+from trainer.telemetry import Telemetry
+
+STATISTICS = ("loss", "active", "positive_distance", "negative_distance")
+EVALUATION_BATCH = 128
+
+
+def train(
+    *,
+    data_dir: str,
+    model_dir: str,
+    build_model: Callable[[], keras.Model],
+    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
+    make_optimizer: Callable[[], keras.optimizers.Optimizer],
+    classes_per_batch: int,
+    images_per_class: int,
+    steps: int,
+    augmentation: Augmentation | None = None,
+    central_share: float = 1.0,
+    evaluate_every: int = 100,
+    steps_per_loop: int = 10,
+    seed: int = 0,
+    make_strategy: Callable[[], tf.distribute.Strategy] = default_strategy,
+) -> bool:
+    """Trains a model on the train split, watching the val split, and resumes where it stopped.
+
+    Args:
+      data_dir: a finished data set.
+      model_dir: folder of the run; a run that lies there goes on.
+      build_model: makes the model, [batch, S, S, 3] uint8 -> [batch, D].
+      triplets: the loss, of labels [b] and embeddings [b, D]; see `trainer.losses`.
+      make_optimizer: makes the optimizer.
+      classes_per_batch: P of a global batch.
+      images_per_class: K of a global batch.
+      steps: optimizer steps of the whole run.
+      augmentation: how crops are drawn.
+      central_share: for val, side of the central square that is kept, as a share of the short side.
+      evaluate_every: steps between evaluations on val; the model with the highest MAP@R is kept.
+      steps_per_loop: steps in one call of TensorFlow.
+      seed: of the weights, the batches and the crops.
+      make_strategy: makes the distribution strategy.
+
+    Returns:
+      Whether the last step was reached; False after Ctrl+C or SIGTERM, which finish the loop in
+      hand and save.
+
+    Raises:
+      UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
+    """
+    # ---- Data: what there is, and which rows each step sees.
+    train_index = load_index(data_dir, "train")
+    plan = BatchPlan(
+        train_index.label,
+        classes_per_batch=classes_per_batch,
+        images_per_class=images_per_class,
+        seed=seed,
+    )
+    augmentation = augmentation or Augmentation()
+
+    # ---- Model and optimizer, on the devices.
+    strategy = make_strategy()
+    replicas = strategy.num_replicas_in_sync
+    _check_steps(plan, replicas, steps, evaluate_every, steps_per_loop)
+    keras.utils.set_random_seed(seed)
+    with strategy.scope():
+        model = build_model()
+        optimizer = make_optimizer()
+        optimizer.build(model.trainable_variables)
+    image_size = int(model.input_shape[1])
+    val = _val_reader(data_dir, image_size, central_share)
+
+    # ---- Where the run stands.
+    os.makedirs(model_dir, exist_ok=True)
+    checkpoints = Checkpoints(model_dir, model, optimizer)
+    first_step = checkpoints.restore_latest()
+
+    with Telemetry(model_dir, first_step=first_step, steps=steps) as telemetry, _stop() as stop:
+        _say_start(telemetry, strategy, plan, train_index, model, first_step, steps)
+        run_steps = _make_loop(strategy, model, optimizer, triplets)
+        step = first_step
+        while step < steps and not stop:
+            # ---- Train up to the next evaluation.
+            goal = min(steps, (step // evaluate_every + 1) * evaluate_every)
+            for chunk_start, chunk_steps in chunks(step, goal, plan.batch_size):
+                batches = train_batches(
+                    train_index,
+                    plan,
+                    first_step=chunk_start,
+                    num_steps=chunk_steps,
+                    image_size=image_size,
+                    augmentation=augmentation,
+                    replicas=replicas,
+                )
+                iterator = iter(
+                    strategy.distribute_datasets_from_function(lambda _, batches=batches: batches)
+                )
+                while step < chunk_start + chunk_steps and not stop:
+                    num_steps = min(steps_per_loop, chunk_start + chunk_steps - step)
+                    began = time.monotonic()
+                    means = run_steps(iterator, tf.constant(num_steps))
+                    values = {name: float(value) for name, value in means.items()}
+                    seconds = time.monotonic() - began
+                    step += num_steps
+                    _check_finite(values["loss"], step - num_steps, step, checkpoints)
+                    images_per_second = num_steps * plan.batch_size / seconds
+                    telemetry.training(step, {**values, "images_per_second": images_per_second})
+
+            # ---- Look at val, and save.
+            if val is not None and not stop:
+                metrics = measure(model, val, "val")
+                best = checkpoints.save_if_best(step, metrics.map_at_r)
+                telemetry.evaluation(step, numbers(metrics), "  (best so far)" if best else "")
+            checkpoints.save(step)
+        if step < steps:
+            telemetry.line(
+                f"stopped after step {step:,} of {steps:,}, saved in {model_dir};"
+                " the same command goes on from there"
+            )
+    return step >= steps
+
+
+def _check_steps(
+    plan: BatchPlan, replicas: int, steps: int, evaluate_every: int, steps_per_loop: int
+) -> None:
+    for name, value in (
+        ("steps", steps),
+        ("evaluate_every", evaluate_every),
+        ("steps_per_loop", steps_per_loop),
+    ):
+        if value < 1:
+            raise UsageError(f"train.{name} {value}: 1 or more")
+    if plan.batch_size % replicas:
+        size = plan.images_per_class * replicas // math.gcd(plan.images_per_class, replicas)
+        nearest = max(1, round(plan.batch_size / size)) * size // plan.images_per_class
+        raise UsageError(
+            f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
+            f" {replicas} replicas; the nearest that is has classes_per_batch = {nearest}"
+        )
+
+
+def _val_reader(data_dir: str, image_size: int, central_share: float) -> ImageReader | None:
+    index = load_index(data_dir, "train").info
+    if "val" not in index.num_images:
+        return None
+    return ImageReader(load_index(data_dir, "val"), image_size, central_share, EVALUATION_BATCH)
+
+
+def _make_loop(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
+) -> Callable[[Iterator, tf.Tensor], Mapping[str, tf.Tensor]]:
+    """A function (iterator, number of steps) -> means of the statistics, on all replicas."""
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            result = triplets(labels, model(images, training=True))
+        gradients = tape.gradient(result.loss, model.trainable_variables)
+        # Keras sums the gradients over replicas, as the replicas' shares of the loss ask for.
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        statistics = result.statistics()
+        return tf.stack([tf.cast(statistics[name], tf.float32) for name in STATISTICS])
+
+    @tf.function
+    def run_steps(iterator: Iterator, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
+        total = tf.zeros([len(STATISTICS)])
+        for _ in tf.range(num_steps):
+            shares = strategy.run(replica_step, args=next(iterator))
+            total += strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+        means = tf.unstack(total / tf.cast(num_steps, tf.float32))
+        return dict(zip(STATISTICS, means, strict=True))
+
+    return run_steps
+
+
+def _check_finite(loss: float, first: int, last: int, checkpoints: Checkpoints) -> None:
+    if not np.isfinite(loss):
+        raise UsageError(
+            f"the loss is {loss} in one of the steps {first + 1} to {last}; the last checkpoint"
+            " is kept; lower the learning rate, or look for damaged images"
+        )
+
+
+@contextlib.contextmanager
+def _stop() -> Iterator["_Flag"]:
+    """A flag that Ctrl+C and SIGTERM raise; a second Ctrl+C stops at once."""
+    flag = _Flag()
+
+    def raise_flag(number: int, _: object) -> None:
+        if flag and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.raised = True
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, raise_flag) for number in signals]
+    try:
+        yield flag
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Flag:
+    raised = False
+
+    def __bool__(self) -> bool:
+        return self.raised
+
+
+def _say_start(
+    telemetry: Telemetry,
+    strategy: tf.distribute.Strategy,
+    plan: BatchPlan,
+    index: DatasetIndex,
+    model: keras.Model,
+    first_step: int,
+    steps: int,
+) -> None:
+    """Every derived size, once, before the first step."""
+    replicas = strategy.num_replicas_in_sync
+    skipped = f", {plan.num_skipped} classes of one image left out" if plan.num_skipped else ""
+    name = type(strategy).__name__.removesuffix("V1")
+    telemetry.line(f"devices: {name}, {replicas} replica{'s' if replicas > 1 else ''}")
+    telemetry.line(
+        f"data: {len(index):,} images of {plan.num_classes + plan.num_skipped:,} classes in"
+        f" {index.info.directory}{skipped}"
+    )
+    telemetry.line(
+        f"batch: {plan.classes_per_batch} classes x {plan.images_per_class} images ="
+        f" {plan.batch_size}, {plan.batch_size // replicas} a replica"
+    )
+    trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
+    telemetry.line(f"model: {model.count_params():,} parameters, {trainable:,} trained")
+    passes = steps / plan.steps_per_pass
+    telemetry.line(f"steps: {steps:,}, {passes:.1f} passes over the classes")
+    if first_step >= steps:
+        telemetry.line(f"step {first_step:,} is reached already: nothing to train")
+    elif first_step:
+        telemetry.line(f"going on from step {first_step:,}")

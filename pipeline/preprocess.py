@@ -57,7 +57,7 @@ class Job:
 
 
 def _fields(rule: SplitRule) -> dict[str, Any]:
-    return dataclasses.asdict(rule) if dataclasses.is_dataclass(rule) else {}  # type: ignore[arg-type]
+    return dataclasses.asdict(rule) if dataclasses.is_dataclass(rule) else {}
 
 
 def preprocess(
@@ -67,7 +67,7 @@ def preprocess(
     name: str | None = None,
     short_side: int = 256,
     quality: int = 90,
-    background: Sequence[int] = (255, 255, 255),
+    background: tuple[int, int, int] = (255, 255, 255),
     splits: SplitRule | None = None,
     images_per_shard: int = 1000,
     max_rejected_share: float = 0.05,
@@ -111,7 +111,7 @@ def preprocess(
     job = Job(
         output=os.path.abspath(output),
         name=_data_set_name(name, output),
-        image=ImageSettings(short_side=short_side, quality=quality, background=tuple(background)),
+        image=ImageSettings(short_side=short_side, quality=quality, background=background),
         splits=splits or HashSplits(),
         images_per_shard=images_per_shard,
         max_rejected_share=max_rejected_share,

@@ -1,5 +1,6 @@
 """What every main.py does around its one call: flags, gin, and errors in one line."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +9,9 @@ import gin
 from absl import flags
 
 from preprocessing.errors import UsageError
+
+# Gin logs an error for every folder that an include is not in, before it finds it in the next.
+logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("Path not found"))
 
 flags.DEFINE_multi_string("gin_file", [], "Gin configuration file; may be repeated.")
 flags.DEFINE_multi_string(

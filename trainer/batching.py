@@ -141,14 +141,14 @@ def _visits_of_circle(place: np.ndarray, size: int, steps: int) -> np.ndarray:
 
 def _permutation(count: int, *key: int) -> np.ndarray:
     """A permutation of range(count) that is a function of the key alone, on every platform."""
-    state = np.uint64(0)
+    state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for word in key:
             state = _mix(state ^ np.uint64(int(word) % 2**64))
         return np.argsort(_mix(state ^ _mix(np.arange(count, dtype=np.uint64))), kind="stable")
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finalizer (Steele, Lea, Flood: Fast Splittable Random Numbers, 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 
 import gin
 import keras
@@ -58,10 +59,16 @@ def save(model_dir: str) -> None:
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             before = file.read()
-        changes = list(difflib.unified_diff(before.splitlines(), config.splitlines(), n=0))[2:]
-        shown = [line for line in changes if not line.startswith("@@")]
+        changes = difflib.unified_diff(_statements(before), _statements(config), n=0)
+        shown = [line for line in changes if not line.startswith(("@", "---", "+++"))]
         if shown:
             print(f"note: {path} is from another configuration; what differs:")
             print("\n".join(f"  {line}" for line in shown))
     os.makedirs(model_dir, exist_ok=True)
     write_file(path, config.encode())
+
+
+def _statements(config: str) -> list[str]:
+    """A line a statement, without the run's own place, which may change."""
+    joined = re.sub(r"\\\n\s*", "", config)
+    return [line for line in joined.splitlines() if not line.startswith(("#", "MODEL_DIR"))]

@@ -40,8 +40,8 @@ def check_metric(metric: DistanceMetric) -> None:
 
 def safe_sqrt(x: tf.Tensor) -> tf.Tensor:
     """Square root whose gradient at 0 is 0, not infinite."""
-    positive = x > 0
-    return tf.where(positive, tf.sqrt(tf.where(positive, x, tf.ones_like(x))), tf.zeros_like(x))
+    zero = x <= 0  # not so for NaN, which stays NaN
+    return tf.where(zero, tf.zeros_like(x), tf.sqrt(tf.where(zero, tf.ones_like(x), x)))
 
 
 def mining_distances(

@@ -60,15 +60,30 @@ class ImageReader:
         return np.concatenate(results)
 
 
-def embed(model: keras.Model, images: ImageReader, what: str) -> np.ndarray:
-    """Embeddings [N, D] float32 of all images."""
-    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    return images.map(forward, what)
+def forward_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A model's forward pass, compiled once for batches of any size."""
+    signature = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
+    return tf.function(lambda images: model(images, training=False), input_signature=[signature])
 
 
-def measure(model: keras.Model, images: ImageReader, what: str) -> RetrievalMetrics:
-    """Retrieval metrics of a model, every image a query against all others."""
-    return retrieval_metrics(embed(model, images, what), images.index.label, recall_at=RECALL_AT)
+def embed(forward: Callable[[tf.Tensor], tf.Tensor], images: ImageReader, what: str) -> np.ndarray:
+    """Embeddings [N, D] float32 of all images; raises UsageError if one is not finite."""
+    embeddings = images.map(forward, what)
+    bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
+    if bad:
+        raise UsageError(
+            f"{what}: {bad} of {len(embeddings)} embeddings are not finite, the model has diverged;"
+            " lower the learning rate"
+        )
+    return embeddings
+
+
+def measure(
+    forward: Callable[[tf.Tensor], tf.Tensor], images: ImageReader, what: str
+) -> RetrievalMetrics:
+    """Retrieval metrics, every image a query against all others."""
+    embeddings = embed(forward, images, what)
+    return retrieval_metrics(embeddings, images.index.label, recall_at=RECALL_AT)
 
 
 def evaluate(
@@ -107,22 +122,27 @@ def evaluate(
       UsageError: no such data set or split, or no checkpoint.
     """
     index = load_index(data_dir, split)
-    keras.utils.set_random_seed(seed)
-    model = build_model()
+
+    def untrained(**changes: None) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        return build_model(**changes)
+
+    model = untrained()
+    forward = forward_function(model)
     images = ImageReader(index, int(model.input_shape[1]), central_share, batch_size)
-    results = {
-        "raw pixels": retrieval_metrics(
-            images.map(raw_pixels, "raw pixels"), index.label, recall_at=RECALL_AT
-        ),
-        "model before training": measure(model, images, "model before training"),
-    }
+    before = measure(forward, images, "model before training")
     step = Checkpoints(model_dir, model).restore_best()
     if step is None:
         raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
-    backbone = build_model(embedding_dim=None)
-    results["backbone before training"] = measure(backbone, images, "backbone before training")
-    embeddings = embed(model, images, "trained model")
-    results["trained model"] = retrieval_metrics(embeddings, index.label, recall_at=RECALL_AT)
+    embeddings = embed(forward, images, "trained model")
+    backbone = forward_function(untrained(embedding_dim=None))
+    pixels = images.map(raw_pixels, "raw pixels")
+    results = {
+        "raw pixels": retrieval_metrics(pixels, index.label, recall_at=RECALL_AT),
+        "backbone before training": measure(backbone, images, "backbone before training"),
+        "model before training": before,
+        "trained model": retrieval_metrics(embeddings, index.label, recall_at=RECALL_AT),
+    }
 
     folder = os.path.join(model_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
@@ -169,9 +189,8 @@ def _print_table(split: str, step: int, results: Mapping[str, RetrievalMetrics])
         print(f"  {any_result.num_without_match:,} images alone in their class are no queries")
     heads = [*(f"Recall@{k}" for k in RECALL_AT), "MAP@R", "R-prec."]
     print(f"  {'':26}" + "".join(f"{head:>10}" for head in heads))
-    order = ("raw pixels", "backbone before training", "model before training", "trained model")
-    for name in order:
-        values = numbers(results[name]).values()
+    for name, metrics in results.items():
+        values = numbers(metrics).values()
         print(f"  {name:26}" + "".join(f"{value:>10.3f}" for value in values))
 
 

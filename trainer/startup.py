@@ -19,7 +19,9 @@ def import_tensorflow() -> None:
         stderr = os.dup(2)
         os.dup2(held_back.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            import tensorflow as tf
+
+            tf.get_logger().setLevel("ERROR")
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

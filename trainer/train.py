@@ -15,7 +15,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex, load_index
 from trainer.batching import BatchPlan
 from trainer.checkpoints import Checkpoints
-from trainer.evaluate import ImageReader, measure, numbers
+from trainer.evaluate import ImageReader, forward_function, measure, numbers
 from trainer.input import Augmentation, chunks, train_batches
 from trainer.losses import TripletResult
 from trainer.strategy import make_strategy as default_strategy
@@ -86,6 +86,8 @@ def train(
         model = build_model()
         optimizer = make_optimizer()
         optimizer.build(model.trainable_variables)
+    # A wrong setting of the loss shows here, not inside the compiled loop.
+    triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
     image_size = int(model.input_shape[1])
     val = _val_reader(data_dir, image_size, central_share)
 
@@ -96,6 +98,7 @@ def train(
 
     with Telemetry(model_dir, first_step=first_step, steps=steps) as telemetry, _stop() as stop:
         _say_start(telemetry, strategy, plan, train_index, model, first_step, steps)
+        forward = forward_function(model)
         run_steps = _make_loop(strategy, model, optimizer, triplets)
         step = first_step
         while step < steps and not stop:
@@ -127,7 +130,7 @@ def train(
 
             # ---- Look at val, and save.
             if val is not None and not stop:
-                metrics = measure(model, val, "val")
+                metrics = measure(forward, val, "val")
                 best = checkpoints.save_if_best(step, metrics.map_at_r)
                 telemetry.evaluation(step, numbers(metrics), "  (best so far)" if best else "")
             checkpoints.save(step)

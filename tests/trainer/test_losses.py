@@ -116,6 +116,14 @@ def test_equal_and_zero_embeddings_have_finite_gradients(loss, metric, make):
     assert np.isfinite(tape.gradient(result, x)).all()
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("loss", [hard_triplets, semihard_triplets])
+def test_nan_is_not_hidden(loss, metric):
+    labels, embeddings = random_batch([0, 0, 1, 1, 2, 2])
+    embeddings[3, 1] = np.nan
+    assert np.isnan(loss(labels, tf.constant(embeddings), distance_metric=metric).loss)
+
+
 def test_unknown_metric_names_the_known_ones():
     with pytest.raises(UsageError, match=r"L1.*one of L2, squared-L2, angular"):
         hard_triplets([0, 0], tf.zeros([2, 2]), distance_metric="L1")

@@ -1,0 +1,75 @@
+# Everything a person does here. `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= cpu
+BIN = $(VENV)/bin
+# The pins are those of the CPU; a GPU's and a TPU's TensorFlow bring others.
+CONSTRAINTS = $(if $(filter cpu,$(EXTRAS)),--constraint constraints.txt)
+INSTALLED = $(VENV)/.installed-$(EXTRAS)
+
+INPUT ?=
+OUTPUT ?=
+RUNNER ?=
+GIN ?=
+DATA ?=
+MODEL ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo preprocess train evaluate test test-slow lint format bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## make .venv; EXTRAS=cpu (default), gpu or tpu
+
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),demo,dev]'
+	touch $@
+
+demo: setup data/demo-images.json  ## draw the demo set, preprocess, train on the CPU, evaluate
+	$(BIN)/python -m pipeline.main --gin_file=gin/demo_preprocess.gin
+	$(BIN)/python -m trainer.main --gin_file=gin/demo.gin $(ARGS)
+
+data/demo-images.json:
+	$(BIN)/python -m demo.draw --output=data/demo-images
+
+# Without INPUT: the demo set.
+preprocess: setup $(if $(INPUT),,data/demo-images.json)  ## INPUT=folder or CSV, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
+	$(BIN)/python -m pipeline.main \
+	  $(addprefix --gin_file=,$(or $(GIN),$(if $(INPUT),,gin/demo_preprocess.gin))) \
+	  $(addprefix --input=,$(INPUT)) $(addprefix --output=,$(OUTPUT)) \
+	  $(addprefix --runner=,$(RUNNER)) $(ARGS)
+
+train: setup  ## [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
+	$(BIN)/python -m trainer.main --gin_file=$(or $(GIN),gin/demo.gin) \
+	  $(addprefix --data_dir=,$(DATA)) $(addprefix --model_dir=,$(MODEL)) $(ARGS)
+
+evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
+	$(BIN)/python -m trainer.main --mode=evaluate --model_dir=$(or $(MODEL),runs/demo) \
+	  $(addprefix --data_dir=,$(DATA)) $(ARGS)
+
+test: setup  ## every test; no network, no accelerator
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: setup  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup  ## what CI checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy preprocessing pipeline trainer demo benchmarks
+
+format: setup  ## bring the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## the benchmarks behind docs/benchmarks.md
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit; done
+
+clean:  ## remove caches and build products; data/, runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

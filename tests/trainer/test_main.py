@@ -1,0 +1,225 @@
+"""The command line as a user has it: every run is a process of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TINY = str(Path(__file__).with_name("tiny.gin"))
+DETERMINISTIC = {**os.environ, "TF_DETERMINISTIC_OPS": "1"}
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "trainer.main", *map(str, arguments)]
+
+
+def run(*arguments, check=True) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=DETERMINISTIC,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def arguments(data_dir, model_dir, *params) -> list[str]:
+    flags = [f"--gin_file={TINY}", f"--data_dir={data_dir}", f"--model_dir={model_dir}"]
+    return flags + [f"--gin_param={param}" for param in params]
+
+
+def weights(model_dir) -> dict[str, np.ndarray]:
+    """Every variable of the newest checkpoint."""
+    path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
+    names = [name for name, _ in tf.train.list_variables(path)]
+    kept = [n for n in names if n.endswith("VARIABLE_VALUE") and "save_counter" not in n]
+    return {name: tf.train.load_variable(path, name) for name in kept}
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("run") / "unbroken"
+    return model_dir, run(*arguments(data_dir, model_dir))
+
+
+def test_a_run_writes_what_it_says(trained):
+    model_dir, done = trained
+    assert sorted(path.name for path in model_dir.iterdir()) == [
+        "checkpoints",
+        "config.gin",
+        "evaluation",
+        "metrics.jsonl",
+        "tensorboard",
+    ]
+    rows = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [3, 6]
+    for row in rows:
+        if row["kind"] == "train":
+            assert row["loss"] >= 0
+            assert 0 <= row["active"] <= 1
+            assert row["positive_distance"] > 0
+    table = json.loads((model_dir / "evaluation/test.json").read_text())
+    assert table["num_classes"] == 3
+    assert table["num_queries"] == 18
+    assert set(table["results"]) == {
+        "raw pixels",
+        "backbone before training",
+        "model before training",
+        "trained model",
+    }
+    with Image.open(model_dir / "evaluation/test-neighbours.png") as sheet:
+        assert sheet.width > 500
+    assert "wrote" in done.stdout
+    assert (model_dir / "config.gin").read_text().count("include") == 0
+
+
+def test_what_a_run_prints(trained):
+    """On a log: plain lines, and nothing of TensorFlow's."""
+    _, done = trained
+    lines = done.stderr.splitlines()
+    assert lines[0] == "devices: OneDeviceStrategy, 1 replica"
+    assert re.fullmatch(r"data: 36 images of 6 classes in .*data", lines[1])
+    assert lines[2] == "batch: 4 classes x 2 images = 8, 8 a replica"
+    assert re.fullmatch(r"model: [\d,]+ parameters, [\d,]+ trained", lines[3])
+    assert lines[4] == "steps: 6, 6.0 passes over the classes"
+    assert all(re.match(r"step \d of 6  loss|step [36]  val: ", line) for line in lines[5:])
+    assert "\r" not in done.stderr
+    assert re.search(r"trained model( +[01]\.\d{3}){6}\n", done.stdout)
+
+
+def test_the_same_command_again_has_nothing_to_train(data_dir, trained, tmp_path):
+    model_dir = shutil.copytree(trained[0], tmp_path / "run")
+    before = weights(model_dir)
+    done = run(*arguments(data_dir, model_dir))
+    assert "step 6 is reached already: nothing to train" in done.stderr
+    assert "another configuration" not in done.stdout
+    assert done.stdout.splitlines()[:-2] == trained[1].stdout.splitlines()[:-2]
+    for name, value in weights(model_dir).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, number):
+    model_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*arguments(data_dir, model_dir)),
+        cwd=ROOT,
+        env=DETERMINISTIC,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = model_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "the same command goes on from there" in stderr
+    step = int(re.search(r"stopped after step (\d) of 6", stderr).group(1))
+    assert 1 <= step < 6
+    resumed = run(*arguments(data_dir, model_dir))
+    assert f"going on from step {step}" in resumed.stderr
+    expected = weights(trained[0])
+    found = weights(model_dir)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_weights_after_training_do_not_depend_on_the_number_of_replicas(
+    data_dir, trained, tmp_path
+):
+    done = run(*arguments(data_dir, tmp_path / "run", "make_strategy.cpu_replicas = 2"))
+    assert "devices: MirroredStrategy, 2 replicas" in done.stderr
+    assert "= 8, 4 a replica" in done.stderr
+    one, two = weights(trained[0]), weights(tmp_path / "run")
+    moved = [n for n in one if n.startswith("model/") and one[n].dtype == np.float32]
+    assert moved
+    for name in moved:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_hard_loss_and_evaluate_mode(data_dir, tmp_path):
+    params = ["train.triplets = @hard_triplets", "hard_triplets.soft = True", "STEPS = 3"]
+    run(*arguments(data_dir, tmp_path / "run", *params))
+    done = run(
+        "--mode=evaluate",
+        f"--model_dir={tmp_path / 'run'}",
+        "--gin_param=evaluate.split = 'val'",
+        "--gin_param=evaluate.num_queries = 2",
+    )
+    assert done.stdout.startswith("\nval: 18 images of 3 classes")
+    assert (tmp_path / "run/evaluation/val-neighbours.png").is_file()
+
+
+def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
+    model_dir = shutil.copytree(trained[0], tmp_path / "run")
+    done = run(*arguments(data_dir, model_dir, "semihard_triplets.margin = 0.3"))
+    assert "from another configuration" in done.stdout
+    assert "-semihard_triplets.margin = 0.2" in done.stdout
+    assert "+semihard_triplets.margin = 0.3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gin_file": None}, "--gin_file is missing"),
+        ({"gin_file": "nowhere.gin"}, "--gin_file nowhere.gin: no such file"),
+        ({"gin_param": "trian.steps = 3"}, "trian"),
+        ({"gin_param": "train.stepps = 3"}, "stepps"),
+        ({"gin_param": "train.steps = "}, "gin: "),
+        ({"gin_param": "train.steps = 0"}, "train.steps 0: 1 or more"),
+        ({"gin_param": "train.triplets = %gin.REQUIRED"}, "triplets"),
+        ({"gin_param": "build_model.backbone = 'small_con'"}, "small_conv"),
+        ({"gin_param": "train.classes_per_batch = 7"}, "only 6 classes"),
+        ({"gin_param": "make_strategy.cpu_replicas = 3"}, "not divisible by 3 replicas"),
+        ({"gin_param": "make_strategy.name = 'tpus'"}, "one of auto, one_device, mirrored"),
+        ({"gin_param": "semihard_triplets.distance_metric = 'L1'"}, "one of L2, squared-L2"),
+        ({"gin_param": "SGD.learning_rate = float('nan')"}, "gin"),
+        ({"data_dir": "nowhere"}, "data_dir nowhere: no such folder"),
+        ({"data_dir": "docs"}, "no finished data set"),
+        ({"mode": "evaluate"}, "no checkpoint to evaluate"),
+        ({"mode": "evalute"}, "evalute"),
+        ({"modle_dir": "x"}, "model_dir"),
+    ],
+)
+def test_errors_of_use_are_one_line(data_dir, tmp_path, changes, message):
+    flags = {"gin_file": TINY, "data_dir": data_dir, "model_dir": tmp_path / "run", **changes}
+    done = run(*(f"--{name}={value}" for name, value in flags.items() if value), check=False)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in done.stderr
+
+
+def test_checkpoint_of_another_model(data_dir, trained, tmp_path):
+    model_dir = shutil.copytree(trained[0], tmp_path / "run")
+    before = weights(model_dir)
+    done = run(*arguments(data_dir, model_dir, "build_model.embedding_dim = 9"), check=False)
+    assert done.returncode == 2
+    assert "does not fit the model" in done.stderr.splitlines()[-1]
+    np.testing.assert_equal(weights(model_dir), before)
+
+
+def test_diverged_run_stops_and_says_where(data_dir, tmp_path):
+    done = run(*arguments(data_dir, tmp_path / "run", "WarmupCosine.peak = 1e38"), check=False)
+    assert done.returncode == 2
+    assert re.search(r"error: .*(the loss is nan|embeddings are not finite)", done.stderr)

@@ -27,7 +27,7 @@ setup: $(INSTALLED)  ## make .venv; EXTRAS=cpu (default), gpu or tpu
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),demo,dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),demo,dev]'
 	touch $@
 
 demo: setup data/demo-images.json  ## draw the demo set, preprocess, train on the CPU, evaluate
@@ -68,7 +68,7 @@ format: setup  ## bring the code into form
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks behind docs/benchmarks.md
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit; done
+	for name in images input; do $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:  ## remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

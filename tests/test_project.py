@@ -1,0 +1,78 @@
+"""The house rules: imports go one way, gin/ shadows nothing, the package can be shipped."""
+
+import ast
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.project import copy_project
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "preprocessing": {"preprocessing"},
+    "pipeline": {"pipeline", "preprocessing"},
+    "trainer": {"trainer", "preprocessing"},
+    "demo": {"demo", "preprocessing"},
+}
+OURS = {*MAY_IMPORT, "tests", "benchmarks"}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        assert imported(path) & OURS <= MAY_IMPORT[package], path
+
+
+def test_preprocessing_starts_without_tensorflow_and_beam():
+    modules = sorted(f"preprocessing.{p.stem}" for p in (ROOT / "preprocessing").glob("[a-z]*.py"))
+    imports = f"import sys, {', '.join(modules)}"
+    code = f"{imports}; print({{'tensorflow', 'apache_beam'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_gin_folder_does_not_shadow_gin_config():
+    assert not list((ROOT / "gin").rglob("*.py"))
+    code = "import gin; print(gin.parse_config, gin.__file__)"
+    for flags in (["-c", code], ["-I", "-c", f"import sys; sys.path.insert(0, '{ROOT}'); {code}"]):
+        done = subprocess.run([sys.executable, *flags], cwd=ROOT, capture_output=True, text=True)
+        assert "site-packages" in done.stdout, done.stderr
+
+
+def test_modules_are_short():
+    long = [
+        (path.name, lines)
+        for package in MAY_IMPORT
+        for path in (ROOT / package).rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    ]
+    assert not long
+
+
+def test_source_distribution_holds_what_a_worker_needs(tmp_path):
+    """What Beam builds from --setup_file ./setup.py."""
+    pytest.importorskip("setuptools")
+    project = copy_project(tmp_path / "project")
+    command = [sys.executable, "setup.py", "--quiet", "sdist"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [archive] = (project / "dist").glob("tripletmill-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    for package in ("preprocessing", "pipeline", "trainer"):
+        expected = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
+        assert expected <= names
+    assert not any(name.startswith(("tests/", "demo/", "benchmarks/")) for name in names)

@@ -14,18 +14,19 @@ from pipeline.preprocess import preprocess
 from preprocessing import commandline
 from preprocessing.plan import HashSplits, SortedSplits
 
-flags.DEFINE_string("input", None, "Folder of class folders, or a CSV file.")
-flags.DEFINE_string("output", None, "Folder of the data set.")
-flags.DEFINE_string("name", None, "First part of the file names; else the output's last part.")
-flags.DEFINE_bool("overwrite", False, "Replace a data set that lies in the output.")
+flags.DEFINE_string("input", None, "Folder of class folders, or a CSV file")
+flags.DEFINE_string("output", None, "Folder of the data set")
+flags.DEFINE_string("name", None, "First part of the file names; else the output's last part")
+flags.DEFINE_bool("overwrite", False, "Replace a data set that lies in the output")
+
+DEFAULTS = ["preprocess.splits = @HashSplits()"]
 
 
 def main(beam_flags: list[str]) -> None:
-    for configurable in (preprocess, HashSplits, SortedSplits):
-        gin.external_configurable(configurable)
     set_by_flag = commandline.bindings("preprocess", "input", "output", "name", "overwrite")
-    commandline.parse_gin(set_by_flag)
-    commandline.require("preprocess", "input", "output")
+    required = {f"preprocess.{flag}": flag for flag in ("input", "output")}
+    configurables = (preprocess, HashSplits, SortedSplits)
+    commandline.parse_gin(configurables, set_by_flag, required=required, defaults=DEFAULTS)
     runner, options = runners.runner_and_options(beam_flags)
     with runners.clean_errors():
         info = gin.get_configurable("preprocess")(runner=runner, options=options)

@@ -108,6 +108,8 @@ def preprocess(
     ):
         if not valid:
             raise UsageError(f"{what}, not {value}")
+    if splits is not None and (isinstance(splits, type) or not isinstance(splits, SplitRule)):
+        raise UsageError(f"preprocess.splits: @HashSplits() or @SortedSplits(), not {splits!r}")
     job = Job(
         output=os.path.abspath(output),
         name=_data_set_name(name, output),

@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 
 import gin
 from absl import flags
@@ -13,11 +15,13 @@ from preprocessing.errors import UsageError
 # Gin logs an error for every folder that an include is not in, before it finds it in the next.
 logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("Path not found"))
 
-flags.DEFINE_multi_string("gin_file", [], "Gin configuration file; may be repeated.")
+PLAIN_KINDS = {int, float, bool, str, type(None)}
+
+flags.DEFINE_multi_string("gin_file", [], "Gin configuration file, may be repeated")
 flags.DEFINE_multi_string(
-    "gin_param", [], "One gin binding, such as 'NAME.param = value'; may be repeated."
+    "gin_param", [], "One gin binding, such as 'NAME.param = value', may be repeated"
 )
-flags.DEFINE_bool("help", False, "Shows this text.", short_name="h")
+flags.DEFINE_bool("help", False, "Shows this text", short_name="h")
 
 
 def run(main: Callable[[list[str]], None], *, description: str, other_flags: bool = False) -> None:
@@ -49,8 +53,8 @@ def run(main: Callable[[list[str]], None], *, description: str, other_flags: boo
 
 def _flag_help() -> str:
     ours = flags.FLAGS.flags_by_module_dict()
-    modules = [name for name in ours if name == sys.argv[0] or name.startswith(__name__)]
-    return "\n\n".join(flags.FLAGS.module_help(module) for module in modules)
+    shown = [flag for module in (sys.argv[0], __name__) for flag in ours[module]]
+    return "\n".join(f"  --{flag.name:11} {flag.help.split(';')[0]}" for flag in shown)
 
 
 def _one_line(error: Exception) -> str:
@@ -58,12 +62,27 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split("\n  In call to configurable")[0].split())
 
 
-def parse_gin(flag_bindings: Sequence[str] = ()) -> None:
-    """Applies --gin_file, then --gin_param, then bindings that come from flags.
+def parse_gin(
+    configurables: Sequence[Callable],
+    flag_bindings: Sequence[str],
+    *,
+    required: Mapping[str, str],
+    defaults: Sequence[str] = (),
+) -> None:
+    """Applies defaults, then --gin_file, then --gin_param, then bindings that come from flags.
+
+    Args:
+      configurables: functions and classes whose parameters gin may set.
+      flag_bindings: such as "preprocess.input = 'photos'".
+      defaults: bindings that all others win over.
+      required: parameters or %MACROS that must be set, with the flag that sets each.
 
     Raises:
-      UsageError: a file that is missing, a name or parameter that does not exist, bad syntax.
+      UsageError: a file that is missing, a name or parameter that does not exist, bad syntax, a
+        required value that is not set, a value of the wrong kind.
     """
+    for configurable in configurables:
+        gin.external_configurable(configurable)
     files = flags.FLAGS["gin_file"].value
     for file in files:
         if not os.path.isfile(file):
@@ -72,21 +91,60 @@ def parse_gin(flag_bindings: Sequence[str] = ()) -> None:
         gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
     bindings = [*flags.FLAGS["gin_param"].value, *flag_bindings]
     try:
-        gin.parse_config_files_and_bindings(files, bindings)
+        gin.parse_config(list(defaults))
+        gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+        for parameter, flag in required.items():
+            if not _is_set(parameter):
+                raise UsageError(f"--{flag} is missing; see --help")
+        gin.finalize()
     except (ValueError, SyntaxError, OSError, AttributeError, ImportError, TypeError) as error:
-        raise UsageError(f"gin: {error}") from error
+        # Some of gin's messages end in the whole configuration.
+        raise UsageError(f"gin: {str(error).split(' in config string')[0]}") from error
+    for configurable in configurables:
+        _check_kinds(configurable)
+
+
+def _check_kinds(configurable: Callable) -> None:
+    """Raises UsageError where a parameter has another kind of value than it is annotated with.
+
+    Looks at numbers, texts, truth values and functions; whatever else checks itself.
+    """
+    init = vars(configurable).get("__init__", configurable)
+    for name, hint in typing.get_type_hints(init).items():
+        parameter = f"{configurable.__name__}.{name}"
+        if not _is_set(parameter):
+            continue
+        value = _value(parameter)
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if typing.get_origin(hint) is Callable:
+            fits, expected = isinstance(value, gin.config.ConfigurableReference), "an @reference"
+        elif set(kinds) <= PLAIN_KINDS:
+            fits = type(value) in kinds or (type(value) is int and float in kinds)
+            fits = fits or isinstance(value, gin.config.ConfigurableReference)
+            expected = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
+        else:
+            continue
+        if not fits:
+            raise UsageError(f"gin: {parameter} = {value!r}: must be {expected}")
+
+
+def _value(parameter: str) -> object:
+    """What gin has for a parameter, looking through macros."""
+    value = gin.query_parameter(parameter)
+    while isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
+        value = gin.query_parameter(f"%{value.scoped_selector.removesuffix('/gin.macro')}")
+    return value
+
+
+def _is_set(parameter: str) -> bool:
+    try:
+        gin.query_parameter(parameter)
+    except ValueError:
+        return False
+    return True
 
 
 def bindings(configurable: str, *names: str) -> list[str]:
     """Gin bindings of the flags of these names that the command line sets."""
     given = [name for name in names if flags.FLAGS[name].present]
     return [f"{configurable}.{name} = {flags.FLAGS[name].value!r}" for name in given]
-
-
-def require(configurable: str, *names: str) -> None:
-    """Raises UsageError for a parameter that neither a flag nor gin has set."""
-    for name in names:
-        try:
-            gin.query_parameter(f"{configurable}.{name}")
-        except ValueError:
-            raise UsageError(f"--{name} is missing; see --help") from None

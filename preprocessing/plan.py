@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from preprocessing.errors import UsageError
 
 
+@runtime_checkable
 class SplitRule(Protocol):
     """Decides the split of every class."""
 
@@ -32,11 +33,11 @@ class HashSplits:
     )
 
     def __post_init__(self) -> None:
-        if any(share <= 0 for share in self.shares.values()) or (
-            abs(sum(self.shares.values()) - 1) > 1e-6
-        ):
+        shares = self.shares.values() if isinstance(self.shares, Mapping) else [0]
+        if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
             raise UsageError(
-                f"HashSplits.shares: positive and adding up to 1, not {dict(self.shares)}"
+                "HashSplits.shares: {split: share} with shares above 0 that add up to 1, not"
+                f" {self.shares}"
             )
 
     def assign(self, names: Sequence[str]) -> dict[str, str]:
@@ -71,8 +72,8 @@ class SortedSplits:
     cycle: Sequence[str] = ("train", "test")
 
     def __post_init__(self) -> None:
-        if not self.cycle:
-            raise UsageError("SortedSplits.cycle: names at least one split")
+        if not self.cycle or isinstance(self.cycle, str):
+            raise UsageError(f"SortedSplits.cycle: a list of splits, not {self.cycle!r}")
 
     def assign(self, names: Sequence[str]) -> dict[str, str]:
         return {name: self.cycle[i % len(self.cycle)] for i, name in enumerate(names)}

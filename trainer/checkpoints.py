@@ -35,11 +35,15 @@ class Checkpoints:
         keep: int = 2,
     ) -> None:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        variables = {"model": [v.value for v in model.variables]}
-        self._best_checkpoint = tf.train.Checkpoint(step=self.step, **variables)
-        if optimizer is not None:
-            variables["optimizer"] = [v.value for v in optimizer.variables]
-        self._checkpoint = tf.train.Checkpoint(step=self.step, **variables)
+        self.evaluated_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        weights = [v.value for v in model.variables]
+        self._best_checkpoint = tf.train.Checkpoint(step=self.step, model=weights)
+        self._checkpoint = tf.train.Checkpoint(
+            step=self.step,
+            evaluated_step=self.evaluated_step,
+            model=weights,
+            optimizer=[v.value for v in optimizer.variables] if optimizer else [],
+        )
         self._latest = tf.train.CheckpointManager(
             self._checkpoint, os.path.join(model_dir, LATEST), max_to_keep=keep
         )
@@ -66,13 +70,11 @@ class Checkpoints:
                 return int(self.step.numpy())
         return None
 
-    def save(self, step: int) -> None:
-        """Saves the newest state."""
+    def save(self, step: int, *, evaluated_step: int) -> None:
+        """Saves the newest state, and the last step that was evaluated."""
         self.step.assign(step)
-        if self._latest.latest_checkpoint is None or not self._latest.latest_checkpoint.endswith(
-            f"-{step}"
-        ):
-            self._latest.save(checkpoint_number=step)
+        self.evaluated_step.assign(evaluated_step)
+        self._latest.save(checkpoint_number=step)
 
     def best_metric(self) -> float:
         """The metric of the best checkpoint, minus infinity where there is none."""

@@ -40,16 +40,18 @@ def load(gin_files: list[str], data_dir: str | None, model_dir: str | None) -> s
     Returns:
       The folder of the run.
     """
-    for configurable in CONFIGURABLE:
-        gin.external_configurable(configurable)
     if not gin_files:
         saved = os.path.join(model_dir or "", CONFIG_FILE)
         if model_dir is None or not os.path.isfile(saved):
             raise UsageError("--gin_file is missing; the configurations are in gin/, see --help")
         gin_files.append(saved)
     folders = {"DATA_DIR": data_dir, "MODEL_DIR": model_dir}
-    commandline.parse_gin([f"{name} = {path!r}" for name, path in folders.items() if path])
-    return str(gin.query_parameter("%MODEL_DIR"))
+    commandline.parse_gin(
+        CONFIGURABLE,
+        [f"{name} = {path!r}" for name, path in folders.items() if path],
+        required={f"%{name}": name.lower() for name in folders},
+    )
+    return gin.query_parameter("%MODEL_DIR")
 
 
 def save(model_dir: str) -> None:

@@ -13,9 +13,9 @@ from absl import flags
 from preprocessing import commandline
 from trainer import startup
 
-flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-flags.DEFINE_string("data_dir", None, "Folder of a finished data set.")
-flags.DEFINE_string("model_dir", None, "Folder of the run.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do")
+flags.DEFINE_string("data_dir", None, "Folder of a finished data set")
+flags.DEFINE_string("model_dir", None, "Folder of the run")
 
 FLAGS = flags.FLAGS
 
@@ -30,8 +30,7 @@ def main(_: list[str]) -> None:
     model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir)
     finished = True
     if FLAGS.mode == "train":
-        config.save(model_dir)
-        finished = gin.get_configurable("train")()
+        finished = gin.get_configurable("train")(on_ready=lambda: config.save(model_dir))
     if finished:
         gin.get_configurable("evaluate")()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +40,7 @@ def train(
     steps_per_loop: int = 10,
     seed: int = 0,
     make_strategy: Callable[[], tf.distribute.Strategy] = default_strategy,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> bool:
     """Trains a model on the train split, watching the val split, and resumes where it stopped.
 
@@ -59,6 +59,7 @@ def train(
       steps_per_loop: steps in one call of TensorFlow.
       seed: of the weights, the batches and the crops.
       make_strategy: makes the distribution strategy.
+      on_ready: called once all is set up and restored, before anything is written or trained.
 
     Returns:
       Whether the last step was reached; False after Ctrl+C or SIGTERM, which finish the loop in
@@ -92,16 +93,28 @@ def train(
     val = _val_reader(data_dir, image_size, central_share)
 
     # ---- Where the run stands.
-    os.makedirs(model_dir, exist_ok=True)
     checkpoints = Checkpoints(model_dir, model, optimizer)
     first_step = checkpoints.restore_latest()
+
+    on_ready()
 
     with Telemetry(model_dir, first_step=first_step, steps=steps) as telemetry, _stop() as stop:
         _say_start(telemetry, strategy, plan, train_index, model, first_step, steps)
         forward = forward_function(model)
         run_steps = _make_loop(strategy, model, optimizer, triplets)
-        step = first_step
-        while step < steps and not stop:
+        step, evaluated_step = first_step, int(checkpoints.evaluated_step.numpy())
+        while True:
+            # ---- Look at val, and save.
+            if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
+                if val is not None:
+                    metrics = measure(forward, val, "val")
+                    best = checkpoints.save_if_best(step, metrics.map_at_r)
+                    telemetry.evaluation(step, numbers(metrics), "  (best so far)" if best else "")
+                evaluated_step = step
+                checkpoints.save(step, evaluated_step=evaluated_step)
+            if stop or step >= steps:
+                break
+
             # ---- Train up to the next evaluation.
             goal = min(steps, (step // evaluate_every + 1) * evaluate_every)
             for chunk_start, chunk_steps in chunks(step, goal, plan.batch_size):
@@ -124,16 +137,12 @@ def train(
                     values = {name: float(value) for name, value in means.items()}
                     seconds = time.monotonic() - began
                     step += num_steps
-                    _check_finite(values["loss"], step - num_steps, step, checkpoints)
+                    _check_finite(values["loss"], step - num_steps, step)
                     images_per_second = num_steps * plan.batch_size / seconds
                     telemetry.training(step, {**values, "images_per_second": images_per_second})
-
-            # ---- Look at val, and save.
-            if val is not None and not stop:
-                metrics = measure(forward, val, "val")
-                best = checkpoints.save_if_best(step, metrics.map_at_r)
-                telemetry.evaluation(step, numbers(metrics), "  (best so far)" if best else "")
-            checkpoints.save(step)
+            if stop:
+                checkpoints.save(step, evaluated_step=evaluated_step)
+                break
         if step < steps:
             telemetry.line(
                 f"stopped after step {step:,} of {steps:,}, saved in {model_dir};"
@@ -197,7 +206,7 @@ def _make_loop(
     return run_steps
 
 
-def _check_finite(loss: float, first: int, last: int, checkpoints: Checkpoints) -> None:
+def _check_finite(loss: float, first: int, last: int) -> None:
     if not np.isfinite(loss):
         raise UsageError(
             f"the loss is {loss} in one of the steps {first + 1} to {last}; the last checkpoint"

@@ -99,7 +99,13 @@ def test_errors(classes, splits, message):
         make_plan(classes, splits=splits, images_per_shard=10)
 
 
-@pytest.mark.parametrize("shares", [{"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 0.0, "b": 1.0}])
+@pytest.mark.parametrize("shares", [3, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 0.0, "b": 1.0}])
 def test_wrong_shares(shares):
-    with pytest.raises(UsageError, match="adding up to 1"):
+    with pytest.raises(UsageError, match="add up to 1"):
         HashSplits(shares)
+
+
+@pytest.mark.parametrize("cycle", [[], "train"])
+def test_wrong_cycle(cycle):
+    with pytest.raises(UsageError, match="a list of splits"):
+        SortedSplits(cycle)

@@ -34,4 +34,9 @@ def main(beam_flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, description=__doc__, other_flags=True)
+    commandline.run(
+        main,
+        description=__doc__,
+        interrupted="interrupted; the same command goes on from the finished shards",
+        other_flags=True,
+    )

@@ -30,18 +30,15 @@ class ShardProgress:
         self._thread.join()
 
     def _watch(self) -> None:
-        start = time.monotonic()
-        at_start: int | None = None
         with Progress() as progress:
+            while (total := self._total()) is None:
+                progress.update("listing the input ...")
+                if self._stop.wait(POLL_SECONDS):
+                    return
+            start, at_start = time.monotonic(), self._done()
             while not self._stop.wait(POLL_SECONDS):
-                total = self._total()
-                if total is None:
-                    progress.update("listing the input ...")
-                    continue
-                done = self._done()
-                if at_start is None:
-                    at_start, start = done, time.monotonic()
-                rate = (done - at_start) / max(time.monotonic() - start, 1e-9)
+                done = max(self._done(), at_start)
+                rate = (done - at_start) / (time.monotonic() - start)
                 left = f", {duration((total - done) / rate)} left" if rate else ""
                 progress.update(f"preprocessed {done:,} of {total:,} images, {rate:.0f}/s{left}")
 

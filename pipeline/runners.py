@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import threading
 from collections.abc import Iterator, Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -53,18 +54,23 @@ def _unknown(beam_flags: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Brings a UsageError that a worker raised back as one, without the runner's logging."""
+    """Brings a UsageError or Ctrl+C in a worker back as one, without the runner's logging."""
     logger = logging.getLogger("apache_beam")
-    level = logger.level
+    level, hook = logger.level, threading.excepthook
     logger.setLevel(logging.CRITICAL)
+    # What fails in the runner's threads comes back to the main one.
+    threading.excepthook = lambda args: None
     try:
         yield
     except UsageError as error:
         raise UsageError(STEP.sub("", str(error))) from error
     except RuntimeError as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
         found = WORKER_ERROR.search(str(error))
         if found is None:
             raise
         raise UsageError(found.group(1)) from error
     finally:
         logger.setLevel(level)
+        threading.excepthook = hook

@@ -9,7 +9,11 @@ def print_summary(info: index.DatasetInfo) -> None:
     """Prints the splits, what was left out, and what to run next."""
     print(f"\ndata set {info.name} in {info.directory}")
     print(f"  {'split':10} {'classes':>10} {'images':>12} {'shards':>8}")
-    for split in info.num_shards:
+    first = ("train", "val", "test")
+    for split in [
+        *(s for s in first if s in info.num_shards),
+        *sorted({*info.num_shards} - {*first}),
+    ]:
         classes, images = info.num_classes[split], info.num_images[split]
         print(f"  {split:10} {classes:>10,} {images:>12,} {info.num_shards[split]:>8,}")
     rejected = os.path.join(info.directory, index.REJECTED_FILE)

@@ -24,7 +24,13 @@ flags.DEFINE_multi_string(
 flags.DEFINE_bool("help", False, "Shows this text", short_name="h")
 
 
-def run(main: Callable[[list[str]], None], *, description: str, other_flags: bool = False) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    *,
+    description: str,
+    interrupted: str = "interrupted",
+    other_flags: bool = False,
+) -> None:
     """Parses the command line, calls main, and ends the process.
 
     Exit codes: 0; 2 for a mistake of the user, said in one line; 130 after Ctrl+C. Any other
@@ -33,6 +39,7 @@ def run(main: Callable[[list[str]], None], *, description: str, other_flags: boo
     Args:
       main: called with the arguments that are no flags of ours.
       description: what --help prints above the flags.
+      interrupted: what is printed after Ctrl+C.
       other_flags: whether such arguments are passed on to main; otherwise they are an error.
     """
     try:
@@ -47,7 +54,7 @@ def run(main: Callable[[list[str]], None], *, description: str, other_flags: boo
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
 
 

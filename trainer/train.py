@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -223,6 +224,7 @@ def _stop() -> Iterator["_Flag"]:
         if flag and number == signal.SIGINT:
             raise KeyboardInterrupt
         flag.raised = True
+        print("\nfinishing the steps in hand; Ctrl+C again stops at once", file=sys.stderr)
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, raise_flag) for number in signals]

@@ -3,9 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from PIL import Image
 
 from pipeline.preprocess import preprocess
 from pipeline.runners import clean_errors
@@ -285,6 +289,49 @@ def test_command_line(images, data_set, tmp_path):
     assert "left out: 2 files" in done.stdout
     assert "next: python -m trainer.main" in done.stdout
     assert content(tmp_path / "data") == content(data_set)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_killed_and_run_again(tmp_path, number):
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), np.uint8))
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        large.save(tmp_path / "images" / name / "0.jpg")
+        for i in range(1, 12):
+            os.link(tmp_path / f"images/{name}/0.jpg", tmp_path / f"images/{name}/{i}.jpg")
+    flags = [
+        f"--input={tmp_path / 'images'}",
+        "--name=toy",
+        "--gin_param=preprocess.splits = @SortedSplits()",
+        "--gin_param=preprocess.images_per_shard = 6",
+        "--gin_param=preprocess.threads = 1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.main", *flags, f"--output={tmp_path / 'killed'}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("killed/*.tfrecord-*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert stderr.endswith("interrupted; the same command goes on from the finished shards\n")
+        assert "Traceback" not in stderr
+    finished = set(tmp_path.glob("killed/.work/*.sidecar.parquet"))
+    assert 1 <= len(finished) < 8
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*.tfrecord-*")}
+
+    for output in ("killed", "unbroken"):
+        assert command(*flags, f"--output={tmp_path / output}").returncode == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
+    for path in finished:
+        shard = tmp_path / "killed" / path.name.removesuffix(".sidecar.parquet")
+        assert shard.stat().st_mtime_ns == times[shard]  # not made again
 
 
 @pytest.mark.parametrize(

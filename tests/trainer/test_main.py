@@ -141,6 +141,15 @@ def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, nu
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    for file in ("checkpoints/best.json", "evaluation/test.json"):
+        assert (model_dir / file).read_text() == (trained[0] / file).read_text()
+    assert numbers(model_dir) == numbers(trained[0])
+
+
+def numbers(model_dir) -> list[dict]:
+    """What metrics.jsonl says, but for the speed."""
+    rows = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 def test_weights_after_training_do_not_depend_on_the_number_of_replicas(

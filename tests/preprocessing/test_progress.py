@@ -1,0 +1,42 @@
+"""On a terminal one line that updates, in a log few and plain ones."""
+
+import io
+
+import pytest
+
+from preprocessing import progress
+from preprocessing.progress import Progress, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0)
+    stream = Terminal()
+    with Progress(stream) as shown:
+        shown.update("one")
+        shown.update("two")
+        shown.line("stays")
+        shown.update("three")
+    clear = "\r\x1b[2K"
+    assert stream.getvalue() == f"{clear}one{clear}two{clear}stays\n{clear}three\n"
+
+
+def test_log():
+    stream = io.StringIO()
+    with Progress(stream) as shown:
+        for step in range(1000):
+            shown.update(f"step {step}")
+        shown.update("last", force=True)
+    assert stream.getvalue() == "last\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

@@ -1,6 +1,7 @@
 """Pixels: the right record for every row, crops that are a function of their place."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,13 @@ def test_crops_are_a_function_of_seed_and_step(index, plan):
         np.testing.assert_array_equal(images, again)
     other = BatchPlan(index.label, classes_per_batch=4, images_per_class=2, seed=4)
     assert (batches(index, other, num_steps=1)[0][0] != whole[0][0]).any()
+
+
+def test_crops_of_the_same_rows_differ_by_seed(index, plan):
+    other = SimpleNamespace(batch=plan.batch, batch_size=plan.batch_size, seed=plan.seed + 1)
+    [(one, labels)], [(another, same)] = (batches(index, p, num_steps=1) for p in (plan, other))
+    np.testing.assert_array_equal(labels, same)
+    assert (one != another).any(axis=(1, 2, 3)).all()
 
 
 def test_replicas_share_a_batch_in_order(index, plan):

@@ -84,6 +84,15 @@ def test_by_hand():
     )
 
 
+def test_semihard_negative_is_strictly_farther():
+    """Anchor 0: the positive and the negative at -2 are equally far, so it is the one at 5.
+
+    Terms, margin 4, for 0 -> 2: 4 + 2 - 5 = 1; for 2 -> 0: 4 + 2 - 3 = 3, 5 being 3 away.
+    """
+    result = semihard_triplets([0, 0, 1, 2], tf.constant([[0.0], [2.0], [-2.0], [5.0]]), margin=4.0)
+    np.testing.assert_allclose(tf.boolean_mask(result.terms, result.valid), [1, 3])
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("loss", [hard_triplets, semihard_triplets])
 def test_gradients_equal_finite_differences(loss, metric):

@@ -28,15 +28,11 @@ def main(beam_flags: list[str]) -> None:
     configurables = (preprocess, HashSplits, SortedSplits)
     commandline.parse_gin(configurables, set_by_flag, required=required, defaults=DEFAULTS)
     runner, options = runners.runner_and_options(beam_flags)
+    runners.stop_at_once_on_interrupt()
     with runners.clean_errors():
         info = gin.get_configurable("preprocess")(runner=runner, options=options)
     summary.print_summary(info)
 
 
 if __name__ == "__main__":
-    commandline.run(
-        main,
-        description=__doc__,
-        interrupted="interrupted; the same command goes on from the finished shards",
-        other_flags=True,
-    )
+    commandline.run(main, description=__doc__, other_flags=True)

@@ -28,7 +28,6 @@ def run(
     main: Callable[[list[str]], None],
     *,
     description: str,
-    interrupted: str = "interrupted",
     other_flags: bool = False,
 ) -> None:
     """Parses the command line, calls main, and ends the process.
@@ -39,7 +38,6 @@ def run(
     Args:
       main: called with the arguments that are no flags of ours.
       description: what --help prints above the flags.
-      interrupted: what is printed after Ctrl+C.
       other_flags: whether such arguments are passed on to main; otherwise they are an error.
     """
     try:
@@ -54,7 +52,7 @@ def run(
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -314,7 +314,7 @@ def test_killed_and_run_again(tmp_path, number):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("killed/*.tfrecord-*")):
+    while time.monotonic() < deadline and not list(tmp_path.glob("killed/.work/*.sidecar.parquet")):
         time.sleep(0.01)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)

@@ -65,6 +65,7 @@ setup(
             "pytest>=8",
             "pytest-xdist",
             "ruff",
+            "setuptools",
             "tensorboard",
         ],
     },

@@ -4,6 +4,7 @@ Listing and planning move references to images, never pixels. One task writes on
 any point, the same call goes on from the finished shards.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ from preprocessing.images import ImageSettings, encoder_versions
 from preprocessing.plan import ClassSummary, HashSplits, Plan, SplitRule, make_plan
 from preprocessing.shards import ShardTask, write_shard
 from preprocessing.sources import ImageRef, Rejected, Source, open_source
-from preprocessing.storage import require_local, write_file
+from preprocessing.storage import exclusive, require_local, write_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Job:
     images_per_shard: int
     max_rejected_share: float
     threads: int
+    overwrite: bool
 
     @property
     def work(self) -> str:
@@ -104,6 +106,7 @@ def preprocess(
     require_local(output, "output")
     for value, valid, what in (
         (images_per_shard, images_per_shard >= 1, "images_per_shard: at least 1"),
+        (threads, threads is None or threads >= 1, "threads: at least 1"),
         (max_rejected_share, 0 <= max_rejected_share <= 1, "max_rejected_share: 0 to 1"),
     ):
         if not valid:
@@ -118,11 +121,19 @@ def preprocess(
         images_per_shard=images_per_shard,
         max_rejected_share=max_rejected_share,
         threads=threads or os.cpu_count() or 1,
+        overwrite=overwrite,
     )
-    source = open_source(os.path.abspath(input))
+    input = os.path.abspath(input)
+    if os.path.isdir(input) and os.path.commonpath([input, job.output]) == input:
+        raise UsageError(f"output {output}: lies in the input; choose a place outside of it")
+    source = open_source(input)
     parts = source.parts()
-    _prepare_output(job, overwrite=overwrite)
-    with ShardProgress(job.work), beam.Pipeline(runner=runner, options=options) as pipeline:
+    _check_output(job)
+    with (
+        _lock(job),
+        ShardProgress(job.work),
+        beam.Pipeline(runner=runner, options=options) as pipeline,
+    ):
         listed = pipeline | "List" >> List(source, parts)
         images = listed | "Images" >> beam.FlatMap(_images)
         left_out = listed | "LeftOut" >> beam.FlatMap(_left_out)
@@ -141,37 +152,45 @@ def _data_set_name(name: str | None, output: str) -> str:
     return name
 
 
-def _prepare_output(job: Job, *, overwrite: bool) -> None:
+def _lock(job: Job) -> contextlib.AbstractContextManager[None]:
+    """Keeps a second job out of an unfinished data set; a finished one is not written to."""
+    if index.is_finished(job.output) and not job.overwrite:
+        return contextlib.nullcontext()
+    os.makedirs(job.work, exist_ok=True)
+    return exclusive(os.path.join(job.work, "lock"), f"output {job.output}")
+
+
+def _check_output(job: Job) -> None:
     """Sees that the folder is ours to write in, and that what lies there fits the settings."""
     if os.path.exists(job.output) and not os.path.isdir(job.output):
         raise UsageError(f"output {job.output}: not a folder")
-    os.makedirs(job.output, exist_ok=True)
-    if overwrite:
-        commit.remove_data_set(job.output)
-    found = _found_settings(job)
-    if found is not None:
-        different = _differences(found, job.settings())
+    found = _found(job)
+    if found is None:
+        there = set(os.listdir(job.output)) if os.path.isdir(job.output) else set()
+        # Killed between making the work folder and writing the plan, nothing else is there.
+        if there - {commit.WORK_FOLDER}:
+            raise UsageError(
+                f"output {job.output}: not empty, and no data set of tripletmill; choose another"
+            )
+    elif not job.overwrite:
+        different = _differences(found["settings"], job.settings())
         if different:
             raise UsageError(
                 f"output {job.output}: holds a data set with other settings"
                 f" ({'; '.join(different)}); choose another --output, or --overwrite it"
             )
-    elif os.listdir(job.output):
-        raise UsageError(
-            f"output {job.output}: not empty, and no data set of tripletmill; choose another"
-        )
-    os.makedirs(job.work, exist_ok=True)
 
 
-def _found_settings(job: Job) -> Mapping[str, Any] | None:
+def _found(job: Job) -> Mapping[str, Any] | None:
+    """Settings and input fingerprint of the data set in the output, finished or not."""
     if index.is_finished(job.output):
-        return index.load_info(job.output).settings
+        info = index.load_info(job.output)
+        return {"settings": info.settings, "input_fingerprint": info.input_fingerprint}
     try:
         with open(os.path.join(job.work, commit.PLAN_FILE), encoding="utf-8") as file:
-            return json.load(file)["settings"]
+            return json.load(file)
     except FileNotFoundError:
-        # Killed between making the folder and writing the plan: nothing to mix with.
-        return job.settings() if os.listdir(job.output) == [commit.WORK_FOLDER] else None
+        return None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -234,9 +253,9 @@ class MakePlan(beam.PTransform):
 
 
 def _summary(ref: ImageRef) -> tuple[str, ClassSummary]:
-    row = json.dumps([ref.source_id, ref.class_name, ref.split, ref.size]).encode()
+    row = json.dumps([ref.source_id, ref.class_name, ref.size]).encode()
     hashed = int.from_bytes(hashlib.sha256(row).digest(), "big")
-    return ref.class_name, ClassSummary(1, frozenset([ref.split]), hashed)
+    return ref.class_name, ClassSummary(1, frozenset([ref.split]), hashed, ref.modified)
 
 
 def _sum_summaries(summaries: Iterable[ClassSummary]) -> ClassSummary:
@@ -245,26 +264,30 @@ def _sum_summaries(summaries: Iterable[ClassSummary]) -> ClassSummary:
 
 def _plan_and_check(classes: Mapping[str, ClassSummary], job: Job) -> Plan:
     plan = make_plan(classes, splits=job.splits, images_per_shard=job.images_per_shard)
-    path = os.path.join(job.work, commit.PLAN_FILE)
-    if index.is_finished(job.output):
-        found = index.load_info(job.output).input_fingerprint
-    elif os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)["input_fingerprint"]
-    else:
-        found = plan.fingerprint
-    if found != plan.fingerprint:
-        raise UsageError(
-            f"output {job.output}: holds a data set made from other images;"
-            " choose another --output, or --overwrite it"
-        )
     content = {
         "settings": job.settings(),
         "input_fingerprint": plan.fingerprint,
         "num_images": sum(plan.num_images.values()),
         "num_shards": sum(plan.num_shards.values()),
     }
-    write_file(path, json.dumps(content, sort_keys=True).encode())
+    found = _found(job)
+    same = found is not None and all(found[key] == content[key] for key in found.keys() & content)
+    finished = index.is_finished(job.output)
+    if finished and same:
+        made = os.stat(os.path.join(job.output, index.INFO_FILE)).st_mtime_ns
+        same = plan.newest <= made
+    if found is not None and not job.overwrite and not same:
+        raise UsageError(
+            f"output {job.output}: holds a data set made from other images, or from images that"
+            " have changed since; choose another --output, or --overwrite it"
+        )
+    if finished and same and not job.overwrite:
+        commit.remove_work(job.output)
+        return plan
+    write_file(os.path.join(job.work, commit.PLAN_FILE), json.dumps(content).encode())
+    if found is not None and (finished or not same):
+        # Only now, when it is sure that there will be another.
+        commit.remove_data_set(job.output, found["settings"]["name"])
     return plan
 
 
@@ -350,7 +373,6 @@ class Commit(beam.PTransform):
 
 def _commit(shards: Sequence[str], plan: Plan, left_out: Iterable[Rejected], job: Job) -> None:
     if index.is_finished(job.output):
-        commit.remove_work(job.output)
         return
     assert len(shards) == sum(plan.num_shards.values()), "a shard was planned and not written"
     commit.commit(

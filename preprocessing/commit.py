@@ -7,6 +7,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -48,7 +49,6 @@ def commit(
     Raises:
       UsageError: more images than that share were rejected, or all of a split's.
     """
-    work = os.path.join(output, WORK_FOLDER)
     rejected = list(left_out)
     unreadable: list[Rejected] = []
     counts: collections.Counter[int] = collections.Counter()
@@ -60,7 +60,7 @@ def commit(
             pq.ParquetWriter(file, index.INDEX_SCHEMA) as writer,
         ):
             for shard in range(num_shards):
-                sidecar = _sidecar(work, index.shard_file(name, split, shard, num_shards))
+                sidecar = _sidecar(output, index.shard_file(name, split, shard, num_shards))
                 writer.write_table(sidecar.rows)
                 counts.update(sidecar.rows["label"].to_pylist())
                 unreadable.extend(sidecar.rejected)
@@ -96,15 +96,18 @@ def commit(
         "num_shards": dict(plan.num_shards),
         "settings": settings,
     }
+    files = {index.shard_file(name, s, i, n) for s, n in plan.num_shards.items() for i in range(n)}
+    files |= {index.index_file(name, split) for split in splits}
+    _remove_files(output, name, keep=files)
     info = tfds_layout.dataset_info_json(name=name, splits=splits, extra=extra)
     _write_json(os.path.join(output, index.INFO_FILE), info)
     remove_work(output)
 
 
-def _sidecar(work: str, file_name: str) -> Sidecar:
-    sidecar = read_sidecar(work, file_name)
-    if sidecar is None:
-        raise RuntimeError(f"shard {file_name} was not finished")
+def _sidecar(output: str, file_name: str) -> Sidecar:
+    sidecar = read_sidecar(os.path.join(output, WORK_FOLDER), file_name)
+    if sidecar is None or not sidecar.is_whole(os.path.join(output, file_name)):
+        raise UsageError(f"{output}: shard {file_name} is not whole; run the same command again")
     return sidecar
 
 
@@ -146,12 +149,24 @@ def remove_work(output: str) -> None:
     shutil.rmtree(os.path.join(output, WORK_FOLDER), ignore_errors=True)
 
 
-def remove_data_set(output: str) -> None:
-    """Removes what this project wrote into a folder, finished or not, and nothing else."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(output, index.INFO_FILE))
-    remove_work(output)
-    fixed = {index.FEATURES_FILE, index.CLASSES_FILE, index.REJECTED_FILE}
+def remove_data_set(output: str, name: str) -> None:
+    """Removes a data set of this name, finished or not, but for its plan.
+
+    dataset_info.json goes first, so that a data set is never half there.
+    """
+    for file in (index.INFO_FILE, index.FEATURES_FILE, index.CLASSES_FILE, index.REJECTED_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(output, file))
+    _remove_files(output, name, keep=set())
+    work = os.path.join(output, WORK_FOLDER)
+    for file in os.listdir(work):
+        if file.endswith((".sidecar.parquet", ".progress", ".partial")):
+            os.remove(os.path.join(work, file))
+
+
+def _remove_files(output: str, name: str, *, keep: set[str]) -> None:
+    """Removes shards and indices of a data set of this name."""
+    ours = re.compile(rf"{re.escape(name)}-\w+\.(tfrecord-\d+-of-\d+|index\.parquet)")
     for file in os.listdir(output):
-        if file in fixed or ".tfrecord-" in file or file.endswith(".index.parquet"):
+        if ours.fullmatch(file) and file not in keep:
             os.remove(os.path.join(output, file))

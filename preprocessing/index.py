@@ -62,6 +62,7 @@ class DatasetInfo:
       name: first part of the file names.
       num_shards: by split.
       num_images: by split.
+      num_bytes: by split, of all shards.
       num_classes: by split.
       num_rejected: images and files left out.
       settings: what decides the bytes of the data set.
@@ -72,6 +73,7 @@ class DatasetInfo:
     name: str
     num_shards: Mapping[str, int]
     num_images: Mapping[str, int]
+    num_bytes: Mapping[str, int]
     num_classes: Mapping[str, int]
     num_rejected: int
     settings: Mapping[str, Any]
@@ -109,6 +111,7 @@ def load_info(directory: str) -> DatasetInfo:
             name=content["name"],
             num_shards=extra["num_shards"],
             num_images=extra["num_images"],
+            num_bytes={s["name"]: int(s["numBytes"]) for s in content["splits"]},
             num_classes=extra["num_classes"],
             num_rejected=extra["num_rejected"],
             settings=extra["settings"],
@@ -168,6 +171,12 @@ def load_index(directory: str, split: str) -> DatasetIndex:
     for path in shards:
         if not os.path.isfile(path):
             raise UsageError(f"data_dir {directory}: shard {os.path.basename(path)} is missing")
+    found = sum(os.path.getsize(path) for path in shards)
+    if found != info.num_bytes[split]:
+        raise UsageError(
+            f"data_dir {directory}: the shards of {split} have {found:,} bytes, not"
+            f" {info.num_bytes[split]:,}; preprocess again with --overwrite"
+        )
     return DatasetIndex(
         info=info,
         split=split,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -22,7 +23,8 @@ class HashSplits:
     """By share of the classes, through a stable hash of the class name.
 
     A class keeps its split when others are added or removed. The shares are met on average, so a
-    handful of classes can leave a split empty, which is an error.
+    handful of classes can leave a split empty, which is an error. The order of the shares does not
+    matter.
 
     Attributes:
       shares: split -> share of the classes, 0 to 1, adding up to 1.
@@ -34,7 +36,8 @@ class HashSplits:
 
     def __post_init__(self) -> None:
         shares = self.shares.values() if isinstance(self.shares, Mapping) else [0]
-        if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        numbers = all(isinstance(share, int | float) and share > 0 for share in shares)
+        if not numbers or abs(sum(shares) - 1) > 1e-6:
             raise UsageError(
                 "HashSplits.shares: {split: share} with shares above 0 that add up to 1, not"
                 f" {self.shares}"
@@ -54,7 +57,7 @@ class HashSplits:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         point = int.from_bytes(digest[:8], "big") / 2**64
         reached = 0.0
-        for split, share in self.shares.items():
+        for split, share in sorted(self.shares.items()):
             reached += share
             if point < reached:
                 return split
@@ -72,7 +75,8 @@ class SortedSplits:
     cycle: Sequence[str] = ("train", "test")
 
     def __post_init__(self) -> None:
-        if not self.cycle or isinstance(self.cycle, str):
+        names = isinstance(self.cycle, list | tuple) and all(isinstance(s, str) for s in self.cycle)
+        if not self.cycle or not names:
             raise UsageError(f"SortedSplits.cycle: a list of splits, not {self.cycle!r}")
 
     def assign(self, names: Sequence[str]) -> dict[str, str]:
@@ -87,17 +91,20 @@ class ClassSummary:
       count: images.
       splits: splits that the input asks for; contains None where it asks for none.
       fingerprint: sum of the images' hashes modulo 2^256, the same in any order.
+      newest: latest modification time of an image, nanoseconds.
     """
 
     count: int
     splits: frozenset[str | None]
     fingerprint: int
+    newest: int = 0
 
     def __add__(self, other: "ClassSummary") -> "ClassSummary":
         return ClassSummary(
             self.count + other.count,
             self.splits | other.splits,
             (self.fingerprint + other.fingerprint) % 2**256,
+            max(self.newest, other.newest),
         )
 
 
@@ -120,7 +127,8 @@ class Plan:
       num_shards: by split.
       num_images: by split.
       first_row: by class name, the place of its first image among those of its split.
-      fingerprint: hexadecimal, of the images listed (names, classes, splits, sizes).
+      fingerprint: hexadecimal, of the images listed (names, classes, sizes) and of their splits.
+      newest: latest modification time of an image, nanoseconds.
     """
 
     classes: Mapping[str, PlannedClass]
@@ -128,6 +136,7 @@ class Plan:
     num_images: Mapping[str, int]
     first_row: Mapping[str, int]
     fingerprint: str
+    newest: int
 
     def shard_of(self, name: str, position: int) -> int:
         """The shard of a class's image at this position of its sorted images.
@@ -176,13 +185,16 @@ def make_plan(
         sizes[split] = first_row[name] + classes[name].count
     digest = hashlib.sha256()
     for name in names:
-        digest.update(f"{name}\0{classes[name].count}\0{classes[name].fingerprint}\n".encode())
+        summary = classes[name]
+        row = [name, split_of[name], summary.count, summary.fingerprint]
+        digest.update(json.dumps(row).encode())
     return Plan(
         classes=planned,
         num_shards={split: -(-sizes[split] // images_per_shard) for split in sorted(sizes)},
         num_images=sizes,
         first_row=first_row,
         fingerprint=digest.hexdigest(),
+        newest=max(summary.newest for summary in classes.values()),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.errors import UsageError
 from preprocessing.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
 from preprocessing.index import INDEX_SCHEMA
 from preprocessing.records import RecordWriter, encode_example
@@ -46,7 +47,7 @@ class ShardTask:
         """Of the settings and of every image with its version."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for label, ref in self.images:
-            row = [label, ref.class_name, ref.source_id, ref.size, ref.version]
+            row = [label, ref.class_name, ref.source_id, ref.size, ref.modified]
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
@@ -59,6 +60,10 @@ class Sidecar:
     rejected: Sequence[Rejected]
     fingerprint: str
     num_bytes: int
+
+    def is_whole(self, shard: str) -> bool:
+        """Whether the shard's file has the size that was written."""
+        return os.path.isfile(shard) and os.path.getsize(shard) == self.num_bytes
 
 
 def sidecar_path(work: str, file_name: str) -> str:
@@ -108,7 +113,7 @@ def write_shard(
     fingerprint = task.fingerprint(settings)
     target = os.path.join(output, task.file_name)
     done = read_sidecar(work, task.file_name)
-    if done and done.fingerprint == fingerprint and os.path.isfile(target):
+    if done and done.fingerprint == fingerprint and done.is_whole(target):
         with open(progress_path(work, task.file_name), "wb") as progress:
             progress.write(b"." * len(task.images))
         return
@@ -117,10 +122,9 @@ def write_shard(
 
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
-    partial = os.path.join(work, f"{task.file_name}.partial")
     with (
         open(progress_path(work, task.file_name), "wb", buffering=0) as progress,
-        atomic_file(target, temporary=partial) as file,
+        atomic_file(target, temporary=os.path.join(work, task.file_name)) as file,
     ):
         writer = RecordWriter(file)
         for (label, ref), result in _read_all(task.images, image, threads):
@@ -201,5 +205,8 @@ def _read(path: str, settings: ImageSettings) -> tuple[bytes, CanonicalImage] | 
         return hashlib.sha256(data).digest(), canonical_jpeg(data, settings)
     except BadImage as error:
         return error.reason
-    except OSError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         return f"cannot be read: {error.strerror}"
+    except OSError as error:
+        # A disk or a network in trouble, not a bad image: nothing may be left out for that.
+        raise UsageError(f"{path}: {error.strerror}; the same command goes on from here") from error

@@ -6,7 +6,9 @@ A source is cut into parts, small picklable values, so that workers can list the
 
 import csv
 import dataclasses
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +29,7 @@ class ImageRef:
       class_name: its class.
       split: the split that the input asks for, or None.
       size: bytes.
-      version: changes when the file does (modification time in nanoseconds).
+      modified: time of the last change, nanoseconds.
     """
 
     source_id: str
@@ -35,7 +37,7 @@ class ImageRef:
     class_name: str
     split: str | None
     size: int
-    version: str
+    modified: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,9 +72,12 @@ def open_source(input: str) -> Source:
     raise UsageError(f"input {input}: neither a folder of class folders nor a .csv file")
 
 
-def _stat(path: str) -> tuple[int, str]:
+def _stat(path: str) -> tuple[int, int]:
+    """Size and time of the last change; raises OSError where there is no regular file."""
     status = os.stat(path)
-    return status.st_size, str(status.st_mtime_ns)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ class FolderSource:
     def parts(self) -> Sequence[str]:
         """Names of the class folders, sorted, and "" for files that lie beside them."""
         with os.scandir(self.root) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            names = sorted(entry.name for entry in entries if self._stray_reason(entry) is None)
         if not names:
             raise UsageError(
                 f"input {self.root}: no class folders in it; expected {self.root}/CLASS/IMAGE"
@@ -101,14 +106,23 @@ class FolderSource:
             yield from self._stray()
             return
         empty = True
-        for folder, folders, files in os.walk(self._path(part)):
+        unreadable: list[OSError] = []
+        for folder, folders, files in os.walk(self._path(part), onerror=unreadable.append):
             folders.sort()
+            for name in [*filter(lambda f: os.path.islink(os.path.join(folder, f)), folders)]:
+                empty = False
+                yield Rejected(
+                    self._source_id(os.path.join(folder, name)), part, "symbolic link to a folder"
+                )
             empty = empty and not files
             for file in sorted(files):
-                path = os.path.join(folder, file)
-                yield self._listed(path, os.path.relpath(path, self.root), part)
-        if empty:
-            yield Rejected(_printable(part), _printable(part), "class folder without a file")
+                yield self._listed(os.path.join(folder, file), part)
+        for error in unreadable:
+            yield Rejected(
+                self._source_id(error.filename), part, f"cannot be read: {error.strerror}"
+            )
+        if empty and not unreadable:
+            yield Rejected(part, part, "class folder without a file")
 
     def _path(self, part: str) -> str:
         return os.path.join(self.root, part)
@@ -116,23 +130,32 @@ class FolderSource:
     def _stray(self) -> Iterator[Rejected]:
         with os.scandir(self.root) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
-                if not entry.is_dir():
-                    yield Rejected(_printable(entry.name), "", "not in a class folder")
-                elif entry.name.startswith("."):
-                    yield Rejected(_printable(entry.name), "", "hidden folder")
+                reason = self._stray_reason(entry)
+                if reason is not None:
+                    yield Rejected(_printable(entry.name), "", reason)
 
-    def _listed(self, path: str, relative: str, class_name: str) -> ImageRef | Rejected:
-        source_id = relative.replace(os.sep, "/")
-        printable = _printable(source_id)
+    def _stray_reason(self, entry: os.DirEntry) -> str | None:
+        """Why an entry of the root is no class folder; None if it is one."""
+        if not entry.is_dir():
+            return "not in a class folder"
+        if entry.name.startswith("."):
+            return "hidden folder"
+        return None if _printable(entry.name) == entry.name else "folder name is not valid UTF-8"
+
+    def _source_id(self, path: str) -> str:
+        return _printable(os.path.relpath(path, self.root).replace(os.sep, "/"))
+
+    def _listed(self, path: str, class_name: str) -> ImageRef | Rejected:
+        source_id = self._source_id(path)
         if any(name.startswith(".") for name in source_id.split("/")[1:]):
-            return Rejected(printable, _printable(class_name), "hidden file")
-        if printable != source_id:
-            return Rejected(printable, _printable(class_name), "file name is not valid UTF-8")
+            return Rejected(source_id, class_name, "hidden file")
+        if source_id != os.path.relpath(path, self.root).replace(os.sep, "/"):
+            return Rejected(source_id, class_name, "file name is not valid UTF-8")
         try:
-            size, version = _stat(path)
+            size, modified = _stat(path)
         except OSError as error:
             return Rejected(source_id, class_name, f"cannot be read: {error.strerror}")
-        return ImageRef(source_id, path, class_name, None, size, version)
+        return ImageRef(source_id, path, class_name, None, size, modified)
 
 
 def _printable(name: str) -> str:
@@ -193,12 +216,12 @@ class CsvSource:
         path = os.path.join(folder, file)
         if not os.path.isfile(path):
             raise UsageError(f"{line}: no such file: {path}")
-        size, version = _stat(path)
+        size, modified = _stat(path)
         return ImageRef(
-            source_id=os.path.normpath(file).replace(os.sep, "/"),
+            source_id=os.path.relpath(path, folder or ".").replace(os.sep, "/"),
             path=path,
             class_name=label,
             split=(row.get("split") or "").strip() or None,
             size=size,
-            version=version,
+            modified=modified,
         )

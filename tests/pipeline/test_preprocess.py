@@ -23,7 +23,7 @@ from pipeline.runners import clean_errors
 from preprocessing import shards
 from preprocessing.errors import UsageError
 from preprocessing.index import load_index, load_info
-from preprocessing.plan import SortedSplits
+from preprocessing.plan import HashSplits, SortedSplits
 from preprocessing.records import decode_example, read_record
 from tests.fixtures.folders import class_folder
 from tests.fixtures.images import encode
@@ -198,19 +198,103 @@ def test_what_lies_in_the_output_is_not_mixed(images, data_set, tmp_path):
     with pytest.raises(UsageError, match="made from other images"):
         run(more, data_set)
     assert content(data_set) == before
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(UsageError, match="not empty, and no data set"):
-            run(images, tmp_path / "full", overwrite=overwrite)
-    assert (tmp_path / "full" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(images, tmp_path, overwrite):
+    names = ["thesis.tex", "toy-train.tfrecord-00000-of-00001", "features.json"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="not empty, and no data set"):
+        run(images, tmp_path, overwrite=overwrite)
+    assert sorted(content(tmp_path)) == sorted(names)
 
 
 def test_overwrite(images, data_set, tmp_path):
     output = shutil.copytree(data_set, tmp_path / "data")
+    (output / "notes.txt").write_text("mine")
     run(images, output, images_per_shard=100, overwrite=True)
-    assert "toy-train.tfrecord-00000-of-00001" in content(output)
-    assert "toy-train.tfrecord-00000-of-00003" not in content(output)
+    assert sorted(content(output)) == [
+        "classes.parquet",
+        "dataset_info.json",
+        "features.json",
+        "notes.txt",
+        "rejected.jsonl",
+        "toy-test.index.parquet",
+        "toy-test.tfrecord-00000-of-00001",
+        "toy-train.index.parquet",
+        "toy-train.tfrecord-00000-of-00001",
+    ]
+
+
+def test_overwrite_that_cannot_be_planned_leaves_what_is_there(images, data_set, tmp_path):
+    output = shutil.copytree(data_set, tmp_path / "data")
+    with pytest.raises(UsageError, match="gets none"):
+        run(images, output, splits=HashSplits({"a": 0.999999, "b": 0.000001}), overwrite=True)
+    shutil.rmtree(output / ".work")
+    assert content(output) == content(data_set)
+
+
+def test_an_image_that_changed_is_noticed(images, data_set, tmp_path):
+    copy = shutil.copytree(images, tmp_path / "images")
+    output = shutil.copytree(data_set, tmp_path / "data")
+    run(copy, output)  # the same images in another place
+    path = copy / "class_02/03.png"
+    changed = bytearray(path.read_bytes())
+    changed[-20] ^= 1
+    path.write_bytes(changed)  # the same size
+    with pytest.raises(UsageError, match="changed since"):
+        run(copy, output)
+    assert content(output) == content(data_set)
+
+
+def test_the_order_of_shares_does_not_matter(images, tmp_path):
+    for name, shares in [("one", {"a": 0.5, "b": 0.5}), ("two", {"b": 0.5, "a": 0.5})]:
+        run(images, tmp_path / name, splits=HashSplits(shares))
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_a_shard_that_lost_its_end_is_made_again(images, data_set, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.preprocess._commit", _fail)
+    with pytest.raises(MemoryError):
+        run(images, tmp_path / "data")
+    monkeypatch.undo()
+    os.truncate(tmp_path / "data/toy-train.tfrecord-00001-of-00003", 1000)
+    run(images, tmp_path / "data")
+    assert content(tmp_path / "data") == content(data_set)
+
+
+def _fail(*_, **__):
+    raise MemoryError("as if killed")
+
+
+def test_a_second_job_is_kept_out(images, tmp_path, monkeypatch):
+    caught = []
+
+    def commit_while_another_starts(*_, **__):
+        with pytest.raises(UsageError) as error:
+            run(images, tmp_path / "data")
+        caught.append(str(error.value))
+        _fail()
+
+    monkeypatch.setattr("pipeline.preprocess._commit", commit_while_another_starts)
+    with pytest.raises(MemoryError):
+        run(images, tmp_path / "data")
+    assert "another process is writing there" in caught[0]
+
+
+def test_output_in_the_input(images):
+    with pytest.raises(UsageError, match="lies in the input"):
+        run(images, images / "data")
+
+
+def test_a_disk_in_trouble_rejects_nothing(images, tmp_path, monkeypatch):
+    def fail(data, settings):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shards, "canonical_jpeg", fail)
+    with pytest.raises(UsageError, match=r"png: Input/output error; the same command goes on"):
+        run(images, tmp_path / "data")
 
 
 def test_csv_with_splits(tmp_path):
@@ -235,7 +319,7 @@ def test_too_many_rejected(images, tmp_path):
     with pytest.raises(UsageError, match=message):
         run(bad, tmp_path / "data")
     assert not (tmp_path / "data" / "dataset_info.json").exists()
-    # The same command goes on once more are allowed, or the files are mended.
+    # The same command goes on once more are allowed.
     assert run(bad, tmp_path / "data", max_rejected_share=0.5).num_rejected == 6
 
 
@@ -348,7 +432,7 @@ def test_killed_and_run_again(tmp_path, number):
             ["--input={images}", "--output=o", "--gin_file=no.gin"],
             "--gin_file no.gin: no such file",
         ),
-        (["--input={images}", "--output={images}"], "not empty"),
+        (["--input={images}", "--output={images}"], "lies in the input"),
         (["--input={images}", "--output=o", "--gin_param=preprocess.quality = 101"], "101"),
         (["--input={images}", "--output=o", "--name=Ü"], "name 'Ü'"),
     ],

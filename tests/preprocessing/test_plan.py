@@ -55,11 +55,11 @@ def test_hash_splits_are_stable_and_near_their_shares():
     # Pinned: another hash would change the splits of everyone's data.
     held_out = {name: splits[name] for name in names[:30] if splits[name] != "train"}
     assert held_out == {
-        "class 11": "test",
-        "class 16": "val",
-        "class 20": "val",
-        "class 26": "test",
-        "class 28": "val",
+        "class 8": "test",
+        "class 11": "val",
+        "class 15": "test",
+        "class 26": "val",
+        "class 27": "test",
     }
 
 

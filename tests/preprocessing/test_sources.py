@@ -27,6 +27,9 @@ def test_folder(tmp_path):
         touch(tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "b/gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b/loop").symlink_to(tmp_path / "a")
+    os.mkfifo(tmp_path / "b/pipe.png")
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
     images, rejected = listed(tmp_path)
     assert images == [
         ("a/ünï\n.jpg", "a", None),
@@ -36,8 +39,11 @@ def test_folder(tmp_path):
     ]
     assert sorted(rejected) == [
         (".git", "hidden folder"),
+        ("\\xff", "folder name is not valid UTF-8"),
         ("a/.DS_Store", "hidden file"),
         ("b/gone.png", "cannot be read: No such file or directory"),
+        ("b/loop", "symbolic link to a folder"),
+        ("b/pipe.png", "cannot be read: not a regular file"),
         ("empty", "class folder without a file"),
         ("stray.png", "not in a class folder"),
     ]

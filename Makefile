@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu
+# What is installed stays; on a new environment, the CPU's TensorFlow.
+EXTRAS ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),cpu)
 BIN = $(VENV)/bin
 # The pins are those of the CPU; a GPU's and a TPU's TensorFlow bring others.
 CONSTRAINTS = $(if $(filter cpu,$(EXTRAS)),--constraint constraints.txt)
@@ -17,40 +18,47 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo preprocess train evaluate test test-slow lint format bench clean
+.PHONY: help setup demo demo-images preprocess train evaluate test test-slow lint format bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## make .venv; EXTRAS=cpu (default), gpu or tpu
 
+OTHERS = $(filter-out $(INSTALLED),$(wildcard $(VENV)/.installed-*))
+
 $(INSTALLED): setup.py constraints.txt
+	@test -z '$(OTHERS)' || { echo 'error: $(OTHERS): another TensorFlow is installed there;' \
+	  'remove $(VENV), or set VENV=' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),demo,dev]'
 	touch $@
 
-demo: setup data/demo-images.json  ## draw the demo set, preprocess, train on the CPU, evaluate
+demo: setup demo-images  ## draw the demo set, preprocess, train on the CPU, evaluate
 	$(BIN)/python -m pipeline.main --gin_file=gin/demo_preprocess.gin
 	$(BIN)/python -m trainer.main --gin_file=gin/demo.gin $(ARGS)
 
-data/demo-images.json:
+demo-images: setup
 	$(BIN)/python -m demo.draw --output=data/demo-images
 
+# --flag='value' where the variable has a value.
+flag = $(if $(2),--$(1)='$(2)')
+
 # Without INPUT: the demo set.
-preprocess: setup $(if $(INPUT),,data/demo-images.json)  ## INPUT=folder or CSV, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
+preprocess: setup $(if $(INPUT),,demo-images)  ## INPUT=folder or CSV, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.main \
-	  $(addprefix --gin_file=,$(or $(GIN),$(if $(INPUT),,gin/demo_preprocess.gin))) \
-	  $(addprefix --input=,$(INPUT)) $(addprefix --output=,$(OUTPUT)) \
-	  $(addprefix --runner=,$(RUNNER)) $(ARGS)
+	  $(call flag,gin_file,$(or $(GIN),$(if $(INPUT),,gin/demo_preprocess.gin))) \
+	  $(call flag,input,$(INPUT)) $(call flag,output,$(OUTPUT)) \
+	  $(call flag,runner,$(RUNNER)) $(ARGS)
 
 train: setup  ## [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
-	$(BIN)/python -m trainer.main --gin_file=$(or $(GIN),gin/demo.gin) \
-	  $(addprefix --data_dir=,$(DATA)) $(addprefix --model_dir=,$(MODEL)) $(ARGS)
+	$(BIN)/python -m trainer.main $(call flag,gin_file,$(or $(GIN),gin/demo.gin)) \
+	  $(call flag,data_dir,$(DATA)) $(call flag,model_dir,$(MODEL)) $(ARGS)
 
 evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
-	$(BIN)/python -m trainer.main --mode=evaluate --model_dir=$(or $(MODEL),runs/demo) \
-	  $(addprefix --data_dir=,$(DATA)) $(ARGS)
+	$(BIN)/python -m trainer.main --mode=evaluate \
+	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(call flag,data_dir,$(DATA)) $(ARGS)
 
 test: setup  ## every test; no network, no accelerator
 	$(BIN)/python -m pytest -n 2 $(ARGS)

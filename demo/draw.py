@@ -1,8 +1,8 @@
 """Draws the demo set: a class is a character, an image is that character in one typeface.
 
-  python -m demo.draw --output=data/demo/images
+  python -m demo.draw --output=data/demo-images
 
-The typefaces lie in Python packages, see LICENSES.md: pip install 'tripletmill[demo]'.
+The typefaces lie in Python packages, see LICENSES.md; `make setup` installs them.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def _package(name: str) -> importlib.metadata.Distribution:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            f"package {name} is missing: pip install 'tripletmill[demo]' (or {name})"
+            f"package {name} is missing: run `make setup`, or pip install {name}"
         ) from None
 
 

@@ -75,7 +75,7 @@ def preprocess(
     max_rejected_share: float = 0.05,
     threads: int | None = None,
     overwrite: bool = False,
-    runner: PipelineRunner | str,
+    runner: PipelineRunner,
     options: PipelineOptions,
 ) -> index.DatasetInfo:
     """Makes a data set from labelled images.

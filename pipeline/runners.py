@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineRunner
+from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from preprocessing.errors import UsageError
 
@@ -22,7 +22,7 @@ WORKER_ERROR = re.compile(r"UsageError: (.*?)(?: \[while running|\\n|\n|$)")
 STEP = re.compile(r" \[while running .*", re.DOTALL)
 
 
-def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner | str, PipelineOptions]:
+def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner, PipelineOptions]:
     """Reads Beam's flags; raises UsageError for one that Beam does not know.
 
     Local runs use the FnApiRunner. DaskRunner is refused: it loses output without an error.
@@ -31,6 +31,9 @@ def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner | str,
     if unknown:
         raise UsageError(f"unknown flag {unknown[0]!r}: neither ours nor Apache Beam's; see --help")
     options = PipelineOptions(list(beam_flags))
+    workers = options.view_as(DirectOptions).direct_num_workers
+    if workers < 0:
+        raise UsageError(f"--direct_num_workers={workers}: 0 (one a core) or more")
     name = options.view_as(StandardOptions).runner
     if name in LOCAL_RUNNERS:
         return FnApiRunner(), options
@@ -39,7 +42,10 @@ def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner | str,
             "--runner=DaskRunner: refused, Beam's Dask runner silently loses output; use"
             " --direct_num_workers, or a Flink, Spark or Dataflow runner"
         )
-    return name, options
+    try:
+        return create_runner(name), options
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f"--runner={name}: {error}") from error
 
 
 def _unknown(beam_flags: Sequence[str]) -> list[str]:

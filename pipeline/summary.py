@@ -1,6 +1,7 @@
 """What a finished job tells the person who started it."""
 
 import os
+import shlex
 
 from preprocessing import index
 
@@ -21,7 +22,8 @@ def print_summary(info: index.DatasetInfo) -> None:
         print(f"  left out: {info.num_rejected:,} files, each with its reason in {rejected}")
     else:
         print("  left out: nothing")
+    data_dir = shlex.quote(info.directory)
     print(
-        f"next: python -m trainer.main --gin_file=gin/small_conv.gin --data_dir={info.directory}"
+        f"next: python -m trainer.main --gin_file=gin/small_conv.gin --data_dir={data_dir}"
         " --model_dir=runs/first"
     )

@@ -51,6 +51,12 @@ def run(
     except (UsageError, flags.Error) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        # A file or folder that cannot be had; others carry no number.
+        if not str(error).startswith("[Errno"):
+            raise
+        print(f"error: {_one_line(error).partition('] ')[2]}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -99,7 +105,7 @@ def parse_gin(
         gin.parse_config(list(defaults))
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
         for parameter, flag in required.items():
-            if not _is_set(parameter):
+            if not _is_set(parameter) or not _value(parameter):
                 raise UsageError(f"--{flag} is missing; see --help")
         gin.finalize()
     except (ValueError, SyntaxError, OSError, AttributeError, ImportError, TypeError) as error:
@@ -122,7 +128,8 @@ def _check_kinds(configurable: Callable) -> None:
         value = _value(parameter)
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if typing.get_origin(hint) is Callable:
-            fits, expected = isinstance(value, gin.config.ConfigurableReference), "an @reference"
+            reference = isinstance(value, gin.config.ConfigurableReference)
+            fits, expected = reference and not value.evaluate, "an @reference, without ()"
         elif set(kinds) <= PLAIN_KINDS:
             fits = type(value) in kinds or (type(value) is int and float in kinds)
             fits = fits or isinstance(value, gin.config.ConfigurableReference)
@@ -133,7 +140,7 @@ def _check_kinds(configurable: Callable) -> None:
             raise UsageError(f"gin: {parameter} = {value!r}: must be {expected}")
 
 
-def _value(parameter: str) -> object:
+def _value(parameter: str) -> typing.Any:
     """What gin has for a parameter, looking through macros."""
     value = gin.query_parameter(parameter)
     while isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":

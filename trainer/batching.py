@@ -7,8 +7,6 @@ Nothing is carried from step to step, so a run resumes from its step number alon
 without talking.
 """
 
-import dataclasses
-
 import numpy as np
 
 from preprocessing.errors import UsageError
@@ -17,59 +15,57 @@ from preprocessing.errors import UsageError
 _CLASS_ORDER, _DROP_ORDER, _IMAGE_ORDER = 1, 2, 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class BatchPlan:
     """Which images each step sees.
 
     A pass goes over the classes in random order, P a step. Where P does not divide their number,
     the remainder sits a pass out, each class in its turn. A class's images come in random order
     and all come before any comes again; a batch holds an image twice only if its class has fewer
-    than K.
+    than K. Classes with a single image are left out.
 
-    Attributes:
+    Args:
       labels: [N] label of each row of the index; a label's rows may lie anywhere.
-      classes_per_batch: P, distinct classes in a global batch.
+      classes_per_batch: P, distinct classes in a global batch, at least 2.
       images_per_class: K, at least 2.
       seed: any integer.
+
+    Attributes:
+      num_classes: classes that batches are drawn from: those with at least two images.
+      num_skipped: classes left out.
+
+    Raises:
+      UsageError: P or K too small, or fewer than P classes.
     """
 
-    labels: np.ndarray
-    classes_per_batch: int
-    images_per_class: int
-    seed: int = 0
+    def __init__(
+        self, labels: np.ndarray, *, classes_per_batch: int, images_per_class: int, seed: int = 0
+    ) -> None:
+        self.labels = labels
+        self.classes_per_batch = classes_per_batch
+        self.images_per_class = images_per_class
+        self.seed = seed
+        self._rows = np.argsort(labels, kind="stable")
+        _, starts, counts = np.unique(labels[self._rows], return_index=True, return_counts=True)
+        self._starts, self._counts = starts[counts >= 2], counts[counts >= 2]
+        self.num_classes = len(self._counts)
+        self.num_skipped = len(counts) - self.num_classes
+        self._check()
 
-    def __post_init__(self) -> None:
-        order = np.argsort(self.labels, kind="stable")
-        _, starts, counts = np.unique(self.labels[order], return_index=True, return_counts=True)
-        eligible = counts >= 2
-        for name, value in {
-            "_rows": order,
-            "_starts": starts[eligible],
-            "_counts": counts[eligible],
-            "_skipped": int(np.sum(~eligible)),
-        }.items():
-            object.__setattr__(self, name, value)
-        if self.images_per_class < 2:
-            raise UsageError(f"images_per_class {self.images_per_class}: at least 2")
-        if self.classes_per_batch < 2:
-            raise UsageError(f"classes_per_batch {self.classes_per_batch}: at least 2")
+    def _check(self) -> None:
+        for name, value in (
+            ("images_per_class", self.images_per_class),
+            ("classes_per_batch", self.classes_per_batch),
+        ):
+            if value < 2:
+                raise UsageError(f"{name} {value}: at least 2")
         if self.num_classes < self.classes_per_batch:
             lone = f" ({self.num_skipped} more have only one)" if self.num_skipped else ""
+            advice = f"set it to {self.num_classes} or less"
             raise UsageError(
                 f"classes_per_batch {self.classes_per_batch}: the split has only"
                 f" {self.num_classes} classes with two images or more{lone};"
-                f" set it to {self.num_classes} or less"
+                f" {advice if self.num_classes >= 2 else 'at least 2 are needed'}"
             )
-
-    @property
-    def num_classes(self) -> int:
-        """Classes that batches are drawn from: those with at least two images."""
-        return len(self._counts)  # type: ignore[attr-defined]
-
-    @property
-    def num_skipped(self) -> int:
-        """Classes left out because they have a single image."""
-        return self._skipped  # type: ignore[attr-defined]
 
     @property
     def batch_size(self) -> int:
@@ -106,7 +102,7 @@ class BatchPlan:
 
     def _images(self, class_index: int, visit: int) -> np.ndarray:
         """Rows of a class at its n-th visit, [K]."""
-        count, size = int(self._counts[class_index]), self.images_per_class  # type: ignore[attr-defined]
+        count, size = int(self._counts[class_index]), self.images_per_class
         first = int(visit) * size
         if count < 2 * size:
             # Few images: one circle, so that any run of them is as varied as can be.
@@ -118,7 +114,7 @@ class BatchPlan:
             if len(chosen) < size:
                 following = self._image_order(class_index, count, epoch + 1)
                 chosen = np.concatenate([chosen, following[: size - len(chosen)]])
-        return self._rows[self._starts[class_index] + chosen]  # type: ignore[attr-defined]
+        return self._rows[self._starts[class_index] + chosen]
 
     def _image_order(self, class_index: int, count: int, epoch: int) -> np.ndarray:
         """Order of a class's images, its head arranged so that no visit repeats an image."""

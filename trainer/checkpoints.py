@@ -2,15 +2,18 @@
 
 import json
 import os
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
+from preprocessing.index import DatasetInfo
 from preprocessing.storage import write_file
 
 LATEST, BEST = "checkpoints", "best"
 BEST_FILE = "best.json"
+DATA_FILE = "data.json"
 
 
 class Checkpoints:
@@ -59,16 +62,23 @@ class Checkpoints:
         self._restore(self._checkpoint, self._latest.latest_checkpoint)
         return int(self.step.numpy())
 
-    def restore_best(self) -> int | None:
-        """Restores the model of the best checkpoint, else of the newest; None without any."""
-        for checkpoint, manager in (
-            (self._best_checkpoint, self._best),
-            (self._best_checkpoint, self._latest),
-        ):
-            if manager.latest_checkpoint is not None:
-                self._restore(checkpoint, manager.latest_checkpoint, partly=manager is self._latest)
-                return int(self.step.numpy())
-        return None
+    @staticmethod
+    def exist(model_dir: str) -> bool:
+        """Whether a run has saved anything."""
+        folder = os.path.join(model_dir, LATEST)
+        return tf.train.latest_checkpoint(folder) is not None
+
+    def restore_best(self) -> int:
+        """Restores the model of the best checkpoint, else of the newest, and gives its step.
+
+        Without any checkpoint nothing is restored, and it is 0.
+        """
+        for manager in (self._best, self._latest):
+            path = manager.latest_checkpoint
+            if path is not None:
+                self._restore(self._best_checkpoint, path, partly=manager is self._latest)
+                break
+        return int(self.step.numpy())
 
     def save(self, step: int, *, evaluated_step: int) -> None:
         """Saves the newest state, and the last step that was evaluated."""
@@ -106,3 +116,32 @@ class Checkpoints:
                 f"checkpoint {path}: does not fit the model of this configuration ({reason});"
                 " choose another --model_dir, or the configuration it was made with"
             ) from error
+
+
+def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
+    """Whether a run was trained on this data set."""
+    try:
+        with open(os.path.join(model_dir, LATEST, DATA_FILE), encoding="utf-8") as file:
+            return json.load(file) == _identity(info)
+    except FileNotFoundError:
+        return False
+
+
+def claim_data(model_dir: str, info: DatasetInfo) -> None:
+    """Notes which data set a run is trained on.
+
+    Raises:
+      UsageError: the run has checkpoints from another one.
+    """
+    if Checkpoints.exist(model_dir) and not is_data_of(model_dir, info):
+        raise UsageError(
+            f"model_dir {model_dir}: the run there was trained on another data set than"
+            f" {info.directory}; choose another --model_dir"
+        )
+    os.makedirs(os.path.join(model_dir, LATEST), exist_ok=True)
+    path = os.path.join(model_dir, LATEST, DATA_FILE)
+    write_file(path, json.dumps(_identity(info), sort_keys=True).encode())
+
+
+def _identity(info: DatasetInfo) -> dict[str, Any]:
+    return {"input_fingerprint": info.input_fingerprint, "settings": dict(info.settings)}

@@ -42,8 +42,9 @@ def load(gin_files: list[str], data_dir: str | None, model_dir: str | None) -> s
     """
     if not gin_files:
         saved = os.path.join(model_dir or "", CONFIG_FILE)
-        if model_dir is None or not os.path.isfile(saved):
-            raise UsageError("--gin_file is missing; the configurations are in gin/, see --help")
+        if not os.path.isfile(saved):
+            there = f" and there is no {saved}" if model_dir else ""
+            raise UsageError(f"--gin_file is missing{there}; configurations are in gin/")
         gin_files.append(saved)
     folders = {"DATA_DIR": data_dir, "MODEL_DIR": model_dir}
     commandline.parse_gin(

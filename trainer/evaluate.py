@@ -12,8 +12,8 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex, load_index
 from preprocessing.progress import Progress
-from preprocessing.storage import atomic_file, write_file
-from trainer.checkpoints import Checkpoints
+from preprocessing.storage import atomic_file, require_local, write_file
+from trainer.checkpoints import Checkpoints, is_data_of
 from trainer.contact_sheet import Tile, choose_queries, contact_sheet
 from trainer.input import evaluation_batches
 from trainer.retrieval import RetrievalMetrics, nearest_neighbours, retrieval_metrics
@@ -97,7 +97,8 @@ def evaluate(
     seed: int = 0,
     num_queries: int = 12,
     num_neighbours: int = 8,
-) -> Mapping[str, RetrievalMetrics]:
+    check_only: bool = False,
+) -> None:
     """Evaluates the best checkpoint of a run beside raw pixels and the untrained model.
 
     Prints a table; writes it to model_dir/evaluation/SPLIT.json, and a contact sheet of queries
@@ -113,15 +114,28 @@ def evaluate(
       seed: the one that training began with, so that the untrained model is the one it began with.
       num_queries: rows of the contact sheet.
       num_neighbours: its columns.
-
-    Returns:
-      Metrics by name: "raw pixels", "backbone before training", "model before training",
-      "trained model".
+      check_only: only sees that all that is asked for can be had, before a long training.
 
     Raises:
-      UsageError: no such data set or split, or no checkpoint.
+      UsageError: no such data set or split, no class of two images in it, or no checkpoint.
     """
+    require_local(model_dir, "model_dir")
+    for name, value in (
+        ("batch_size", batch_size),
+        ("num_queries", num_queries),
+        ("num_neighbours", num_neighbours),
+    ):
+        if value < 1:
+            raise UsageError(f"evaluate.{name} {value}: 1 or more")
+    check_central_share(central_share)
     index = load_index(data_dir, split)
+    index.class_names()
+    if not has_queries(index):
+        raise UsageError(f"data_dir {data_dir}: no class of {split} has two images")
+    if check_only:
+        return
+    if not Checkpoints.exist(model_dir):
+        raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
 
     def untrained(**changes: None) -> keras.Model:
         keras.utils.set_random_seed(seed)
@@ -132,8 +146,6 @@ def evaluate(
     images = ImageReader(index, int(model.input_shape[1]), central_share, batch_size)
     before = measure(forward, images, "model before training")
     step = Checkpoints(model_dir, model).restore_best()
-    if step is None:
-        raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
     embeddings = embed(forward, images, "trained model")
     backbone = forward_function(untrained(embedding_dim=None))
     pixels = images.map(raw_pixels, "raw pixels")
@@ -146,12 +158,25 @@ def evaluate(
 
     folder = os.path.join(model_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
-    table, sheet = (os.path.join(folder, f"{split}{end}") for end in (".json", "-neighbours.png"))
+    # A run's own data set needs no name; another's figures must not take its place.
+    own = is_data_of(model_dir, index.info)
+    name = split if own else f"{index.info.name}-{split}"
+    table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
     _write_table(table, split, step, results)
     _write_sheet(sheet, embeddings, images, num_queries, num_neighbours)
     _print_table(split, step, results)
     print(f"wrote {table}\nwrote {sheet}")
-    return results
+
+
+def has_queries(index: DatasetIndex) -> bool:
+    """Whether a class of the split has two images, so that one can be found by the other."""
+    return bool(len(index)) and int(np.unique(index.label, return_counts=True)[1].max()) >= 2
+
+
+def check_central_share(value: float) -> None:
+    """Raises UsageError unless above 0 and at most 1."""
+    if not 0 < value <= 1:
+        raise UsageError(f"central_share {value}: above 0, at most 1")
 
 
 def raw_pixels(images: tf.Tensor) -> tf.Tensor:
@@ -199,7 +224,7 @@ def _write_sheet(
 ) -> None:
     index = images.index
     queries = choose_queries(index.label, num=num_queries)
-    neighbours = nearest_neighbours(embeddings, num_neighbours).rows[queries]
+    neighbours = nearest_neighbours(embeddings, num_neighbours, queries=queries).rows
     wanted = np.unique(np.concatenate([queries, neighbours.ravel()]))
     pixels = np.concatenate([batch.numpy() for batch in images.batches(wanted)])
     picture = dict(zip(wanted.tolist(), pixels, strict=True))

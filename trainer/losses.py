@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from preprocessing.errors import UsageError
 from trainer import global_batch, mining
 from trainer.distances import DistanceMetric, distance, mining_distances
 
@@ -119,6 +120,8 @@ def _triplet_loss(
     metric: DistanceMetric,
     across_replicas: bool,
 ) -> TripletResult:
+    if margin < 0:
+        raise UsageError(f"margin {margin}: 0 or more")
     labels = tf.cast(tf.reshape(labels, [-1]), tf.int32)
     batch = global_batch.gather(labels, embeddings, across_replicas=across_replicas)
     triplets = mine(

@@ -30,6 +30,7 @@ def main(_: list[str]) -> None:
     model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir)
     finished = True
     if FLAGS.mode == "train":
+        gin.get_configurable("evaluate")(check_only=True)
         finished = gin.get_configurable("train")(on_ready=lambda: config.save(model_dir))
     if finished:
         gin.get_configurable("evaluate")()

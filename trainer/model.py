@@ -28,10 +28,10 @@ def build_model(
     """
     if embedding_dim is not None and embedding_dim < 1:
         raise UsageError(f"embedding_dim {embedding_dim}: 1 or more, or None for no head")
-    image = keras.Input((image_size, image_size, 3), name="image")
     trunk = build_backbone(
         backbone, image_size=image_size, weights=weights, freeze_batch_norm=freeze_batch_norm
     )
+    image = keras.Input((image_size, image_size, 3), name="image")
     features = trunk(image)
     if embedding_dim is not None:
         features = keras.layers.Dense(embedding_dim, use_bias=False, name="head")(features)

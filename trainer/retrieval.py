@@ -13,8 +13,8 @@ import tensorflow as tf
 class Neighbours(NamedTuple):
     """The nearest other rows of every query, nearest first.
 
-    rows: int32 [N, k], row numbers in [0, N).
-    distances: float32 [N, k], squared Euclidean, in [0, inf], ascending along a row.
+    rows: int32 [Q, k], row numbers in [0, N).
+    distances: float32 [Q, k], squared Euclidean, in [0, inf], ascending along a row.
     """
 
     rows: np.ndarray
@@ -42,29 +42,34 @@ class RetrievalMetrics:
     map_at_r_by_class: dict[int, float]
 
 
-def nearest_neighbours(embeddings: Any, k: int, *, tile: int = 1024) -> Neighbours:
-    """The k nearest other rows of every row, exactly, by squared Euclidean distance.
+def nearest_neighbours(
+    embeddings: Any, k: int, *, queries: np.ndarray | None = None, tile: int = 1024
+) -> Neighbours:
+    """The k nearest other rows of each query, exactly, by squared Euclidean distance.
 
     embeddings: [N, D], array or tensor, of any floating type; read as float32.
     k: at least 1; clipped to N - 1.
+    queries: row numbers [Q]; by default every row, Q = N.
     tile: queries computed at a time; memory is O(tile x N), the result does not depend on it.
 
     A query is left out of its own neighbours by its row number, so exact copies of it stay in, at
     distance 0. Ties, equal in float32, are ordered by row number. Distances are computed in
     float64; one too small to tell from rounding (two rows nearer than about 4e-7 of their length,
     at D = 128) counts as 0, one past float32's range as inf.
-    With 0 or 1 rows the result is [N, 0].
+    The result is [Q, k]; with 0 or 1 rows [Q, 0].
     Raises ValueError on another rank, on rows that are not finite, on k or tile below 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}, must be at least 1")
     gallery = _Gallery(embeddings, tile)
     k = min(k, max(gallery.size - 1, 0))
-    rows = np.empty((gallery.size, k), np.int32)
-    distances = np.empty((gallery.size, k), np.float32)
-    for start in range(0, gallery.size, tile):
-        queries = np.arange(start, min(start + tile, gallery.size), dtype=np.int32)
-        rows[queries], distances[queries] = gallery.nearest(queries, k)
+    if queries is None:
+        queries = np.arange(gallery.size)
+    rows = np.empty((len(queries), k), np.int32)
+    distances = np.empty((len(queries), k), np.float32)
+    for start in range(0, len(queries), tile):
+        part = slice(start, start + tile)
+        rows[part], distances[part] = gallery.nearest(queries[part], k)
     return Neighbours(rows, distances)
 
 

@@ -17,6 +17,8 @@ def make_strategy(*, name: str = "auto", cpu_replicas: int = 1) -> tf.distribute
     """
     if name not in NAMES:
         raise UsageError(f"make_strategy.name {name!r}: one of {', '.join(NAMES)}")
+    if cpu_replicas < 1:
+        raise UsageError(f"make_strategy.cpu_replicas {cpu_replicas}: 1 or more")
     gpus = tf.config.list_physical_devices("GPU")
     replicas = len(gpus) or cpu_replicas
     if name == "one_device" or (name == "auto" and replicas == 1):

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
+import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,10 +12,18 @@ import numpy as np
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
-from preprocessing.index import DatasetIndex, load_index
+from preprocessing.index import DatasetIndex, DatasetInfo, load_index
+from preprocessing.storage import exclusive, require_local
 from trainer.batching import BatchPlan
-from trainer.checkpoints import Checkpoints
-from trainer.evaluate import ImageReader, forward_function, measure, numbers
+from trainer.checkpoints import Checkpoints, claim_data
+from trainer.evaluate import (
+    ImageReader,
+    check_central_share,
+    forward_function,
+    has_queries,
+    measure,
+    numbers,
+)
 from trainer.input import Augmentation, chunks, train_batches
 from trainer.losses import TripletResult
 from trainer.strategy import make_strategy as default_strategy
@@ -23,6 +31,7 @@ from trainer.telemetry import Telemetry
 
 STATISTICS = ("loss", "active", "positive_distance", "negative_distance")
 EVALUATION_BATCH = 128
+LOCK_FILE = ".lock"
 
 
 def train(
@@ -69,6 +78,14 @@ def train(
     Raises:
       UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
     """
+    require_local(model_dir, "model_dir")
+    check_central_share(central_share)
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
+    augmentation = augmentation or Augmentation()
+    if not isinstance(augmentation, Augmentation):
+        raise UsageError(f"train.augmentation: @Augmentation(), not {augmentation!r}")
+
     # ---- Data: what there is, and which rows each step sees.
     train_index = load_index(data_dir, "train")
     plan = BatchPlan(
@@ -77,7 +94,6 @@ def train(
         images_per_class=images_per_class,
         seed=seed,
     )
-    augmentation = augmentation or Augmentation()
 
     # ---- Model and optimizer, on the devices.
     strategy = make_strategy()
@@ -86,21 +102,30 @@ def train(
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         model = build_model()
-        optimizer = make_optimizer()
-        optimizer.build(model.trainable_variables)
+        try:
+            optimizer = make_optimizer()
+            optimizer.build(model.trainable_variables)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"train.make_optimizer: {error}") from error
     # A wrong setting of the loss shows here, not inside the compiled loop.
     triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
     image_size = int(model.input_shape[1])
-    val = _val_reader(data_dir, image_size, central_share)
+    val = _val_reader(train_index.info, image_size, central_share)
 
     # ---- Where the run stands.
+    claim_data(model_dir, train_index.info)
     checkpoints = Checkpoints(model_dir, model, optimizer)
     first_step = checkpoints.restore_latest()
-
     on_ready()
 
-    with Telemetry(model_dir, first_step=first_step, steps=steps) as telemetry, _stop() as stop:
+    with (
+        exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}"),
+        Telemetry(model_dir, first_step=first_step, steps=steps) as telemetry,
+        _stop() as stop,
+    ):
         _say_start(telemetry, strategy, plan, train_index, model, first_step, steps)
+        if val is None:
+            telemetry.line("no val split with two images of a class: the last model is kept")
         forward = forward_function(model)
         run_steps = _make_loop(strategy, model, optimizer, triplets)
         step, evaluated_step = first_step, int(checkpoints.evaluated_step.numpy())
@@ -171,11 +196,13 @@ def _check_steps(
         )
 
 
-def _val_reader(data_dir: str, image_size: int, central_share: float) -> ImageReader | None:
-    index = load_index(data_dir, "train").info
-    if "val" not in index.num_images:
+def _val_reader(info: DatasetInfo, image_size: int, central_share: float) -> ImageReader | None:
+    if "val" not in info.num_images:
         return None
-    return ImageReader(load_index(data_dir, "val"), image_size, central_share, EVALUATION_BATCH)
+    index = load_index(info.directory, "val")
+    if not has_queries(index):
+        return None
+    return ImageReader(index, image_size, central_share, EVALUATION_BATCH)
 
 
 def _make_loop(
@@ -210,7 +237,7 @@ def _make_loop(
 def _check_finite(loss: float, first: int, last: int) -> None:
     if not np.isfinite(loss):
         raise UsageError(
-            f"the loss is {loss} in one of the steps {first + 1} to {last}; the last checkpoint"
+            f"the loss is {loss} in one of the steps {first + 1} to {last}; what was saved before"
             " is kept; lower the learning rate, or look for damaged images"
         )
 
@@ -224,7 +251,8 @@ def _stop() -> Iterator["_Flag"]:
         if flag and number == signal.SIGINT:
             raise KeyboardInterrupt
         flag.raised = True
-        print("\nfinishing the steps in hand; Ctrl+C again stops at once", file=sys.stderr)
+        # Not print: this may have come in the middle of another one.
+        os.write(2, b"\nfinishing the steps in hand; Ctrl+C again stops at once\n")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, raise_flag) for number in signals]

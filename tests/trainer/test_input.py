@@ -11,6 +11,7 @@ from PIL import Image
 from preprocessing.errors import UsageError
 from preprocessing.index import load_index
 from preprocessing.records import decode_example, read_record
+from tests.fixtures.datasets import make_data_set
 from trainer.batching import BatchPlan
 from trainer.input import Augmentation, chunks, evaluation_batches, train_batches
 
@@ -100,6 +101,22 @@ def test_crops_of_the_same_rows_differ_by_seed(index, plan):
     [(one, labels)], [(another, same)] = (batches(index, p, num_steps=1) for p in (plan, other))
     np.testing.assert_array_equal(labels, same)
     assert (one != another).any(axis=(1, 2, 3)).all()
+
+
+def test_shrinking_does_not_alias(tmp_path):
+    """Stripes too fine for the smaller image become grey."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(stripes).save(tmp_path / f"images/{name}/{i}.png")
+    index = load_index(str(make_data_set(tmp_path, short_side=64)), "train")
+    [image] = evaluation_batches(
+        index, np.array([0]), image_size=12, central_share=1.0, batch_size=1
+    )
+    assert np.abs(image.numpy().astype(int) - 127).max() < 40
+    assert image.numpy().std() < 10
 
 
 def test_replicas_share_a_batch_in_order(index, plan):

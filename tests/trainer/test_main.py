@@ -15,6 +15,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from preprocessing.storage import exclusive
+from tests.fixtures.datasets import make_data_set, small_data_set
+from tests.fixtures.folders import class_folder
+
 ROOT = Path(__file__).parents[2]
 TINY = str(Path(__file__).with_name("tiny.gin"))
 DETERMINISTIC = {**os.environ, "TF_DETERMINISTIC_OPS": "1"}
@@ -59,6 +63,7 @@ def trained(data_dir, tmp_path_factory):
 def test_a_run_writes_what_it_says(trained):
     model_dir, done = trained
     assert sorted(path.name for path in model_dir.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.gin",
         "evaluation",
@@ -189,7 +194,20 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gin_file": None}, "--gin_file is missing"),
+        ({"gin_file": None}, "--gin_file is missing and there is no"),
+        ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
+        ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
+        ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: 0 or more"),
+        ({"gin_param": "SGD.momentum = 5.0"}, "train.make_optimizer: "),
+        ({"gin_param": "CENTRAL_SHARE = 0.0"}, "central_share 0.0: above 0"),
+        ({"gin_param": "SEED = -1"}, "train.seed -1"),
+        ({"gin_param": "make_strategy.cpu_replicas = 0"}, "cpu_replicas 0: 1 or more"),
+        ({"gin_param": "build_model.image_size = -4"}, "image_size is -4"),
+        # What only the evaluation at the end needs is an error before the first step.
+        ({"gin_param": "evaluate.split = 'nope'"}, "no split 'nope'"),
+        ({"gin_param": "evaluate.num_queries = 0"}, "evaluate.num_queries 0: 1 or more"),
+        ({"model_dir": "gs://bucket/run"}, "only local paths"),
+        ({"model_dir": "README.md"}, "README.md"),
         ({"gin_file": "nowhere.gin"}, "--gin_file nowhere.gin: no such file"),
         ({"gin_param": "trian.steps = 3"}, "trian"),
         ({"gin_param": "train.stepps = 3"}, "stepps"),
@@ -226,6 +244,40 @@ def test_checkpoint_of_another_model(data_dir, trained, tmp_path):
     assert done.returncode == 2
     assert "does not fit the model" in done.stderr.splitlines()[-1]
     np.testing.assert_equal(weights(model_dir), before)
+
+
+def test_another_data_set(data_dir, trained, tmp_path):
+    """A run does not go on with it; an evaluation on it takes nothing's place."""
+    model_dir = shutil.copytree(trained[0], tmp_path / "run")
+    other = small_data_set(tmp_path, classes=16)
+    done = run(*arguments(other, model_dir, "STEPS = 9"), check=False)
+    assert done.returncode == 2
+    assert "was trained on another data set" in done.stderr.splitlines()[-1]
+    run("--mode=evaluate", f"--model_dir={model_dir}", f"--data_dir={other}")
+    table = "evaluation/test.json"
+    assert (model_dir / table).read_text() == (trained[0] / table).read_text()
+    assert (model_dir / "evaluation/data-test.json").is_file()
+    # The same data set in another place is the same.
+    moved = shutil.copytree(data_dir, tmp_path / "moved")
+    assert "nothing to train" in run(*arguments(moved, model_dir)).stderr
+
+
+def test_no_val_and_no_test_split(tmp_path):
+    class_folder(tmp_path / "images", classes=6)
+    data_dir = make_data_set(tmp_path)
+    done = run(*arguments(data_dir, tmp_path / "run"), check=False)
+    assert done.returncode == 2
+    assert "no split 'test', only train" in done.stderr
+    done = run(*arguments(data_dir, tmp_path / "run", "evaluate.split = 'train'"))
+    assert "no val split with two images of a class: the last model is kept" in done.stderr
+
+
+def test_two_trainers_of_one_run(data_dir, trained, tmp_path):
+    model_dir = shutil.copytree(trained[0], tmp_path / "run")
+    with exclusive(str(model_dir / ".lock"), "this test"):
+        done = run(*arguments(data_dir, model_dir), check=False)
+    assert done.returncode == 2
+    assert "another process is writing there" in done.stderr
 
 
 def test_diverged_run_stops_and_says_where(data_dir, tmp_path):

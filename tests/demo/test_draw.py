@@ -167,7 +167,8 @@ def test_an_interrupted_run_leaves_no_set(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_missing_package_is_named() -> None:
-    with pytest.raises(UsageError, match=r"font-nowhere is missing: run .make setup., or pip install font-nowhere"):
+    message = "font-nowhere is missing: run `make setup`, or pip install font-nowhere"
+    with pytest.raises(UsageError, match=message):
         find_faces({"Nowhere": ("font-nowhere", "*.ttf")})
 
 

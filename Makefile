@@ -76,7 +76,7 @@ format: setup  ## bring the code into form
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks behind docs/benchmarks.md
-	for name in images input; do $(BIN)/python -m benchmarks.$$name || exit; done
+	for name in images input; do TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:  ## remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

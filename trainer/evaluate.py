@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 
 import keras
@@ -165,6 +166,8 @@ def evaluate(
     _write_table(table, split, step, results)
     _write_sheet(sheet, embeddings, images, num_queries, num_neighbours)
     _print_table(split, step, results)
+    command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
+    print(f"next: the same on other images: {command} --data_dir=OTHER")
     print(f"wrote {table}\nwrote {sheet}")
 
 

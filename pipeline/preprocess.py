@@ -103,6 +103,7 @@ def preprocess(
     Raises:
       UsageError: the input cannot be used, or `output` holds something else.
     """
+    require_local(input, "input")
     require_local(output, "output")
     for value, valid, what in (
         (images_per_shard, images_per_shard >= 1, "images_per_shard: at least 1"),

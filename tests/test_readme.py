@@ -23,6 +23,8 @@ STEPS = 20
 
 def in_project(command: list[str], project: Path) -> str:
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs this
+        environment.pop(name, None)
     if command[0] == "make":
         command = [*command, f"VENV={VENV}", f"--old-file={VENV / '.installed-cpu'}"]
     done = subprocess.run(

@@ -112,17 +112,15 @@ def train(
     image_size = int(model.input_shape[1])
     val = _val_reader(train_index.info, image_size, central_share)
 
-    # ---- Where the run stands.
-    claim_data(model_dir, train_index.info)
-    checkpoints = Checkpoints(model_dir, model, optimizer)
-    first_step = checkpoints.restore_latest()
-    on_ready()
-
-    with (
-        exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}"),
-        Telemetry(model_dir, first_step=first_step, steps=steps) as telemetry,
-        _stop() as stop,
-    ):
+    # ---- Where the run stands; one process at a time.
+    os.makedirs(model_dir, exist_ok=True)
+    lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}")
+    with lock, _stop() as stop, contextlib.ExitStack() as stack:
+        claim_data(model_dir, train_index.info)
+        checkpoints = Checkpoints(model_dir, model, optimizer)
+        first_step = checkpoints.restore_latest()
+        on_ready()
+        telemetry = stack.enter_context(Telemetry(model_dir, first_step=first_step, steps=steps))
         _say_start(telemetry, strategy, plan, train_index, model, first_step, steps)
         if val is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
@@ -144,6 +142,8 @@ def train(
             # ---- Train up to the next evaluation.
             goal = min(steps, (step // evaluate_every + 1) * evaluate_every)
             for chunk_start, chunk_steps in chunks(step, goal, plan.batch_size):
+                if stop:
+                    break
                 batches = train_batches(
                     train_index,
                     plan,

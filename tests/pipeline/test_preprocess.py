@@ -423,6 +423,7 @@ def test_killed_and_run_again(tmp_path, number):
         (["--input={images}", "--output=o", "--runner=Bogus"], "runner: Bogus"),
         (["--input={images}", "--output=o", "--direct_num_workers=-1"], "workers=-1: 0"),
         (["--input=", "--output=o"], "--input is missing"),
+        (["--input=gs://bucket/images", "--output=o"], "only local paths"),
         (["--input={images}", "--output=/dev/null/x"], "/dev/null/x"),
         (["--input={images}", "--output=o", "--gin_param=preprocess.threads = 0"], "threads"),
         (["--input={images}", "--output=o", "--gin_param=preprocess.x = 1"], "parameter named 'x'"),

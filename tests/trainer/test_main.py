@@ -113,26 +113,42 @@ def test_the_same_command_again_has_nothing_to_train(data_dir, trained, tmp_path
     done = run(*arguments(data_dir, model_dir))
     assert "step 6 is reached already: nothing to train" in done.stderr
     assert "another configuration" not in done.stdout
-    assert done.stdout.splitlines()[:-2] == trained[1].stdout.splitlines()[:-2]
+    assert done.stdout.splitlines()[:-3] == trained[1].stdout.splitlines()[:-3]
     for name, value in weights(model_dir).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def start(*arguments) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*arguments), cwd=ROOT, env=DETERMINISTIC, **pipes)
+
+
+def wait_for_step(model_dir: Path, step: int) -> None:
+    metrics = model_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and f'{{"step": {step}, ' in metrics.read_text():
+            return
+        time.sleep(0.005)
+    raise TimeoutError
+
+
+def assert_equal_runs(model_dir: Path, expected: Path) -> None:
+    """Weights, optimizer and random state, the best model, and all that was recorded."""
+    one, other = weights(model_dir), weights(expected)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+    for file in ("checkpoints/best.json", "evaluation/test.json"):
+        assert (model_dir / file).read_text() == (expected / file).read_text()
+    assert numbers(model_dir) == numbers(expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, number):
     model_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(*arguments(data_dir, model_dir)),
-        cwd=ROOT,
-        env=DETERMINISTIC,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = model_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
-        time.sleep(0.005)
+    process = start(*arguments(data_dir, model_dir))
+    wait_for_step(model_dir, 1)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
@@ -141,14 +157,22 @@ def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, nu
     assert 1 <= step < 6
     resumed = run(*arguments(data_dir, model_dir))
     assert f"going on from step {step}" in resumed.stderr
-    expected = weights(trained[0])
-    found = weights(model_dir)
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    for file in ("checkpoints/best.json", "evaluation/test.json"):
-        assert (model_dir / file).read_text() == (trained[0] / file).read_text()
-    assert numbers(model_dir) == numbers(trained[0])
+    assert_equal_runs(model_dir, trained[0])
+
+
+def test_killed_and_resumed_equals_unbroken(data_dir, tmp_path):
+    """Without a chance to save: it goes on from the last evaluation."""
+    params = ["STEPS = 60", "train.evaluate_every = 5"]
+    run(*arguments(data_dir, tmp_path / "unbroken", *params))
+    killed = tmp_path / "killed"
+    process = start(*arguments(data_dir, killed, *params))
+    wait_for_step(killed, 12)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    resumed = run(*arguments(data_dir, killed, *params))
+    assert re.search(r"going on from step (10|15|20|25|30|35|40|45|50|55)\n", resumed.stderr)
+    assert_equal_runs(killed, tmp_path / "unbroken")
 
 
 def numbers(model_dir) -> list[dict]:
@@ -275,8 +299,9 @@ def test_no_val_and_no_test_split(tmp_path):
 def test_two_trainers_of_one_run(data_dir, trained, tmp_path):
     model_dir = shutil.copytree(trained[0], tmp_path / "run")
     with exclusive(str(model_dir / ".lock"), "this test"):
-        done = run(*arguments(data_dir, model_dir), check=False)
+        done = run(*arguments(data_dir, model_dir, "STEPS = 7"), check=False)
     assert done.returncode == 2
+    assert (model_dir / "config.gin").read_text() == (trained[0] / "config.gin").read_text()
     assert "another process is writing there" in done.stderr
 
 

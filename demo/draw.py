@@ -253,6 +253,9 @@ def main() -> int:
     except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command draws the set anew", file=sys.stderr)
+        return 130
     if summary is None:
         print(f"{output} is complete; nothing to do")
         return 0

@@ -1,7 +1,9 @@
 """Tests of the demo's drawings, on a few characters and families."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,20 @@ def test_a_missing_package_is_named() -> None:
     message = "font-nowhere is missing: run `make setup`, or pip install font-nowhere"
     with pytest.raises(UsageError, match=message):
         find_faces({"Nowhere": ("font-nowhere", "*.ttf")})
+
+
+def test_interrupted_it_draws_the_set_anew(tmp_path: Path) -> None:
+    output = tmp_path / "images"
+    command = [sys.executable, "-m", "demo.draw", f"--output={output}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "images.partial").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "\ninterrupted; the same command draws the set anew\n"
+    assert not output.exists()
 
 
 def test_a_foreign_folder_is_refused_by_the_command(tmp_path: Path) -> None:

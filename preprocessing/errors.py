@@ -1,5 +1,12 @@
-"""The one exception for mistakes of a user; command lines turn it into one line and exit code 2."""
+"""The one exception for mistakes of a user; command lines turn it into one line, exit code 2."""
 
 
 class UsageError(Exception):
     """Says in one line what is wrong, where, and what to do about it."""
+
+
+def require_positive(owner: str, **values: int) -> None:
+    """Raises UsageError for a value below 1, named as OWNER.NAME."""
+    for name, value in values.items():
+        if value < 1:
+            raise UsageError(f"{owner}.{name} {value}: 1 or more")

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, require_positive
 from preprocessing.index import DatasetIndex, load_index
 from preprocessing.progress import Progress
 from preprocessing.storage import atomic_file, require_local, write_file
@@ -121,13 +121,12 @@ def evaluate(
       UsageError: no such data set or split, no class of two images in it, or no checkpoint.
     """
     require_local(model_dir, "model_dir")
-    for name, value in (
-        ("batch_size", batch_size),
-        ("num_queries", num_queries),
-        ("num_neighbours", num_neighbours),
-    ):
-        if value < 1:
-            raise UsageError(f"evaluate.{name} {value}: 1 or more")
+    require_positive(
+        "evaluate",
+        batch_size=batch_size,
+        num_queries=num_queries,
+        num_neighbours=num_neighbours,
+    )
     check_central_share(central_share)
     index = load_index(data_dir, split)
     index.class_names()

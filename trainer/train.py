@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, require_positive
 from preprocessing.index import DatasetIndex, DatasetInfo, load_index
 from preprocessing.storage import exclusive, require_local
 from trainer.batching import BatchPlan
@@ -79,6 +79,9 @@ def train(
       UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
     """
     require_local(model_dir, "model_dir")
+    require_positive(
+        "train", steps=steps, evaluate_every=evaluate_every, steps_per_loop=steps_per_loop
+    )
     check_central_share(central_share)
     if not 0 <= seed < 2**32:
         raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
@@ -98,7 +101,7 @@ def train(
     # ---- Model and optimizer, on the devices.
     strategy = make_strategy()
     replicas = strategy.num_replicas_in_sync
-    _check_steps(plan, replicas, steps, evaluate_every, steps_per_loop)
+    _check_divides(plan, replicas)
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         model = build_model()
@@ -177,16 +180,7 @@ def train(
     return step >= steps
 
 
-def _check_steps(
-    plan: BatchPlan, replicas: int, steps: int, evaluate_every: int, steps_per_loop: int
-) -> None:
-    for name, value in (
-        ("steps", steps),
-        ("evaluate_every", evaluate_every),
-        ("steps_per_loop", steps_per_loop),
-    ):
-        if value < 1:
-            raise UsageError(f"train.{name} {value}: 1 or more")
+def _check_divides(plan: BatchPlan, replicas: int) -> None:
     if plan.batch_size % replicas:
         size = plan.images_per_class * replicas // math.gcd(plan.images_per_class, replicas)
         nearest = max(1, round(plan.batch_size / size)) * size // plan.images_per_class

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -69,8 +68,8 @@ def stop_at_once_on_interrupt() -> None:
     """
 
     def stop(*_: object) -> None:
-        print("\ninterrupted; the same command goes on from the finished shards", file=sys.stderr)
-        sys.stderr.flush()
+        # Not print: this may have come in the middle of another one.
+        os.write(2, b"\ninterrupted; the same command goes on from the finished shards\n")
         os._exit(130)
 
     signal.signal(signal.SIGINT, stop)

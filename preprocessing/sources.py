@@ -109,12 +109,10 @@ class FolderSource:
         unreadable: list[OSError] = []
         for folder, folders, files in os.walk(self._path(part), onerror=unreadable.append):
             folders.sort()
-            for name in [*filter(lambda f: os.path.islink(os.path.join(folder, f)), folders)]:
-                empty = False
-                yield Rejected(
-                    self._source_id(os.path.join(folder, name)), part, "symbolic link to a folder"
-                )
-            empty = empty and not files
+            links = [path for name in folders if os.path.islink(path := os.path.join(folder, name))]
+            for link in links:
+                yield Rejected(self._source_id(link), part, "symbolic link to a folder")
+            empty = empty and not links and not files
             for file in sorted(files):
                 yield self._listed(os.path.join(folder, file), part)
         for error in unreadable:
@@ -142,14 +140,18 @@ class FolderSource:
             return "hidden folder"
         return None if _printable(entry.name) == entry.name else "folder name is not valid UTF-8"
 
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
     def _source_id(self, path: str) -> str:
-        return _printable(os.path.relpath(path, self.root).replace(os.sep, "/"))
+        return _printable(self._relative(path))
 
     def _listed(self, path: str, class_name: str) -> ImageRef | Rejected:
-        source_id = self._source_id(path)
+        relative = self._relative(path)
+        source_id = _printable(relative)
         if any(name.startswith(".") for name in source_id.split("/")[1:]):
             return Rejected(source_id, class_name, "hidden file")
-        if source_id != os.path.relpath(path, self.root).replace(os.sep, "/"):
+        if source_id != relative:
             return Rejected(source_id, class_name, "file name is not valid UTF-8")
         try:
             size, modified = _stat(path)

@@ -60,6 +60,10 @@ class ImageReader:
                 progress.update(f"{what}: {done:,} of {len(self.index):,} images")
         return np.concatenate(results)
 
+    def metrics(self, embeddings: np.ndarray) -> RetrievalMetrics:
+        """Of embeddings [N, D] of all images, each a query against all others."""
+        return retrieval_metrics(embeddings, self.index.label, recall_at=RECALL_AT)
+
 
 def forward_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """A model's forward pass, compiled once for batches of any size."""
@@ -82,9 +86,8 @@ def embed(forward: Callable[[tf.Tensor], tf.Tensor], images: ImageReader, what: 
 def measure(
     forward: Callable[[tf.Tensor], tf.Tensor], images: ImageReader, what: str
 ) -> RetrievalMetrics:
-    """Retrieval metrics, every image a query against all others."""
-    embeddings = embed(forward, images, what)
-    return retrieval_metrics(embeddings, images.index.label, recall_at=RECALL_AT)
+    """Retrieval metrics of a model's forward pass."""
+    return images.metrics(embed(forward, images, what))
 
 
 def evaluate(
@@ -150,10 +153,10 @@ def evaluate(
     backbone = forward_function(untrained(embedding_dim=None))
     pixels = images.map(raw_pixels, "raw pixels")
     results = {
-        "raw pixels": retrieval_metrics(pixels, index.label, recall_at=RECALL_AT),
+        "raw pixels": images.metrics(pixels),
         "backbone before training": measure(backbone, images, "backbone before training"),
         "model before training": before,
-        "trained model": retrieval_metrics(embeddings, index.label, recall_at=RECALL_AT),
+        "trained model": images.metrics(embeddings),
     }
 
     folder = os.path.join(model_dir, FOLDER)

@@ -1,5 +1,6 @@
-"""Distances between embeddings: exact for chosen pairs, fast for mining."""
+"""Distances between embeddings: exact for chosen pairs, and in an order for mining."""
 
+import dataclasses
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -27,7 +28,7 @@ def distance(x: tf.Tensor, y: tf.Tensor, metric: DistanceMetric) -> tf.Tensor:
         return metric(x, y)
     check_metric(metric)
     if metric == "angular":
-        return 1.0 - tf.reduce_sum(tf.nn.l2_normalize(x, -1) * tf.nn.l2_normalize(y, -1), -1)
+        return 1.0 - tf.reduce_sum(unit(x) * unit(y), -1)
     squared = tf.reduce_sum(tf.math.squared_difference(x, y), -1)
     return squared if metric == "squared-L2" else safe_sqrt(squared)
 
@@ -44,27 +45,47 @@ def safe_sqrt(x: tf.Tensor) -> tf.Tensor:
     return tf.where(zero, tf.zeros_like(x), tf.sqrt(tf.where(zero, tf.ones_like(x), x)))
 
 
-def mining_distances(
-    anchors: tf.Tensor, candidates: tf.Tensor, metric: DistanceMetric
-) -> tf.Tensor:
-    """All distances, for comparing only: by one matmul, without gradient.
+def unit(x: tf.Tensor) -> tf.Tensor:
+    """[..., D] at length 1, however long or short before; zero vectors stay zero."""
+    largest = tf.stop_gradient(tf.reduce_max(tf.abs(x), -1, keepdims=True))
+    x /= tf.where(largest > 0, largest, tf.ones_like(largest))
+    squared = tf.reduce_sum(tf.square(x), -1, keepdims=True)  # 1 or more, or zero
+    return x * tf.math.rsqrt(tf.where(squared > 0, squared, tf.ones_like(squared)))
 
-    Args:
-      anchors: [A, D] embeddings.
-      candidates: [B, D] embeddings.
-      metric: as in `distance`.
 
-    Returns:
-      [A, B] numbers that order the candidates of each anchor as the metric does, up to rounding.
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Numbers that order candidates as the metric does: offset + factor * raw(anchors).
+
+    So |c|^2 - 2 a.c stands for L2: |a|^2 is the same for all candidates of an anchor.
+
+    Attributes:
+      vectors: [B, D] the candidates, as raw takes them.
+      offset: [B].
+      factor: of the raw numbers.
+      metric: a callable, or None where raw is one matmul.
     """
-    anchors, candidates = tf.stop_gradient(anchors), tf.stop_gradient(candidates)
+
+    vectors: tf.Tensor
+    offset: tf.Tensor
+    factor: float
+    metric: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
+
+    def raw(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, B] of the candidates in these rows [T], as anchors, to all candidates."""
+        anchors = tf.gather(self.vectors, rows)
+        if self.metric is None:
+            return tf.matmul(anchors, self.vectors, transpose_b=True)
+        return self.metric(anchors[:, None], self.vectors[None])
+
+
+def order(embeddings: tf.Tensor, metric: DistanceMetric) -> Order:
+    """How to compare distances among embeddings [B, D], up to rounding and without gradient."""
+    embeddings = tf.stop_gradient(embeddings)
+    zeros = tf.zeros_like(embeddings[:, 0])
     if callable(metric):
-        return metric(anchors[:, None], candidates[None])
+        return Order(embeddings, zeros, 1.0, metric)
     check_metric(metric)
     if metric == "angular":
-        return -tf.matmul(
-            tf.nn.l2_normalize(anchors, -1), tf.nn.l2_normalize(candidates, -1), transpose_b=True
-        )
-    # |a|^2 is the same for all candidates of an anchor, so the order does not need it.
-    dots = tf.matmul(anchors, candidates, transpose_b=True)
-    return tf.reduce_sum(tf.square(candidates), -1)[None] - 2.0 * dots
+        return Order(unit(embeddings), zeros, -1.0, None)
+    return Order(embeddings, tf.reduce_sum(tf.square(embeddings), -1), -2.0, None)

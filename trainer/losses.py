@@ -1,22 +1,30 @@
 """Triplet losses over the global batch.
 
-  result = semihard_triplets(labels, embeddings, margin=0.2)
-  result.loss, result.statistics()
+  loss = triplet_semihard_loss(labels, embeddings, margin=0.2)
 
-In a replica context of several replicas, `loss` is this replica's share: the sum over its own
+  result = semihard_triplets(labels, embeddings, margin=0.2)
+  result.loss, result.statistics(), result.costliest
+
+  model.compile(loss=TripletSemiHardLoss(margin=0.2), optimizer=...)
+
+In a replica context of several replicas, a loss is this replica's share: the sum over its own
 anchors, divided by the count over all replicas. Summed over replicas it is the loss of the global
-batch, and so are its gradients. Triplets are mined without gradient; the distances of the chosen
-ones are computed again, exactly, and differentiated.
+batch, and so are its gradients. docs/losses.md has formulas, edge cases and a worked example.
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
-from trainer import global_batch, mining
-from trainer.distances import DistanceMetric, distance, mining_distances
+from trainer import global_batch
+from trainer.distances import DistanceMetric, check_metric, distance
+from trainer.tiles import SUMS, Rule, Triplets, triplet_sums
+
+POSITIVES = ("all", "hard", "easy")
+NEGATIVES = ("all", "hard", "semihard", "band")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +32,17 @@ class TripletResult:
     """The loss, and what it was made of.
 
     Attributes:
-      loss: scalar, this replica's share; 0 where no triplet is valid.
-      terms: [T] terms of the loss, 0 where not valid.
-      positive_distance: [T] distance of anchor and positive.
-      negative_distance: [T] distance of anchor and negative.
-      valid: [T] bool.
-      count: scalar, valid triplets of all replicas, at least 1.
+      loss: scalar of the embeddings' type, this replica's share; 0 where no triplet counts.
+      sums: [5] this replica's SUMS.
+      count: scalar, triplets of all replicas, at least 1.
+      costliest: for each of this replica's anchors, its triplet that costs most; rows of the
+        global batch.
     """
 
     loss: tf.Tensor
-    terms: tf.Tensor
-    positive_distance: tf.Tensor
-    negative_distance: tf.Tensor
-    valid: tf.Tensor
+    sums: tf.Tensor
     count: tf.Tensor
+    costliest: Triplets
 
     def statistics(self) -> dict[str, tf.Tensor]:
         """Scalars that, summed over replicas, hold for the global batch.
@@ -45,17 +50,72 @@ class TripletResult:
         loss; active: share of triplets with loss left, 0 to 1; positive_distance and
         negative_distance: means.
         """
+        means = dict(zip(SUMS, tf.unstack(self.sums / self.count), strict=True))
+        names = ("active", "positive_distance", "negative_distance")
+        return {"loss": self.loss, **{name: means[name] for name in names}}
 
-        def mean(x: tf.Tensor) -> tf.Tensor:
-            x = tf.where(self.valid, tf.cast(x, self.count.dtype), tf.zeros((), self.count.dtype))
-            return tf.reduce_sum(x) / self.count
 
-        return {
-            "loss": self.loss,
-            "active": mean(self.terms > 0),
-            "positive_distance": mean(self.positive_distance),
-            "negative_distance": mean(self.negative_distance),
-        }
+def batch_triplets(
+    labels: tf.Tensor,
+    embeddings: tf.Tensor,
+    *,
+    positive: str,
+    negative: str,
+    margin: float = 1.0,
+    soft: bool = False,
+    nonzero_mean: bool = False,
+    distance_metric: DistanceMetric = "L2",
+    across_replicas: bool = True,
+    jit_compile: bool = True,
+) -> TripletResult:
+    """Triplet loss over a batch, by the positives and negatives that it takes.
+
+    Args:
+      labels: [b] or [b, 1] integers.
+      embeddings: [b, D] float16, bfloat16, float32 or float64; the first two are computed in
+        float32.
+      positive: of each anchor, "all", the farthest ("hard") or the nearest ("easy").
+      negative: for each of those, "all"; the nearest ("hard"); the nearest that is farther than
+        the positive, or the farthest where none is ("semihard"); the nearest that is farther than
+        the positive, if by less than the margin ("band").
+      margin: in units of the distance, not negative.
+      soft: softplus(D+ - D-) in place of max(0, margin + D+ - D-).
+      nonzero_mean: divide by the number of terms above zero, not of all triplets.
+      distance_metric: see `trainer.distances.distance`.
+      across_replicas: False mines within each replica.
+      jit_compile: False does without XLA: several times slower, for platforms that lack it.
+
+    Returns:
+      The loss, statistics and the costliest triplets. An anchor without a positive or without a
+      negative contributes nothing and is not counted; with none left the loss is 0. It is NaN
+      where an embedding is not finite (or its square overflows). There is no second derivative.
+
+    Raises:
+      UsageError: a wrong value, type or shape of an argument.
+    """
+    for name, value, known in (
+        ("positive", positive, POSITIVES),
+        ("negative", negative, NEGATIVES),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} {value!r}: one of {', '.join(known)}")
+    _check(margin, distance_metric)
+    labels, embeddings = _labels(labels), tf.convert_to_tensor(embeddings)
+    _check_shapes(labels, embeddings)
+    dtype, embeddings = embeddings.dtype, _computable(embeddings)
+    batch = global_batch.gather(labels, embeddings, across_replicas=across_replicas)
+    total, sums, costliest = triplet_sums(
+        batch.embeddings,
+        batch.labels,
+        batch.rows,
+        tf.constant(margin, embeddings.dtype),
+        rule=Rule(positive, negative, bool(soft), distance_metric),
+        jit_compile=jit_compile,
+    )
+    counts = tf.maximum(global_batch.global_sum(sums, across_replicas=across_replicas), 1.0)
+    active, count = counts[SUMS.index("active")], counts[SUMS.index("triplets")]
+    loss = total / (active if nonzero_mean else count)
+    return TripletResult(tf.cast(loss, dtype), tf.stop_gradient(sums), count, costliest)
 
 
 def hard_triplets(
@@ -67,21 +127,16 @@ def hard_triplets(
     distance_metric: DistanceMetric = "L2",
     across_replicas: bool = True,
 ) -> TripletResult:
-    """Batch-hard triplet loss (Hermans, Beyer, Leibe: In Defense of the Triplet Loss, 2017).
-
-    For every anchor the farthest positive and the nearest negative: max(0, margin + D+ - D-), the
-    mean over anchors that have both.
-
-    Args:
-      labels: [b] or [b, 1] integers.
-      embeddings: [b, D] floats.
-      margin: in units of the distance, not negative.
-      soft: softplus(D+ - D-) in place of the margin.
-      distance_metric: see `trainer.distances.distance`.
-      across_replicas: False mines within each replica.
-    """
-    return _triplet_loss(
-        labels, embeddings, mining.hard, margin, soft, distance_metric, across_replicas
+    """What `triplet_hard_loss` computes, with statistics and the triplets themselves."""
+    return batch_triplets(
+        labels,
+        embeddings,
+        positive="hard",
+        negative="hard",
+        margin=margin,
+        soft=soft,
+        distance_metric=distance_metric,
+        across_replicas=across_replicas,
     )
 
 
@@ -93,60 +148,233 @@ def semihard_triplets(
     distance_metric: DistanceMetric = "L2",
     across_replicas: bool = True,
 ) -> TripletResult:
-    """Semi-hard triplet loss (Schroff, Kalenichenko, Philbin: FaceNet, 2015).
+    """What `triplet_semihard_loss` computes, with statistics and the costliest triplets."""
+    return batch_triplets(
+        labels,
+        embeddings,
+        positive="all",
+        negative="semihard",
+        margin=margin,
+        distance_metric=distance_metric,
+        across_replicas=across_replicas,
+    )
 
-    For every ordered pair of a class, the nearest negative that is farther than the positive, or
-    the farthest negative where none is: max(0, margin + D+ - D-), the mean over pairs whose anchor
-    has a negative.
+
+def triplet_hard_loss(
+    labels: tf.Tensor,
+    embeddings: tf.Tensor,
+    *,
+    margin: float = 1.0,
+    soft: bool = False,
+    distance_metric: DistanceMetric = "L2",
+    across_replicas: bool = True,
+) -> tf.Tensor:
+    """Batch-hard triplet loss (Hermans, Beyer, Leibe: In Defense of the Triplet Loss, 2017).
+
+    For every anchor the farthest positive and the nearest negative: max(0, margin + D+ - D-), the
+    mean over anchors that have both; 0 where none has.
 
     Args:
       labels: [b] or [b, 1] integers.
       embeddings: [b, D] floats.
       margin: in units of the distance, not negative.
-      distance_metric: see `trainer.distances.distance`.
+      soft: softplus(D+ - D-) in place of the margin.
+      distance_metric: "L2", "squared-L2", "angular" or a callable; `trainer.distances.distance`.
       across_replicas: False mines within each replica.
+
+    Returns:
+      Scalar of the embeddings' type; of several replicas, this one's share.
     """
-    return _triplet_loss(
-        labels, embeddings, mining.semihard, margin, False, distance_metric, across_replicas
-    )
+    return hard_triplets(
+        labels,
+        embeddings,
+        margin=margin,
+        soft=soft,
+        distance_metric=distance_metric,
+        across_replicas=across_replicas,
+    ).loss
 
 
-def _triplet_loss(
+def triplet_semihard_loss(
     labels: tf.Tensor,
     embeddings: tf.Tensor,
-    mine: Callable[[tf.Tensor, mining.Pairs], mining.Triplets],
-    margin: float,
-    soft: bool,
-    metric: DistanceMetric,
-    across_replicas: bool,
-) -> TripletResult:
-    if margin < 0:
+    *,
+    margin: float = 1.0,
+    distance_metric: DistanceMetric = "L2",
+    across_replicas: bool = True,
+) -> tf.Tensor:
+    """Semi-hard triplet loss (Schroff, Kalenichenko, Philbin: FaceNet, 2015).
+
+    For every ordered pair of a class, the nearest negative that is farther than the positive, or
+    the farthest negative where none is: max(0, margin + D+ - D-), the mean over pairs whose anchor
+    has a negative; 0 where there is none.
+
+    Args:
+      labels: [b] or [b, 1] integers.
+      embeddings: [b, D] floats.
+      margin: in units of the distance, not negative.
+      distance_metric: "L2", "squared-L2", "angular" or a callable; `trainer.distances.distance`.
+      across_replicas: False mines within each replica.
+
+    Returns:
+      Scalar of the embeddings' type; of several replicas, this one's share.
+    """
+    return semihard_triplets(
+        labels,
+        embeddings,
+        margin=margin,
+        distance_metric=distance_metric,
+        across_replicas=across_replicas,
+    ).loss
+
+
+def triplet_loss(
+    anchor: tf.Tensor,
+    positive: tf.Tensor,
+    negative: tf.Tensor,
+    *,
+    margin: float = 1.0,
+    distance_metric: DistanceMetric = "L2",
+) -> tf.Tensor:
+    """max(0, margin + D(anchor, positive) - D(anchor, negative)) of given triplets.
+
+    Args:
+      anchor: [N, D] floats.
+      positive: [N, D] of the same type.
+      negative: [N, D] of the same type.
+      margin: in units of the distance, not negative.
+      distance_metric: "L2", "squared-L2", "angular" or a callable; `trainer.distances.distance`.
+
+    Returns:
+      [N] losses of the embeddings' type, not averaged and without regard to replicas.
+    """
+    _check(margin, distance_metric)
+    dtype = tf.convert_to_tensor(anchor).dtype
+    anchor, positive, negative = (
+        _computable(tf.convert_to_tensor(x)) for x in (anchor, positive, negative)
+    )
+    difference = distance(anchor, positive, distance_metric) - distance(
+        anchor, negative, distance_metric
+    )
+    return tf.cast(tf.nn.relu(tf.constant(margin, anchor.dtype) + difference), dtype)
+
+
+class _TripletLoss(keras.losses.Loss):
+    """Keras's face of a loss over the whole batch, under `fit` on any number of replicas."""
+
+    def __init__(self, *, margin: float, distance_metric: DistanceMetric, name: str | None) -> None:
+        # Keras must not average: a scalar comes out, in parts that add up over replicas.
+        super().__init__(name=name, reduction=None)
+        _check(margin, distance_metric)
+        self.margin = margin
+        self.distance_metric = distance_metric
+
+    def __call__(
+        self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """The loss of labels [b] or [b, 1] and embeddings [b, D], in parts equal on all replicas.
+
+        Keras's own would cast labels to float32, where 2^24 and 2^24 + 1 are the same class.
+        """
+        if sample_weight is not None:
+            raise UsageError(f"{self.name}: sample_weight has no meaning for mined triplets")
+        if tf.distribute.get_replica_context() is None:
+            # Keras rehearses `fit` with labels averaged over the replicas, which are floats.
+            y_true = tf.cast(y_true, tf.int64)
+        return global_batch.level(self.call(y_true, y_pred))
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor; a callable metric must be registered with Keras."""
+        metric = self.distance_metric
+        return {
+            "name": self.name,
+            "margin": self.margin,
+            "distance_metric": metric
+            if isinstance(metric, str)
+            else keras.saving.serialize_keras_object(metric),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "_TripletLoss":
+        """The inverse of get_config."""
+        metric = config["distance_metric"]
+        if not isinstance(metric, str):
+            config = {**config, "distance_metric": keras.saving.deserialize_keras_object(metric)}
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="tripletmill")
+class TripletHardLoss(_TripletLoss):
+    """`triplet_hard_loss` for `model.compile`; sample weights are refused."""
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        soft: bool = False,
+        distance_metric: DistanceMetric = "L2",
+        name: str | None = "triplet_hard_loss",
+    ) -> None:
+        super().__init__(margin=margin, distance_metric=distance_metric, name=name)
+        self.soft = soft
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """The share of this replica."""
+        return triplet_hard_loss(
+            y_true,
+            y_pred,
+            margin=self.margin,
+            soft=self.soft,
+            distance_metric=self.distance_metric,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "soft": self.soft}
+
+
+@keras.saving.register_keras_serializable(package="tripletmill")
+class TripletSemiHardLoss(_TripletLoss):
+    """`triplet_semihard_loss` for `model.compile`; sample weights are refused."""
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        distance_metric: DistanceMetric = "L2",
+        name: str | None = "triplet_semihard_loss",
+    ) -> None:
+        super().__init__(margin=margin, distance_metric=distance_metric, name=name)
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """The share of this replica."""
+        return triplet_semihard_loss(
+            y_true, y_pred, margin=self.margin, distance_metric=self.distance_metric
+        )
+
+
+def _check(margin: float, metric: DistanceMetric) -> None:
+    if not margin >= 0:
         raise UsageError(f"margin {margin}: 0 or more")
-    labels = tf.cast(tf.reshape(labels, [-1]), tf.int32)
-    batch = global_batch.gather(labels, embeddings, across_replicas=across_replicas)
-    triplets = mine(
-        mining_distances(embeddings, batch.embeddings, metric),
-        mining.pairs(labels, batch.labels, batch.first_row),
-    )
-    anchor = global_batch.take_rows(embeddings, triplets.anchor)
-    positive = global_batch.take_rows(batch.embeddings, triplets.positive)
-    negative = global_batch.take_rows(batch.embeddings, triplets.negative)
-    to_positive, to_negative = (
-        distance(anchor, positive, metric),
-        distance(anchor, negative, metric),
-    )
-    difference = to_positive - to_negative
-    terms = tf.nn.softplus(difference) if soft else tf.nn.relu(margin + difference)
-    terms = tf.where(triplets.valid, terms, tf.zeros_like(terms))
-    count = global_batch.global_count(
-        tf.reduce_sum(tf.cast(triplets.valid, terms.dtype)), across_replicas=across_replicas
-    )
-    count = tf.maximum(count, 1.0)
-    return TripletResult(
-        loss=tf.reduce_sum(terms) / count,
-        terms=terms,
-        positive_distance=to_positive,
-        negative_distance=to_negative,
-        valid=triplets.valid,
-        count=count,
-    )
+    check_metric(metric)
+
+
+def _labels(labels: tf.Tensor) -> tf.Tensor:
+    """[b] int32, or int64 where that is what they are or what holds them."""
+    labels = tf.convert_to_tensor(labels)
+    if not labels.dtype.is_integer:
+        raise UsageError(f"labels are {labels.dtype.name}: integers, one a row")
+    wide = labels.dtype in (tf.int64, tf.uint64, tf.uint32)
+    return tf.cast(tf.reshape(labels, [-1]), tf.int64 if wide else tf.int32)
+
+
+def _check_shapes(labels: tf.Tensor, embeddings: tf.Tensor) -> None:
+    if not embeddings.dtype.is_floating:
+        raise UsageError(f"embeddings are {embeddings.dtype.name}: floats [b, D]")
+    if embeddings.shape.rank != 2:
+        raise UsageError(f"embeddings have the shape {embeddings.shape}: [b, D]")
+    rows = embeddings.shape[0]
+    if None not in (rows, labels.shape[0]) and rows != labels.shape[0]:
+        raise UsageError(f"{labels.shape[0]} labels for {rows} embeddings: one each")
+
+
+def _computable(x: tf.Tensor) -> tf.Tensor:
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)

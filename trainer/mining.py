@@ -1,103 +1,185 @@
-"""Which positive and which negative an anchor gets: indices, no gradients."""
+"""Which positive and which negative an anchor gets: rows, no gradients.
+
+Anchors are taken a tile of rows at a time, against all candidates. A search over [T, B] numbers is
+one pass that keeps the least of every lane (candidates whose rows are equal modulo LANES), then a
+look at the winning lane alone: XLA fuses the pass and vectorises it, which it does not for argmin.
+"""
 
 import dataclasses
+from collections.abc import Callable
 
 import tensorflow as tf
 
+from trainer.distances import Order
+
+LANES = 64
+INFINITY = float("inf")
+
+# Numbers to minimise, from distances [T, ?, ?] and whether the candidate is of another class.
+Key = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def length(x: tf.Tensor) -> int | tf.Tensor:
+    """Size of the first axis: a number where it is known, so that shapes made from it are known."""
+    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+
 
 @dataclasses.dataclass(frozen=True)
-class Triplets:
-    """Indices of triplets.
+class Classes:
+    """Which rows of a batch are of one class.
 
     Attributes:
-      anchor: [T] rows among the anchors.
-      positive: [T] rows among the candidates.
-      negative: [T] rows among the candidates.
-      valid: [T] bool; where False, the other three mean nothing.
+      by_class: [B] the rows, class after class.
+      group: [B] number of each row's class, 0 and up in the order of the labels.
+      start: [B] where each row's class begins in by_class.
+      size: [B] rows of each row's class.
+      rank: [B] each row's place within its class.
     """
 
-    anchor: tf.Tensor
-    positive: tf.Tensor
-    negative: tf.Tensor
-    valid: tf.Tensor
+    by_class: tf.Tensor
+    group: tf.Tensor
+    start: tf.Tensor
+    size: tf.Tensor
+    rank: tf.Tensor
+
+
+def classes(labels: tf.Tensor) -> Classes:
+    """Groups rows by their label.
+
+    Args:
+      labels: [B] int32 or int64.
+    """
+    by_class = tf.argsort(labels, stable=True)
+    ordered = tf.gather(labels, by_class)
+    before = tf.concat([ordered[:1], ordered[:-1]], 0)
+    group = tf.cumsum(tf.cast(ordered != before, tf.int32))
+    size = tf.math.unsorted_segment_sum(tf.ones_like(group), group, tf.shape(labels)[0])
+    start = tf.cumsum(size, exclusive=True)
+    place = tf.math.invert_permutation(by_class)
+    group = tf.gather(group, place)
+    start = tf.gather(start, group)
+    return Classes(by_class, group, start, tf.gather(size, group), place - start)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Who is what to whom: [A, B] bool masks over anchors and candidates."""
+class Batch:
+    """Candidates ready to be searched; their number is filled up to a multiple of LANES.
 
-    positive: tf.Tensor
-    negative: tf.Tensor
-
-
-def pairs(anchor_labels: tf.Tensor, labels: tf.Tensor, first_row: tf.Tensor) -> Pairs:
-    """Masks of positives and negatives; an anchor is not its own positive.
-
-    Args:
-      anchor_labels: [A] labels of the anchors.
-      labels: [B] labels of the candidates.
-      first_row: row of the first anchor among the candidates.
+    Attributes:
+      classes: of the candidates without the filling.
+      order: of the candidates with the filling, whose offset is infinite.
+      group: [B] of each candidate, -1 for the filling.
     """
-    same = anchor_labels[:, None] == labels[None]
-    rows = first_row + tf.range(tf.shape(anchor_labels)[0])
-    itself = rows[:, None] == tf.range(tf.shape(labels)[0])[None]
-    return Pairs(positive=same & ~itself, negative=~same)
+
+    classes: Classes
+    order: Order
+    group: tf.Tensor
 
 
-def hard(distances: tf.Tensor, masks: Pairs) -> Triplets:
-    """For every anchor its farthest positive and its nearest negative (Hermans et al., 2017).
-
-    Args:
-      distances: [A, B], or numbers in the same order.
-      masks: of the same shape.
-
-    Returns:
-      A triplets, one an anchor; valid where it has a positive and a negative.
-    """
-    infinity = tf.constant(float("inf"), distances.dtype)
-    return Triplets(
-        anchor=tf.range(tf.shape(distances)[0]),
-        positive=_argmax(tf.where(masks.positive, distances, -infinity)),
-        negative=_argmax(tf.where(masks.negative, -distances, -infinity)),
-        valid=tf.reduce_any(masks.positive, 1) & tf.reduce_any(masks.negative, 1),
+def batch(labels: tf.Tensor, order: Order) -> Batch:
+    """Candidates [B, D] and their labels [B], to be searched."""
+    found = classes(labels)
+    filling = [[0, -length(labels) % LANES]]
+    filled = dataclasses.replace(
+        order,
+        vectors=tf.pad(order.vectors, [*filling, [0, 0]]),
+        offset=tf.pad(order.offset, filling, constant_values=INFINITY),
     )
+    return Batch(found, filled, tf.pad(found.group, filling, constant_values=-1))
 
 
-def semihard(distances: tf.Tensor, masks: Pairs) -> Triplets:
-    """For every anchor and positive, the nearest negative that is farther than the positive.
+class Tile:
+    """Some anchors against all candidates.
 
-    Where none is farther, the farthest negative (Schroff et al., 2015, as in TensorFlow Addons).
-
-    Args:
-      distances: [A, B], or numbers in the same order.
-      masks: of the same shape.
-
-    Returns:
-      A x M triplets, M the largest number of positives that an anchor has.
+    Attributes:
+      rows: [T] the anchors, as rows among the candidates.
+      num_positives: [T]
     """
-    infinity = tf.constant(float("inf"), distances.dtype)
-    num_positives = tf.reduce_sum(tf.cast(masks.positive, tf.int32), 1)
-    most = tf.reduce_max(num_positives)
-    _, positives = tf.math.top_k(tf.cast(masks.positive, tf.int32), most)
-    farthest = _argmax(tf.where(masks.negative, distances, -infinity))
 
-    def negatives_beyond(positive: tf.Tensor) -> tf.Tensor:
-        reach = tf.gather(distances, positive, batch_dims=1)[:, None]
-        beyond = masks.negative & (distances > reach)
-        nearest = _argmax(tf.where(beyond, -distances, -infinity))
-        return tf.where(tf.reduce_any(beyond, 1), nearest, farthest)
+    def __init__(self, batch: Batch, rows: tf.Tensor) -> None:
+        self._batch = batch
+        self.rows = rows
+        self._group = tf.gather(batch.classes.group, rows)
+        self._start = tf.gather(batch.classes.start, rows)
+        self._size = tf.gather(batch.classes.size, rows)
+        self._rank = tf.gather(batch.classes.rank, rows)
+        self.num_positives = self._size - 1
+        self._raw = batch.order.raw(rows)
+        self._blocks = length(batch.group) // LANES
 
-    columns = tf.transpose(positives)
-    negatives = tf.map_fn(negatives_beyond, columns)
-    num_anchors = tf.shape(distances)[0]
-    exists = tf.range(most)[:, None] < num_positives[None]
-    return Triplets(
-        anchor=tf.tile(tf.range(num_anchors), most[None]),
-        positive=tf.reshape(columns, [-1]),
-        negative=tf.reshape(negatives, [-1]),
-        valid=tf.reshape(exists & tf.reduce_any(masks.negative, 1)[None], [-1]),
-    )
+    def positive(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The anchors' positives of this number, from 1 on: rows [T] and distances [T].
 
+        Round the class from the anchor's own place on, so never the anchor itself; meaningless
+        where an anchor has fewer.
+        """
+        place = self._start + (self._rank + number) % self._size
+        rows = tf.gather(self._batch.classes.by_class, place)
+        return rows, self._distances(tf.gather(self._raw, rows, batch_dims=1), rows)
 
-def _argmax(x: tf.Tensor) -> tf.Tensor:
-    return tf.argmax(x, axis=1, output_type=tf.int32)
+    def chosen_positive(self, *, farthest: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Each anchor's farthest or nearest positive: rows [T] and distances [T]."""
+
+        def better(number, best, best_row):
+            row, distance = self.positive(number)
+            replaces = distance > best if farthest else distance < best
+            replaces &= number <= self.num_positives
+            best, best_row = tf.where(replaces, distance, best), tf.where(replaces, row, best_row)
+            return number + 1, best, best_row
+
+        worst = tf.fill(
+            tf.shape(self.rows), tf.cast(-INFINITY if farthest else INFINITY, self.dtype)
+        )
+        most = tf.reduce_max(self.num_positives)
+        _, best, row = tf.while_loop(
+            lambda number, *_: number <= most, better, (1, worst, tf.zeros_like(self.rows))
+        )
+        return row, best
+
+    def nearest_negative(self, beyond: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Each anchor's nearest negative: rows [T], and bool [T] whether there is one.
+
+        Args:
+          beyond: [T] distances; only negatives strictly farther than that count.
+        """
+
+        def key(distances, other):
+            if beyond is not None:
+                other &= distances > beyond[:, None, None]
+            return tf.where(other, distances, tf.cast(INFINITY, self.dtype))
+
+        return self._search(key)
+
+    def is_negative(self) -> tf.Tensor:
+        """[T, B] bool: which candidates are of another class than each anchor."""
+        return self._batch.classes.group[None] != self._group[:, None]
+
+    def farthest_negative(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Each anchor's farthest negative: rows [T], and bool [T] whether there is one."""
+        infinity = tf.cast(INFINITY, self.dtype)
+        return self._search(
+            lambda distances, other: tf.where(other & (distances < infinity), -distances, infinity)
+        )
+
+    @property
+    def dtype(self) -> tf.DType:
+        return self._raw.dtype
+
+    def _distances(self, raw: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        order = self._batch.order
+        return tf.gather(order.offset, rows) + order.factor * raw
+
+    def _search(self, key: Key) -> tuple[tf.Tensor, tf.Tensor]:
+        order, own = self._batch.order, self._group[:, None, None]
+        by_lane = (self._blocks, LANES)
+        offset, group = tf.reshape(order.offset, by_lane), tf.reshape(self._batch.group, by_lane)
+        raw = tf.reshape(self._raw, (length(self.rows), *by_lane))
+        distances = offset + order.factor * raw
+        lanes = tf.reduce_min(key(distances, group != own), 1)
+        lane = tf.argmin(lanes, 1, output_type=tf.int32)
+        rows = tf.range(self._blocks)[None] * LANES + lane[:, None]
+        distances = self._distances(tf.gather(self._raw, rows, batch_dims=1), rows)[..., None]
+        numbers = key(distances, tf.gather(self._batch.group, rows)[..., None] != own)[..., 0]
+        block = tf.argmin(numbers, 1, output_type=tf.int32)
+        found = tf.reduce_min(lanes, 1) < INFINITY
+        return tf.where(found, block * LANES + lane, 0), found

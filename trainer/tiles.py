@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from preprocessing.errors import UsageError
 from trainer import mining
 from trainer.distances import DistanceMetric, distance, order
 from trainer.mining import length
@@ -79,23 +80,41 @@ def triplet_sums(
       there is; it is NaN where an embedding is not finite, or its square overflows. All SUMS [5],
       the first one again. The triplets that cost most.
     """
-    compute = _function(rule, jit_compile)
+    compute = _function(rule, jit_compile, tf.executing_eagerly())
 
     @tf.custom_gradient
     def sums(embeddings: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
-        # Stopped, lest an eager tape records what happens inside.
-        values, gradient, triplets = compute(tf.stop_gradient(embeddings), labels, anchors, margin)
+        def some() -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
+            # Stopped, lest an eager tape records what happens inside.
+            return compute(tf.stop_gradient(embeddings), labels, anchors, margin)
+
+        def none() -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
+            found = anchors, anchors, tf.cast(anchors, embeddings.dtype), tf.cast(anchors, tf.bool)
+            return tf.zeros([len(SUMS)], embeddings.dtype), tf.zeros_like(embeddings), found
+
+        size = length(embeddings)
+        known = isinstance(size, int)
+        values, gradient, triplets = (
+            (some() if size else none()) if known else tf.cond(size > 0, some, none)
+        )
 
         def backward(upstream: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
-            # Nothing is kept to differentiate once more: an error, not a silent zero.
-            return upstream * tf.raw_ops.PreventGradient(
-                input=gradient, message="triplet losses have no second derivative"
-            )
+            return upstream * _once(embeddings, gradient)
 
         return (values[0], values, *triplets), backward
 
     total, values, *triplets = sums(embeddings)
     return total, values, Triplets(*triplets)
+
+
+@tf.custom_gradient
+def _once(embeddings: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """The gradient; to differentiate it is an error, not a gradient that is silently missing."""
+
+    def backward(_: tf.Tensor) -> None:
+        raise UsageError("triplet losses have no second derivative")
+
+    return tf.identity(gradient), backward
 
 
 def _compute(
@@ -199,7 +218,7 @@ class _Terms:
             negatives, valid = tf.gather(self._embeddings, negative)[:, None], found[:, None]
         valid &= (exists & self._real)[:, None]
 
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape() as tape:
             tape.watch((anchors, positives, negatives))
             to_positive = distance(anchors, positives, self._rule.metric)  # [T, 1]
             to_negative = distance(anchors, negatives, self._rule.metric)  # [T, 1] or [T, B]
@@ -213,6 +232,8 @@ class _Terms:
             )
             terms = tf.where(valid, terms, tf.zeros_like(terms))
             total = tf.reduce_sum(terms)
+        if tape.watched_variables():
+            raise UsageError("distance_metric reads variables, which would get no gradient")
         to_anchors, to_positives, to_negatives = tape.gradient(
             total, (anchors, positives, negatives)
         )
@@ -251,10 +272,17 @@ class _Terms:
 
 
 @functools.lru_cache(maxsize=64)
-def _function(rule: Rule, jit_compile: bool) -> Callable:
-    """One for each rule, so that TensorFlow's cache of traces is by shape alone."""
+def _function(rule: Rule, jit_compile: bool, eager: bool) -> Callable:
+    """One for each rule, so that TensorFlow's cache of traces is by shape alone.
+
+    Called eagerly, with batches of any size, it is traced for all sizes at once; within a traced
+    step for its very shapes, which TPUs need.
+    """
     return tf.function(
-        functools.partial(_compute, rule=rule), reduce_retracing=True, jit_compile=jit_compile
+        functools.partial(_compute, rule=rule),
+        reduce_retracing=eager,
+        jit_compile=jit_compile,
+        autograph=False,  # it would wrap our errors
     )
 
 

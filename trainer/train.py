@@ -110,8 +110,7 @@ def train(
             optimizer.build(model.trainable_variables)
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"train.make_optimizer: {error}") from error
-    # A wrong setting of the loss shows here, not inside the compiled loop.
-    triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
+    _check_triplets(triplets, model)
     image_size = int(model.input_shape[1])
     val = _val_reader(train_index.info, image_size, central_share)
 
@@ -166,7 +165,7 @@ def train(
                     values = {name: float(value) for name, value in means.items()}
                     seconds = time.monotonic() - began
                     step += num_steps
-                    _check_finite(values["loss"], step - num_steps, step)
+                    _check_finite(values["loss"], step - num_steps + values.pop("finite_steps") + 1)
                     images_per_second = num_steps * plan.batch_size / seconds
                     telemetry.training(step, {**values, "images_per_second": images_per_second})
             if stop:
@@ -178,6 +177,18 @@ def train(
                 " the same command goes on from there"
             )
     return step >= steps
+
+
+def _check_triplets(
+    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult], model: keras.Model
+) -> None:
+    """A wrong setting of the loss shows here, not inside the compiled loop."""
+    try:
+        result = triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"train.triplets: {str(error).splitlines()[0]}") from error
+    if not isinstance(result, TripletResult):
+        raise UsageError(f"train.triplets returns {type(result).__name__}, not a TripletResult")
 
 
 def _check_divides(plan: BatchPlan, replicas: int) -> None:
@@ -205,7 +216,10 @@ def _make_loop(
     optimizer: keras.optimizers.Optimizer,
     triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
 ) -> Callable[[Iterator, tf.Tensor], Mapping[str, tf.Tensor]]:
-    """A function (iterator, number of steps) -> means of the statistics, on all replicas."""
+    """A function (iterator, number of steps) -> means of the statistics, on all replicas.
+
+    And finite_steps, how many steps went by before the loss was not finite.
+    """
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -218,21 +232,23 @@ def _make_loop(
 
     @tf.function
     def run_steps(iterator: Iterator, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
-        total = tf.zeros([len(STATISTICS)])
+        total, finite_steps = tf.zeros([len(STATISTICS)]), tf.constant(0)
         for _ in tf.range(num_steps):
             shares = strategy.run(replica_step, args=next(iterator))
             total += strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+            finite_steps += tf.cast(tf.math.is_finite(total[0]), tf.int32)
         means = tf.unstack(total / tf.cast(num_steps, tf.float32))
-        return dict(zip(STATISTICS, means, strict=True))
+        return {**dict(zip(STATISTICS, means, strict=True)), "finite_steps": finite_steps}
 
     return run_steps
 
 
-def _check_finite(loss: float, first: int, last: int) -> None:
+def _check_finite(loss: float, step: float) -> None:
+    """Step: the first whose loss is not finite, if there is one."""
     if not np.isfinite(loss):
         raise UsageError(
-            f"the loss is {loss} in one of the steps {first + 1} to {last}; what was saved before"
-            " is kept; lower the learning rate, or look for damaged images"
+            f"the loss is {loss} in step {step:.0f}; what was saved before is kept; lower the"
+            " learning rate, or look for damaged images"
         )
 
 

@@ -1,30 +1,76 @@
-"""Losses and gradients on some replicas, in a process of its own: see test_global_batch.py.
+"""Five optimizer steps on some replicas: see test_global_batch.py.
 
-A process of its own, because TensorFlow's collectives do not take two strategies of different
-size in one.
+python -m tests.trainer.replicas OUT REPLICAS CASE ...
+
+CASE is the fields of a Case, with dashes between; REPLICAS is "workers" in a process of a cluster.
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
+from unittest import mock
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer import global_batch, losses
 
-LABELS = {
-    "across": [0, 1, 0, 1, 2, 2, 0, 3],  # classes across replicas, one image alone
-    "uneven": [0, 0, 0, 0, 1, 2, 3, 4],  # all positives on the first replicas
-    "paired": [0, 0, 1, 1, 2, 2, 3, 3],
-}
-LOSSES = {
-    "hard": losses.hard_triplets,
-    "semihard": losses.semihard_triplets,
-    "local": lambda *args, **kw: losses.semihard_triplets(*args, **kw, across_replicas=False),
-}
-EMBEDDINGS = np.random.default_rng(1).normal(size=(8, 5))
-WEIGHTS = np.eye(5)[:, :3] + 0.1
+STEPS = 5
+ROWS = 16
 MARGIN = 0.5
+# Taken in turn: classes across replicas, a lone image; then all positives on the first replicas.
+CLASSES = [
+    [0, 1, 2, 3, 0, 1, 2, 3, 4, 4, 5, 1, 0, 6, 4, 2],
+    [0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+]
+# Taken in turn: rows of each replica.
+SIZES = {
+    1: [[16]],
+    2: [[8, 8], [5, 11], [0, 16]],
+    4: [[4, 4, 4, 4], [1, 9, 0, 6]],
+    8: [[2, 2, 2, 2, 2, 2, 2, 2], [5, 0, 1, 0, 2, 3, 1, 4]],
+}
+LABELS = {
+    "int32": lambda classes: np.asarray(classes, np.int32),
+    # As float32, 0 and 1 would be one class; as int32, 0 and 2.
+    "int64": lambda classes: (
+        2**41 + np.asarray(classes, np.int64) // 2 * 2**33 + np.asarray(classes, np.int64) % 2
+    ),
+}
+
+
+def _shares(positive: str, negative: str, **options) -> Callable:
+    # Without XLA, whose compilations, one a device, would be most of the time.
+    options = {"positive": positive, "negative": negative, "jit_compile": False, **options}
+    return lambda *args, **kw: losses.batch_triplets(*args, **kw, **options).loss
+
+
+LOSSES = {
+    "triplet_hard_loss": losses.triplet_hard_loss,
+    "triplet_semihard_loss": losses.triplet_semihard_loss,
+    "hard": _shares("hard", "hard"),
+    "soft": _shares("hard", "hard", soft=True),
+    "semihard": _shares("all", "semihard"),
+    "nonzero": _shares("all", "all", nonzero_mean=True),
+    "band": _shares("easy", "band"),
+    "local": _shares("all", "semihard", across_replicas=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A loss, how its rows travel, and what is broken in global_batch."""
+
+    loss: str
+    dtype: str = "float64"
+    labels: str = "int32"
+    transport: str = "all_gather"
+    mutant: str = "none"
+
+    def __str__(self) -> str:
+        return "-".join(dataclasses.astuple(self))
 
 
 def stop_gathered(labels, own, **kwargs):
@@ -59,41 +105,97 @@ MUTANTS = {
 }
 
 
-def loss_and_gradient(loss, labels, strategy):
-    """Summed over replicas: the loss, and its gradient with respect to a linear model's weights."""
-    rows = len(labels) // strategy.num_replicas_in_sync
+def batches(labels: str, dtype: str, replicas: int):
+    """Each step's labels, inputs, first row of each replica and the row after its last."""
+    rng = np.random.default_rng(1)
+    for step in range(STEPS):
+        last = np.cumsum(SIZES[replicas][step % len(SIZES[replicas])])
+        yield (
+            LABELS[labels](CLASSES[step % len(CLASSES)]),
+            rng.normal(size=(ROWS, 5)).astype(dtype),
+            np.append(0, last[:-1]),
+            last,
+        )
+
+
+def make_model(dtype: str) -> keras.Model:
+    """Two layers with the same weights every time."""
+    model = keras.Sequential(
+        [keras.layers.Dense(6, "tanh", dtype=dtype), keras.layers.Dense(4, dtype=dtype)]
+    )
+    model.build((None, 5))
+    rng = np.random.default_rng(2)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
+    """Over the replicas: the sum of losses and of gradients [STEPS, ...], and the last weights."""
     with strategy.scope():
-        weights = tf.Variable(WEIGHTS)
+        model = make_model(case.dtype)
+        optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+        optimizer.build(model.trainable_variables)
 
-    def replica_step():
+    def replica_step(labels, inputs, first, last):
         context = tf.distribute.get_replica_context()
-        here = context.replica_id_in_sync_group * rows + tf.range(rows)
+        here = slice(*(x[context.replica_id_in_sync_group] for x in (first, last)))
         with tf.GradientTape() as tape:
-            outputs = tf.gather(tf.constant(EMBEDDINGS), here) @ weights
-            value = loss(tf.gather(tf.constant(labels), here), outputs, margin=MARGIN).loss
-        gradient = tape.gradient(value, weights)
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, [value, gradient])
+            loss = LOSSES[case.loss](labels[here], model(inputs[here]), margin=MARGIN)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        flat = tf.concat([loss[None], *(tf.reshape(g, [-1]) for g in gradients)], 0)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
 
-    value, gradient = tf.function(lambda: strategy.run(replica_step))()
-    local = strategy.experimental_local_results
-    return np.append(local(gradient)[0].numpy().ravel(), local(value)[0].numpy())
+    step = tf.function(lambda *batch: strategy.run(replica_step, args=batch), autograph=False)
+    transport = functools.partial(gather, transport=case.transport)
+    broken = {"gather": transport, **MUTANTS[case.mutant]}
+    steps = batches(case.labels, case.dtype, strategy.num_replicas_in_sync)
+    with mock.patch.multiple(global_batch, **broken):
+        sums = np.stack(
+            [
+                strategy.experimental_local_results(step(*map(tf.constant, batch)))[0].numpy()
+                for batch in steps
+            ]
+        )
+    weights = np.concatenate([w.ravel() for w in model.get_weights()])
+    return {"losses": sums[:, 0], "gradients": sums[:, 1:], "weights": weights}
 
 
-def main(replicas: int, mutant: str, out: str) -> None:
-    for name, replacement in MUTANTS[mutant].items():
-        setattr(global_batch, name, replacement)
+def of_arguments(strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
+    """The loss of the replica function's own arguments, the same rows on every replica.
+
+    TensorFlow's all_gather refuses those where a worker has one replica.
+    """
+
+    def replica_loss(labels, embeddings):
+        loss = losses.triplet_hard_loss(labels, embeddings, margin=MARGIN)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
+
+    function = tf.function(lambda *args: strategy.run(replica_loss, args=args), autograph=False)
+    labels, inputs, _, _ = next(batches("int32", "float64", 1))
+    found = function(tf.constant(labels), tf.constant(inputs))
+    return {"loss": strategy.experimental_local_results(found)[0].numpy()}
+
+
+def mirrored(replicas: int) -> tf.distribute.Strategy:
+    """As many logical CPU devices; once a process."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * replicas,
     )
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-    results = {
-        f"{loss}-{labels}": loss_and_gradient(LOSSES[loss], LABELS[labels], strategy)
-        for loss in LOSSES
-        for labels in LABELS
-    }
-    np.savez(out, **results)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def main(out: str, replicas: str, *names: str) -> None:
+    if replicas == "workers":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        strategy = mirrored(int(replicas))
+    found = {name: run(strategy, Case(*name.split("-"))) for name in names}
+    if replicas == "workers":
+        found["arguments"] = of_arguments(strategy)
+    np.savez(out, **{f"{name}/{key}": x for name in found for key, x in found[name].items()})
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Triplet losses against one matmul and against their peers: `python -m benchmarks.mining`."""

@@ -1,0 +1,76 @@
+"""Who takes part, in which environment, and up to which batch size."""
+
+import dataclasses
+
+# Each environment's worker, a module to run there.
+WORKERS = {
+    "ours": "benchmarks.mining.ours",
+    "tfa": "benchmarks.mining.peers_tensorflow",
+    "torch": "benchmarks.mining.peers_torch",
+}
+MATMUL = "matmul"
+REPLICAS = (1, 2, 4, 8)
+LARGEST = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of the tables.
+
+    Attributes:
+      title: the row's.
+      environment: a key of WORKERS.
+      name: the worker's for it.
+      equals: the one of ours by the same definition, with which its loss is compared.
+      rival: the one of ours with which its time is compared.
+      most: the largest batch; beyond, it takes too long or too much memory.
+    """
+
+    title: str
+    environment: str
+    name: str
+    equals: str | None
+    rival: str | None
+    most: int = 4096
+
+
+ENTRIES = (
+    Entry("B x B matmul, forward only", "ours", MATMUL, None, None, LARGEST),
+    Entry("hard", "ours", "hard", "hard", "hard", LARGEST),
+    Entry("  its step under jit_compile", "ours", "hard-jit", "hard", "hard", LARGEST),
+    Entry("  without XLA", "ours", "hard-no-xla", "hard", "hard"),
+    Entry("  TensorFlow Addons", "tfa", "tfa-hard", "hard", "hard"),
+    # Takes a minute to compile at 4096.
+    Entry("  TensorFlow Addons, jit_compile", "tfa", "tfa-hard-jit", "hard", "hard", 1024),
+    Entry("  TensorFlow Similarity", "tfa", "similarity-hard", "hard", "hard"),
+    Entry("  pytorch-metric-learning BatchHardMiner", "torch", "pml-hard", "hard", "hard"),
+    Entry("  sentence-transformers BatchHard", "torch", "st-hard", "hard", "hard"),
+    Entry("semi-hard", "ours", "semihard", "semihard", "semihard", LARGEST),
+    Entry("  its step under jit_compile", "ours", "semihard-jit", "semihard", "semihard", LARGEST),
+    Entry("  without XLA", "ours", "semihard-no-xla", "semihard", "semihard"),
+    # 18 GB at 1024.
+    Entry("  TensorFlow Addons", "tfa", "tfa-semihard", "semihard", "semihard", 512),
+    Entry(
+        "  TensorFlow Addons, jit_compile", "tfa", "tfa-semihard-jit", "semihard", "semihard", 512
+    ),
+    Entry("  sentence-transformers BatchSemiHard", "torch", "st-semihard", "semihard", "semihard"),
+    Entry(
+        "  pytorch-metric-learning, all semi-hard triplets",
+        "torch",
+        "pml-semihard",
+        None,
+        "semihard",
+        2048,
+    ),
+    Entry("semi-hard, farthest positive only", "ours", "farthest", "farthest", "farthest", LARGEST),
+    Entry("  TensorFlow Similarity", "tfa", "similarity-semihard", "farthest", "farthest"),
+    # Leaves out anchors with no negative beyond the positive.
+    Entry(
+        "  pytorch-metric-learning BatchEasyHardMiner", "torch", "pml-farthest", None, "farthest"
+    ),
+)
+
+
+def share(strategy: str, replicas: int) -> str:
+    """Name of one replica's share of "hard" or "semihard"."""
+    return f"{strategy}-share-{replicas}"

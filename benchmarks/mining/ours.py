@@ -1,0 +1,66 @@
+"""Worker for this project's losses, one replica's share of them, and a plain matmul."""
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.mining.contestants import MATMUL, REPLICAS, share
+from benchmarks.mining.steps import tensorflow_step
+from benchmarks.mining.worker import Contestant, Step, serve
+from trainer.losses import batch_triplets, triplet_hard_loss, triplet_semihard_loss
+from trainer.tiles import Rule, triplet_sums
+
+HARD, SEMIHARD = ("hard", "hard"), ("all", "semihard")
+
+
+def matmul(labels: np.ndarray, embeddings: np.ndarray) -> Step:
+    """All B x B products of rows, forward only."""
+
+    @tf.function
+    def compute(embeddings: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(embeddings, embeddings, transpose_b=True)
+
+    given = tf.constant(embeddings)
+
+    def step() -> float:
+        compute(given)
+        return 0.0
+
+    return step
+
+
+def triplets(positive: str, negative: str, *, jit_compile: bool = True) -> Contestant:
+    def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
+        return batch_triplets(
+            labels, embeddings, positive=positive, negative=negative, jit_compile=jit_compile
+        ).loss
+
+    return tensorflow_step(loss)
+
+
+def one_share(positive: str, negative: str, *, replicas: int) -> Contestant:
+    """One replica's anchors, the first B / replicas rows, against all B."""
+    rule = Rule(positive, negative, soft=False, metric="L2")
+
+    def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
+        anchors = tf.range(labels.shape[0] // replicas)
+        margin = tf.constant(1.0)
+        return triplet_sums(embeddings, labels, anchors, margin, rule=rule, jit_compile=True)[0]
+
+    return tensorflow_step(loss)
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    MATMUL: matmul,
+    "hard": tensorflow_step(triplet_hard_loss),
+    "hard-jit": tensorflow_step(triplet_hard_loss, jit_compile=True),
+    "hard-no-xla": triplets(*HARD, jit_compile=False),
+    "semihard": tensorflow_step(triplet_semihard_loss),
+    "semihard-jit": tensorflow_step(triplet_semihard_loss, jit_compile=True),
+    "semihard-no-xla": triplets(*SEMIHARD, jit_compile=False),
+    "farthest": triplets("hard", "semihard"),
+    **{share("hard", r): one_share(*HARD, replicas=r) for r in REPLICAS},
+    **{share("semihard", r): one_share(*SEMIHARD, replicas=r) for r in REPLICAS},
+}
+
+if __name__ == "__main__":
+    serve(CONTESTANTS, {"tensorflow": tf.__version__})

@@ -1,0 +1,1 @@
+"""Compiles a replica's training step for a TPU v5e on a machine without one: docs/tpu.md."""

@@ -1,0 +1,87 @@
+"""What the benchmarks do besides measuring."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.mining.comparison import rotate
+from benchmarks.mining.processes import WorkerError
+from benchmarks.mining.worker import peak_bytes, random_batch, turn
+from benchmarks.timing import print_columns, turns
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_turns_are_taken_in_rotation_and_the_first_is_left_out():
+    order = []
+    contestants = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
+    assert turns(contestants, rounds=2) == {"a": [3, 5], "b": [4, 6]}
+    assert order == [*"ababab"]
+
+
+def test_past_the_seconds_three_turns_are_enough():
+    assert turns({"a": lambda: 1}, rounds=9, seconds=0) == {"a": [1, 1, 1]}
+
+
+def test_who_fails_has_no_result_and_the_others_go_on():
+    def fails():
+        raise WorkerError("no memory")
+
+    found = rotate({"fails": fails, "runs": lambda: ([3.0, 1.0, 2.0], 0.5)}, rounds=1, seconds=9)
+    assert found["fails"] is None
+    assert (found["runs"].median, found["runs"].fastest, found["runs"].loss) == (2.0, 1.0, 0.5)
+
+
+def test_a_turn_leaves_out_its_first_call():
+    calls = []
+    seconds, loss = turn(lambda: calls.append(time.sleep(0.01)) or 1.5)
+    assert len(seconds) == len(calls) - 1
+    assert loss == 1.5
+
+
+def test_batch_is_the_same_every_time():
+    labels, embeddings = random_batch(64)
+    assert (np.bincount(labels) == 4).all()
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(embeddings, random_batch(64)[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux only")
+def test_peak_is_seen_after_it_has_passed():
+    assert 60e6 < peak_bytes(lambda: np.ones(2**23).sum()) < 100e6
+
+
+def test_columns(capsys):
+    print_columns(
+        "Title", ["B = 1", "B = 2"], [("row", [1234.5, None]), ("other", [0.1, "absent"])]
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines[1:] == [["row", "1,234", "-"], ["other", "0.10", "absent"]]
+
+
+def mining(*flags: str) -> str:
+    """What `python -m benchmarks.mining` prints."""
+    command = [sys.executable, "-m", "benchmarks.mining", "--rounds", "1", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout
+    return done.stdout
+
+
+def test_mining_without_peers(tmp_path):
+    printed = mining("--sizes", "64", "--shares", "--memory", "--peers", str(tmp_path))
+    assert printed.count("not installed: make peers") == 2
+    for row in ("B x B matmul, forward only", "semi-hard", "TensorFlow Addons", "absent"):
+        assert row in printed
+
+
+@pytest.mark.slow
+def test_mining_of_shares_and_memory(tmp_path):
+    printed = mining("--sizes", "--shares", "64", "--memory", "64", "--peers", str(tmp_path))
+    for row in ("hard, B = 64, ms", "R x time / time of R = 1", "semi-hard, B = 64 "):
+        assert row in printed

@@ -1,0 +1,47 @@
+"""The worked examples of docs/losses.md are computed, and their tables checked by the oracle."""
+
+import doctest
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trainer import triplet_oracle
+
+LOSSES = Path(__file__).parents[1] / "docs/losses.md"
+POINTS = {0.0: "A", 2.0: "A", 3.0: "B", 7.0: "B", 8.0: "C", 20.0: "C"}
+
+
+def test_examples():
+    failed, tried = doctest.testfile(str(LOSSES), module_relative=False)
+    assert tried >= 10
+    assert failed == 0
+
+
+def rows(first_cell: str) -> list[list[str]]:
+    """Cells of the table whose heading begins so."""
+    text = LOSSES.read_text(encoding="utf-8")
+    table = text[text.index(f"| {first_cell} |") :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")[2:]]
+
+
+@pytest.mark.parametrize(
+    ("heading", "loss"), [("anchor", "hard"), ("anchor, positive", "semihard")]
+)
+def test_tables_of_the_six_points(heading, loss):
+    terms = []
+    for who, to_positive, to_negative, term in rows(heading):
+        anchor, *positive = (float(x) for x in who.split(", "))
+        positives = positive or [x for x in POINTS if POINTS[x] == POINTS[anchor] and x != anchor]
+        negatives = [abs(x - anchor) for x in POINTS if POINTS[x] != POINTS[anchor]]
+        reach = max(abs(x - anchor) for x in positives)
+        assert float(to_positive) == reach
+        (chosen,) = triplet_oracle.choose_negatives(reach, negatives, loss, margin=2.0)
+        assert chosen in [float(number) for number in re.findall(r"\d+", to_negative)]
+        assert re.match(rf"2 \+ {reach:.0f} - {chosen:.0f} ", term)
+        terms.append(max(0.0, 2 + reach - chosen))
+        assert float(re.findall(r"\d+$", term)[0]) == terms[-1]
+    labels, points = [*POINTS.values()], np.array([*POINTS])[:, None]
+    expected = getattr(triplet_oracle, loss)(labels, points, margin=2.0, metric="L2")
+    assert np.mean(terms) == pytest.approx(expected)

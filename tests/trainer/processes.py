@@ -1,0 +1,95 @@
+"""Scripts in processes of their own: TensorFlow's collectives take one number of replicas each."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+
+
+def results(module: str, *arguments: object) -> dict[str, np.ndarray]:
+    """The arrays that `python -m module OUT arguments` leaves in OUT."""
+    [found] = together([[module, *arguments]], [{}])
+    return found
+
+
+def workers(count: int, module: str, *arguments: object) -> list[dict[str, np.ndarray]]:
+    """The same of processes that TensorFlow makes one cluster of."""
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    environments = [
+        {
+            "TF_CONFIG": json.dumps(
+                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            )
+        }
+        for index in range(count)
+    ]
+    return together([[module, *arguments]] * count, environments)
+
+
+def together(
+    commands: Sequence[Sequence[object]],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    seconds: float = 300,
+) -> list[dict[str, np.ndarray]]:
+    """Runs [module, *arguments] each; none of them outlives this call.
+
+    Raises:
+      AssertionError: one failed or took too long; the message holds the output of all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [Path(folder) / f"{i}.npz" for i in range(len(commands))]
+        logs = [Path(folder) / f"{i}.log" for i in range(len(commands))]
+        processes: list[subprocess.Popen] = []
+        deadline = time.monotonic() + seconds
+        codes: list[int | None] = []
+        try:
+            for (module, *rest), out, log, more in zip(
+                commands, outs, logs, environments, strict=True
+            ):
+                with log.open("wb") as file:
+                    processes.append(
+                        subprocess.Popen(
+                            [sys.executable, "-m", str(module), str(out), *map(str, rest)],
+                            cwd=ROOT,
+                            env={**os.environ, **more},
+                            stdout=file,
+                            stderr=subprocess.STDOUT,
+                        )
+                    )
+            # A worker whose peer has failed may wait for it for ever.
+            while None in (codes := [process.poll() for process in processes]):
+                if any(codes) or time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        output = "\n\n".join(
+            f"{' '.join(map(str, command))}: {_ending(code)}\n{log.read_text(errors='replace')}"
+            for command, code, log in zip(commands, codes, logs, strict=True)
+        )
+        assert codes == [0] * len(commands), output
+        return [dict(np.load(out)) for out in outs]
+
+
+def _ending(code: int | None) -> str:
+    return "still running, killed" if code is None else f"exit code {code}"
+
+
+def _free_ports(count: int) -> list[int]:
+    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in with_ports]
+    for server in with_ports:
+        server.close()
+    return ports

@@ -61,7 +61,7 @@ class Order:
 
     Attributes:
       vectors: [B, D] the candidates, as raw takes them.
-      offset: [B].
+      offset: [B]; infinite for a candidate that is none.
       factor: of the raw numbers.
       metric: a callable, or None where raw is one matmul.
     """

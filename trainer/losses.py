@@ -99,7 +99,7 @@ def batch_triplets(
     ):
         if value not in known:
             raise UsageError(f"{name} {value!r}: one of {', '.join(known)}")
-    _check(margin, distance_metric)
+    margin = _check(margin, distance_metric)
     labels, embeddings = _labels(labels), tf.convert_to_tensor(embeddings)
     _check_shapes(labels, embeddings)
     dtype, embeddings = embeddings.dtype, _computable(embeddings)
@@ -248,11 +248,12 @@ def triplet_loss(
     Returns:
       [N] losses of the embeddings' type, not averaged and without regard to replicas.
     """
-    _check(margin, distance_metric)
-    dtype = tf.convert_to_tensor(anchor).dtype
-    anchor, positive, negative = (
-        _computable(tf.convert_to_tensor(x)) for x in (anchor, positive, negative)
-    )
+    margin = _check(margin, distance_metric)
+    given = [tf.convert_to_tensor(x) for x in (anchor, positive, negative)]
+    for x in given:
+        _check_embeddings(x)
+    dtype = given[0].dtype
+    anchor, positive, negative = map(_computable, given)
     difference = distance(anchor, positive, distance_metric) - distance(
         anchor, negative, distance_metric
     )
@@ -265,8 +266,7 @@ class _TripletLoss(keras.losses.Loss):
     def __init__(self, *, margin: float, distance_metric: DistanceMetric, name: str | None) -> None:
         # Keras must not average: a scalar comes out, in parts that add up over replicas.
         super().__init__(name=name, reduction=None)
-        _check(margin, distance_metric)
-        self.margin = margin
+        self.margin = _check(margin, distance_metric)
         self.distance_metric = distance_metric
 
     def __call__(
@@ -278,6 +278,10 @@ class _TripletLoss(keras.losses.Loss):
         """
         if sample_weight is not None:
             raise UsageError(f"{self.name}: sample_weight has no meaning for mined triplets")
+        y_pred = tf.convert_to_tensor(y_pred)
+        if y_pred.dtype.size == 2:
+            # As Keras's own: what is reported, and scaled, has more digits than the model.
+            y_pred = tf.cast(y_pred, tf.float32)
         if tf.distribute.get_replica_context() is None:
             # Keras rehearses `fit` with labels averaged over the replicas, which are floats.
             y_true = tf.cast(y_true, tf.int64)
@@ -351,29 +355,46 @@ class TripletSemiHardLoss(_TripletLoss):
         )
 
 
-def _check(margin: float, metric: DistanceMetric) -> None:
-    if not margin >= 0:
-        raise UsageError(f"margin {margin}: 0 or more")
+def _check(margin: float, metric: DistanceMetric) -> float:
+    """The margin as a number."""
+    try:
+        value = float(margin)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"margin {margin}: a number, 0 or more")
     check_metric(metric)
+    return value
 
 
 def _labels(labels: tf.Tensor) -> tf.Tensor:
     """[b] int32, or int64 where that is what they are or what holds them."""
     labels = tf.convert_to_tensor(labels)
     if not labels.dtype.is_integer:
-        raise UsageError(f"labels are {labels.dtype.name}: integers, one a row")
+        raise UsageError(
+            f"labels are {labels.dtype.name}: integers, one a row (for a function in"
+            " model.compile Keras makes them floats: use the class)"
+        )
+    if labels.shape.rank not in (None, 1) and labels.shape[1:] not in ([1], [None]):
+        raise UsageError(f"labels have the shape {labels.shape}: [b] or [b, 1], not one-hot")
     wide = labels.dtype in (tf.int64, tf.uint64, tf.uint32)
     return tf.cast(tf.reshape(labels, [-1]), tf.int64 if wide else tf.int32)
 
 
 def _check_shapes(labels: tf.Tensor, embeddings: tf.Tensor) -> None:
+    _check_embeddings(embeddings)
+    rows, given = embeddings.shape[0], labels.shape[0]
+    if None in (rows, given):
+        tf.debugging.assert_equal(tf.size(labels), tf.shape(embeddings)[0], "labels: one a row")
+    elif rows != given:
+        raise UsageError(f"{given} labels for {rows} embeddings: one each")
+
+
+def _check_embeddings(embeddings: tf.Tensor) -> None:
     if not embeddings.dtype.is_floating:
         raise UsageError(f"embeddings are {embeddings.dtype.name}: floats [b, D]")
     if embeddings.shape.rank != 2:
         raise UsageError(f"embeddings have the shape {embeddings.shape}: [b, D]")
-    rows = embeddings.shape[0]
-    if None not in (rows, labels.shape[0]) and rows != labels.shape[0]:
-        raise UsageError(f"{labels.shape[0]} labels for {rows} embeddings: one each")
 
 
 def _computable(x: tf.Tensor) -> tf.Tensor:

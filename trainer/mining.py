@@ -19,9 +19,9 @@ INFINITY = float("inf")
 Key = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def length(x: tf.Tensor) -> int | tf.Tensor:
-    """Size of the first axis: a number where it is known, so that shapes made from it are known."""
-    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+def length(x: tf.Tensor, axis: int = 0) -> int | tf.Tensor:
+    """Size of an axis: a number where it is known, so that shapes made from it are known."""
+    return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,15 @@ class Batch:
 def batch(labels: tf.Tensor, order: Order) -> Batch:
     """Candidates [B, D] and their labels [B], to be searched."""
     found = classes(labels)
-    filling = [[0, -length(labels) % LANES]]
+    missing = -length(labels) % LANES
+    # Not zeros: a callable metric may be undefined there.
+    copies = tf.broadcast_to(order.vectors[:1], [missing, length(order.vectors, 1)])
     filled = dataclasses.replace(
         order,
-        vectors=tf.pad(order.vectors, [*filling, [0, 0]]),
-        offset=tf.pad(order.offset, filling, constant_values=INFINITY),
+        vectors=tf.concat([order.vectors, copies], 0),
+        offset=tf.pad(order.offset, [[0, missing]], constant_values=INFINITY),
     )
-    return Batch(found, filled, tf.pad(found.group, filling, constant_values=-1))
+    return Batch(found, filled, tf.pad(found.group, [[0, missing]], constant_values=-1))
 
 
 class Tile:

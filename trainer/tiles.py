@@ -130,7 +130,7 @@ def _compute(
         # A matmul of few rows is slow.
         tiles, real = _tiles(anchors, length(batch.group), least_rows=64)
     else:
-        numbers = length(batch.group) * length(tf.transpose(embeddings))
+        numbers = length(batch.group) * length(embeddings, 1)
         tiles, real = _tiles(anchors, numbers, least_rows=1)
     num_tiles = length(tiles)
 
@@ -234,15 +234,15 @@ class _Terms:
             total = tf.reduce_sum(terms)
         if tape.watched_variables():
             raise UsageError("distance_metric reads variables, which would get no gradient")
-        to_anchors, to_positives, to_negatives = tape.gradient(
-            total, (anchors, positives, negatives)
-        )
-        owners, slopes = [rows, positive], [to_anchors[:, 0], to_positives[:, 0]]
+        *slopes, to_negatives = tape.gradient(total, (anchors, positives, negatives))
+        owners = [rows, positive]
         if every_negative:
             gradient += to_negatives[0]
         else:
-            owners.append(negative)
-            slopes.append(to_negatives[:, 0])
+            owners, slopes = [*owners, negative], [*slopes, to_negatives]
+        # What is not valid may pair a point with itself, where a callable's slope may be NaN.
+        used = tf.reduce_any(valid, 1, keepdims=True)
+        slopes = [tf.where(used, slope[:, 0], tf.zeros_like(slope[:, 0])) for slope in slopes]
         gradient = tf.tensor_scatter_nd_add(
             gradient, tf.concat(owners, 0)[:, None], tf.concat(slopes, 0)
         )

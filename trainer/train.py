@@ -165,7 +165,8 @@ def train(
                     values = {name: float(value) for name, value in means.items()}
                     seconds = time.monotonic() - began
                     step += num_steps
-                    _check_finite(values["loss"], step - num_steps + values.pop("finite_steps") + 1)
+                    finite_steps = int(values.pop("finite_steps"))
+                    _check_finite(values["loss"], step - num_steps + finite_steps + 1)
                     images_per_second = num_steps * plan.batch_size / seconds
                     telemetry.training(step, {**values, "images_per_second": images_per_second})
             if stop:
@@ -243,11 +244,11 @@ def _make_loop(
     return run_steps
 
 
-def _check_finite(loss: float, step: float) -> None:
+def _check_finite(loss: float, step: int) -> None:
     """Step: the first whose loss is not finite, if there is one."""
     if not np.isfinite(loss):
         raise UsageError(
-            f"the loss is {loss} in step {step:.0f}; what was saved before is kept; lower the"
+            f"the loss is {loss} in step {step}; what was saved before is kept; lower the"
             " learning rate, or look for damaged images"
         )
 

@@ -135,6 +135,36 @@ def test_metric_may_be_a_callable(rule, jit_compile):
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
+def cosine(x, y):
+    """Undefined at zero."""
+    return 1 - tf.reduce_sum(x * y, -1) / (tf.norm(x, axis=-1) * tf.norm(y, axis=-1))
+
+
+def euclidean(x, y):
+    """Without a gradient between equal points."""
+    return tf.norm(x - y, axis=-1)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_metric_may_be_undefined_where_no_triplet_is(rule, jit_compile):
+    for rows in (8, 64, 100):
+        labels = np.arange(rows) % (rows // 3)  # some classes have one more than others
+        x = normal(labels)
+        for metric, name in ((cosine, "angular"), (euclidean, "L2")):
+
+            def loss(x, metric, labels=labels):
+                options = {"distance_metric": metric, "jit_compile": jit_compile}
+                return batch_triplets(labels, x, **options, **RULES[rule]).loss
+
+            np.testing.assert_allclose(loss(x, metric), loss(x, name), rtol=1e-10)
+            np.testing.assert_allclose(
+                gradient_of(lambda x, f=loss, m=metric: f(x, m), x),
+                gradient_of(lambda x, f=loss, m=name: f(x, m), x),
+                atol=1e-12,
+            )
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3), ("float32", 1e-6)]
 )
@@ -463,8 +493,11 @@ def test_a_metric_with_variables_is_refused():
     ("labels", "x", "options", "message"),
     [
         ([0, 0], np.zeros([2, 2]), {"distance_metric": "L1"}, r"L1.*one of L2, squared-L2, ang"),
-        ([0, 0], np.zeros([2, 2]), {"margin": -1}, "margin -1: 0 or more"),
-        ([0, 0], np.zeros([2, 2]), {"margin": float("nan")}, "margin nan: 0 or more"),
+        ([0, 0], np.zeros([2, 2]), {"margin": -1}, "margin -1: a number, 0 or more"),
+        ([0, 0], np.zeros([2, 2]), {"margin": float("nan")}, "margin nan: a number, 0 or more"),
+        ([0, 0], np.zeros([2, 2]), {"margin": float("inf")}, "margin inf: a number, 0 or more"),
+        ([0, 0], np.zeros([2, 2]), {"margin": None}, "margin None: a number, 0 or more"),
+        ([[0, 1], [1, 0]], np.zeros([2, 2]), {}, r"labels have the shape \(2, 2\).* not one-hot"),
         ([0.0, 0.0], np.zeros([2, 2]), {}, "labels are float32: integers"),
         ([0, 0, 1], np.zeros([2, 2]), {}, "3 labels for 2 embeddings"),
         ([0, 0], np.zeros([2, 2], np.int64), {}, "embeddings are int64: floats"),

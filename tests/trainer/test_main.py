@@ -221,7 +221,7 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
         ({"gin_file": None}, "--gin_file is missing and there is no"),
         ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
-        ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: 0 or more"),
+        ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: a number, 0 or more"),
         ({"gin_param": "SGD.momentum = 5.0"}, "train.make_optimizer: "),
         ({"gin_param": "CENTRAL_SHARE = 0.0"}, "central_share 0.0: above 0"),
         ({"gin_param": "SEED = -1"}, "train.seed -1"),

@@ -1,10 +1,7 @@
 """Triplet losses over the global batch.
 
   loss = triplet_semihard_loss(labels, embeddings, margin=0.2)
-
-  result = semihard_triplets(labels, embeddings, margin=0.2)
-  result.loss, result.statistics(), result.costliest
-
+  result = semihard_triplets(labels, embeddings, margin=0.2)  # .loss, .statistics(), .costliest
   model.compile(loss=TripletSemiHardLoss(margin=0.2), optimizer=...)
 
 In a replica context of several replicas, a loss is this replica's share: the sum over its own

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from benchmarks.arguments import Parser, positive
 from benchmarks.timing import print_table, rates
 from trainer.global_batch import gather
 from trainer.strategy import make_strategy
@@ -61,15 +62,18 @@ def measure(replicas: int) -> None:
     )
 
 
-def main(*replicas: str) -> None:
+def main() -> None:
+    parser = Parser(prog="python -m benchmarks.transports")
+    parser.add_argument("replicas", type=positive, nargs="*", default=[2, 4])
+    replicas = parser.parse_args().replicas
     if len(replicas) == 1:
-        measure(int(replicas[0]))
+        measure(replicas[0])
         return
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    for number in replicas or ("2", "4"):
-        command = [sys.executable, "-m", "benchmarks.transports", number]
+    for number in replicas:
+        command = [sys.executable, "-m", "benchmarks.transports", str(number)]
         subprocess.run(command, env=environment, check=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

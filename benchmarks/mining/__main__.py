@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import Parser, positive
 from benchmarks.mining.comparison import Comparison, progress, rotate
 from benchmarks.mining.contestants import LARGEST, REPLICAS, WORKERS, share
 from benchmarks.mining.processes import CORES, Worker, WorkerError, interpreter, keep_to_cores
@@ -99,15 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mining")
+    parser = Parser(prog="python -m benchmarks.mining")
 
     def batch_sizes(name: str, default: list[int], text: str) -> None:
-        parser.add_argument(name, default=default, help=text, type=int, nargs="*", metavar="B")
+        parser.add_argument(name, default=default, help=text, type=positive, nargs="*", metavar="B")
 
     batch_sizes("--sizes", [256, 512, 1024, 2048, 4096, LARGEST], "of the comparison")
     batch_sizes("--shares", [4096, LARGEST], "of the replicas' shares")
     batch_sizes("--memory", [LARGEST, 65536], "of the table of memory")
-    parser.add_argument("--rounds", default=9, type=int, help="turns each, at a batch size")
+    parser.add_argument("--rounds", default=9, type=positive, help="turns each, at a batch size")
     parser.add_argument(
         "--seconds", default=25.0, type=float, help="after which 3 turns are enough"
     )

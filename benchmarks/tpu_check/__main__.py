@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
+from benchmarks.arguments import Parser, positive
 from benchmarks.tpu_check import cases
 from benchmarks.tpu_check.cases import Case
 from benchmarks.tpu_check.compile import Compiled
@@ -37,22 +37,11 @@ class _ProcessError(Exception):
     """A process ended otherwise than by a mistake of the user."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def _list_of(kind: Callable[[str], object]) -> Callable[[str], list[object]]:
     def parse(text: str) -> list[object]:
         return [kind(part) for part in text.split(",")]
 
     return parse
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers, 1 or more")
-    return int(text)
 
 
 def _one_of(known: Sequence[str]) -> Callable[[str], str]:
@@ -65,7 +54,7 @@ def _one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.tpu_check",
         description="Compiles a replica's training step for a TPU v5e and prints the memory it"
         " takes. Values may be lists, as in --batch=128,256: every combination is compiled.",
@@ -77,17 +66,17 @@ def _arguments() -> argparse.Namespace:
         ("loss", _one_of(cases.LOSSES), ", ".join(cases.LOSSES)),
         ("dtype", _one_of(cases.DTYPES), f"of the backbone: {', '.join(cases.DTYPES)}"),
         ("matmul", _one_of(cases.PRECISIONS), "precision of float32 matmuls: default, highest"),
-        ("batch", _positive, "images a replica"),
-        ("replicas", _positive, "how many there are; 2 or more for a gathered batch"),
-        ("image_size", _positive, "pixels"),
-        ("embedding_dim", _positive, "of the head"),
+        ("batch", positive, "images a replica"),
+        ("replicas", positive, "how many there are; 2 or more for a gathered batch"),
+        ("image_size", positive, "pixels"),
+        ("embedding_dim", positive, "of the head"),
     ):
         parser.add_argument(f"--{name}", type=_list_of(kind), help=text)
     parser.add_argument(
         "--jax_python", default=sys.executable, help="Python of an environment with jax and libtpu"
     )
     parser.add_argument(
-        "--jobs", type=_positive, default=os.cpu_count(), help="cases at a time; default: cores"
+        "--jobs", type=positive, default=os.cpu_count(), help="cases at a time; default: cores"
     )
     return parser.parse_args()
 

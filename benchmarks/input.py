@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.timing import print_table, rates
 from pipeline.preprocess import preprocess
 from preprocessing.index import DatasetIndex, load_index
-from preprocessing.plan import SortedSplits
+from preprocessing.splits import SortedSplits
 from trainer.batching import BatchPlan
 from trainer.input import Augmentation, train_batches
 

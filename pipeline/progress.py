@@ -2,22 +2,27 @@
 
 import contextlib
 import glob
-import json
 import os
 import threading
 import time
 
-from preprocessing import commit
+from preprocessing import storage
+from preprocessing.claim import Claim, read_plan
 from preprocessing.progress import Progress, duration
 
 POLL_SECONDS = 0.5
+BUCKET_POLL_SECONDS = 10.0
 
 
 class ShardProgress:
-    """Shows images done while the block runs, whichever processes of this machine do the work."""
+    """Shows how far a job is while the block runs, whichever processes do the work.
 
-    def __init__(self, work: str) -> None:
-        self._work = work
+    On a local disk in images; in a bucket in shards, which is all that can be seen there.
+    """
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+        self._poll = BUCKET_POLL_SECONDS if storage.is_bucket(output) else POLL_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -30,28 +35,29 @@ class ShardProgress:
         self._thread.join()
 
     def _watch(self) -> None:
-        with Progress() as progress:
-            while (total := self._total()) is None:
+        # Whoever waits for the job wants no error of the watching.
+        with Progress() as progress, contextlib.suppress(OSError, ValueError):
+            while (plan := read_plan(self._output)) is None:
                 progress.update("listing the input ...")
-                if self._stop.wait(POLL_SECONDS):
+                if self._stop.wait(self._poll):
                     return
-            start, at_start = time.monotonic(), self._done()
-            while not self._stop.wait(POLL_SECONDS):
-                done = max(self._done(), at_start)
+            folder = Claim(self._output, plan).folder
+            what = "shards" if storage.is_bucket(self._output) else "images"
+            total = plan[f"num_{what}"]
+            start, at_start = time.monotonic(), _done(folder)
+            while not self._stop.wait(self._poll):
+                done = max(_done(folder), at_start)
                 rate = (done - at_start) / (time.monotonic() - start)
+                speed = f", {rate:.{0 if rate > 10 else 2}f}/s" if rate else ""
                 left = f", {duration((total - done) / rate)} left" if rate else ""
-                progress.update(f"preprocessed {done:,} of {total:,} images, {rate:.0f}/s{left}")
+                progress.update(f"preprocessed {done:,} of {total:,} {what}{speed}{left}")
 
-    def _total(self) -> int | None:
-        try:
-            with open(os.path.join(self._work, commit.PLAN_FILE), encoding="utf-8") as file:
-                return json.load(file)["num_images"]
-        except FileNotFoundError:
-            return None
 
-    def _done(self) -> int:
-        done = 0
-        for path in glob.glob(os.path.join(glob.escape(self._work), "*.progress")):
-            with contextlib.suppress(FileNotFoundError):
-                done += os.path.getsize(path)
-        return done
+def _done(folder: str) -> int:
+    if storage.is_bucket(folder):
+        return sum(f.path.endswith(".sidecar.parquet") for f in storage.list_files(folder))
+    done = 0
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.progress")):
+        with contextlib.suppress(FileNotFoundError):
+            done += os.path.getsize(path)
+    return done

@@ -4,169 +4,234 @@ dataset_info.json is written last; with it the data set is finished, without it 
 """
 
 import collections
-import contextlib
+import dataclasses
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing import index, tfds_layout
+from preprocessing import duplicates, index, storage, tfds_layout
+from preprocessing.claim import Claim, work_folder
 from preprocessing.errors import UsageError
 from preprocessing.plan import Plan
-from preprocessing.shards import Sidecar, read_sidecar
+from preprocessing.shards import Sidecar, index_schema, read_sidecar
 from preprocessing.sources import Rejected
-from preprocessing.storage import atomic_file, write_file
 
-WORK_FOLDER = ".work"
-PLAN_FILE = "plan.json"
 REASONS_SHOWN = 3
+Counts = collections.Counter[tuple[str, int]]  # images by split and label
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """What a commit needs besides the plan.
+
+    Attributes:
+      name: first part of the file names.
+      settings: what decided the bytes; kept in dataset_info.json.
+      input_fingerprint: of the images listed.
+      columns: names of the further values of images.
+      group: the one of them that says which images belong together, if any.
+      num_listed: images, those that listing could not use among them.
+      max_rejected_share: of these, 0 to 1.
+      min_images: of a class.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    input_fingerprint: str
+    columns: Sequence[str]
+    group: str | None
+    num_listed: int
+    max_rejected_share: float
+    min_images: int
 
 
 def commit(
     plan: Plan,
+    claim: Claim,
+    finish: Finish,
     *,
-    output: str,
-    name: str,
-    settings: Mapping[str, Any],
     left_out: Iterable[Rejected],
-    max_rejected_share: float,
+    groups: Iterable[duplicates.DuplicateGroup],
 ) -> None:
     """Turns finished shards into a finished data set.
 
     Args:
       plan: which shards there are.
-      output: folder of the data set.
-      name: first part of the file names.
-      settings: what decided the bytes; kept in dataset_info.json.
-      left_out: what listing left out already.
-      max_rejected_share: of the planned images, 0 to 1.
+      claim: the job's, with the folder of the data set and that of sidecars.
+      finish: what dataset_info.json says.
+      left_out: what was left out before any image was read.
+      groups: exact duplicates.
 
     Raises:
-      UsageError: more images than that share were rejected, or all of a split's.
+      UsageError: more images than may be were rejected, or all of a split's; a shard is not there;
+        another job has begun in this output.
     """
+    output = claim.output
+    present = {info.path: info for info in storage.list_files(output)}
     rejected = list(left_out)
-    unreadable: list[Rejected] = []
-    counts: collections.Counter[int] = collections.Counter()
+    counts: Counts = collections.Counter()
     splits: dict[str, tfds_layout.SplitInfo] = {}
+    checksums: dict[str, list[int]] = {}
     for split, num_shards in plan.num_shards.items():
-        lengths, num_bytes = [], 0
-        with (
-            atomic_file(os.path.join(output, index.index_file(name, split))) as file,
-            pq.ParquetWriter(file, index.INDEX_SCHEMA) as writer,
-        ):
-            for shard in range(num_shards):
-                sidecar = _sidecar(output, index.shard_file(name, split, shard, num_shards))
-                writer.write_table(sidecar.rows)
-                counts.update(sidecar.rows["label"].to_pylist())
-                unreadable.extend(sidecar.rejected)
-                lengths.append(len(sidecar.rows))
-                num_bytes += sidecar.num_bytes
-        splits[split] = tfds_layout.SplitInfo(shard_lengths=lengths, num_bytes=num_bytes)
+        files = [index.shard_file(finish.name, split, i, num_shards) for i in range(num_shards)]
+        sidecars = (_sidecar(claim, file, present) for file in files)
+        path = storage.join(output, index.index_file(finish.name, split))
+        splits[split], checksums[split] = _write_index(
+            path, sidecars, finish.columns, split, counts, rejected
+        )
+    _write(output, index.REJECTED_FILE, rejected_lines(rejected))
+    _check_rejected([r for r in rejected if r.lost], splits, finish, output)
 
-    rejected = sorted([*rejected, *unreadable], key=lambda r: (r.source_id, r.reason))
-    lines = [json.dumps(_rejected_row(r), ensure_ascii=False) + "\n" for r in rejected]
-    write_file(os.path.join(output, index.REJECTED_FILE), "".join(lines).encode())
-    _check_rejected(unreadable, plan, splits, max_rejected_share, output)
-
-    planned = plan.classes.values()
-    classes = pa.Table.from_pylist(
-        [
-            {"label": c.label, "name": c.name, "split": c.split, "count": counts[c.label]}
-            for c in sorted(planned, key=lambda c: c.label)
-        ],
-        schema=index.CLASSES_SCHEMA,
-    )
-    with atomic_file(os.path.join(output, index.CLASSES_FILE)) as file:
-        pq.write_table(classes, file)
-    _write_json(os.path.join(output, index.FEATURES_FILE), tfds_layout.features_json())
+    groups = list(groups)
+    _write(output, index.DUPLICATES_FILE, duplicates.write_groups(groups))
+    _write_classes(output, plan, counts)
+    _write(output, index.FEATURES_FILE, _json(tfds_layout.features_json()))
     extra = {
         "format_version": index.FORMAT_VERSION,
-        "input_fingerprint": plan.fingerprint,
+        "classes_fallen_below": _fallen_below(plan, counts, finish.min_images),
+        "classes_left_out": list(plan.too_small),
+        "columns": [f"x_{name}" for name in finish.columns],
+        "duplicates": {kind: sum(g.kind == kind for g in groups) for kind in duplicates.KINDS},
+        "group": finish.group and f"x_{finish.group}",
+        "input_fingerprint": finish.input_fingerprint,
         "num_classes": {
-            split: sum(c.split == split and counts[c.label] > 0 for c in planned)
+            split: sum(counted > 0 for (s, _), counted in counts.items() if s == split)
             for split in splits
         },
         "num_images": {split: sum(info.shard_lengths) for split, info in splits.items()},
         "num_rejected": len(rejected),
         "num_shards": dict(plan.num_shards),
-        "settings": settings,
+        "settings": finish.settings,
+        "shard_crc32c": checksums,
     }
-    files = {index.shard_file(name, s, i, n) for s, n in plan.num_shards.items() for i in range(n)}
-    files |= {index.index_file(name, split) for split in splits}
-    _remove_files(output, name, keep=files)
-    info = tfds_layout.dataset_info_json(name=name, splits=splits, extra=extra)
-    _write_json(os.path.join(output, index.INFO_FILE), info)
+    keep = {
+        index.shard_file(finish.name, split, shard, num_shards)
+        for split, num_shards in plan.num_shards.items()
+        for shard in range(num_shards)
+    }
+    keep |= {index.index_file(finish.name, split) for split in splits}
+    _remove_files(output, finish.name, keep=keep)
+    claim.check()
+    info = tfds_layout.dataset_info_json(name=finish.name, splits=splits, extra=extra)
+    _write(output, index.INFO_FILE, _json(info))
     remove_work(output)
 
 
-def _sidecar(output: str, file_name: str) -> Sidecar:
-    sidecar = read_sidecar(os.path.join(output, WORK_FOLDER), file_name)
-    if sidecar is None or not sidecar.is_whole(os.path.join(output, file_name)):
-        raise UsageError(f"{output}: shard {file_name} is not whole; run the same command again")
+def _sidecar(claim: Claim, file: str, present: Mapping[str, storage.FileInfo]) -> Sidecar:
+    sidecar = read_sidecar(claim.folder, file)
+    info = present.get(storage.join(claim.output, file))
+    if sidecar is None or info is None or not sidecar.is_of(info):
+        raise UsageError(f"{claim.output}: shard {file} is not whole; run the same command again")
     return sidecar
 
 
-def _rejected_row(rejected: Rejected) -> dict[str, str]:
-    return {
-        "source_id": rejected.source_id,
-        "class": rejected.class_name,
-        "reason": rejected.reason,
-    }
+def _write_index(
+    path: str,
+    sidecars: Iterable[Sidecar],
+    columns: Sequence[str],
+    split: str,
+    counts: Counts,
+    rejected: list[Rejected],
+) -> tuple[tfds_layout.SplitInfo, list[int]]:
+    """Joins sidecars, one at a time in memory; adds to `counts` and `rejected`."""
+    lengths, num_bytes, checksums = [], 0, []
+    schema = index_schema(columns)
+    with storage.atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for sidecar in sidecars:
+            writer.write_table(sidecar.rows)
+            labels = collections.Counter(sidecar.rows["label"].to_pylist())
+            counts.update({(split, label): count for label, count in labels.items()})
+            rejected.extend(sidecar.rejected)
+            lengths.append(len(sidecar.rows))
+            num_bytes += sidecar.num_bytes
+            checksums.append(sidecar.crc32c)
+    return tfds_layout.SplitInfo(shard_lengths=lengths, num_bytes=num_bytes), checksums
+
+
+def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
+    """Content of a rejected.jsonl, sorted."""
+    rows = [
+        {"source_id": r.source_id, "class": r.class_name, "reason": r.reason}
+        for r in sorted(rejected, key=lambda r: (r.source_id, r.reason))
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _check_rejected(
-    unreadable: list[Rejected],
-    plan: Plan,
+    lost: list[Rejected],
     splits: Mapping[str, tfds_layout.SplitInfo],
-    max_rejected_share: float,
+    finish: Finish,
     output: str,
 ) -> None:
-    planned = sum(plan.num_images.values())
     empty = [split for split, info in splits.items() if not sum(info.shard_lengths)]
-    if len(unreadable) <= max_rejected_share * planned and not empty:
+    if len(lost) <= finish.max_rejected_share * finish.num_listed and not empty:
         return
-    reasons = collections.Counter(r.reason for r in unreadable).most_common(REASONS_SHOWN)
+    reasons = collections.Counter(r.reason for r in lost).most_common(REASONS_SHOWN)
     what = f"split {empty[0]} has no readable image, " if empty else ""
     raise UsageError(
-        f"{what}{len(unreadable)} of {planned} images rejected"
-        f" (at most {max_rejected_share:.0%} may be):"
+        f"{what}{len(lost)} of {finish.num_listed} images rejected"
+        f" (at most {finish.max_rejected_share:.0%} may be):"
         f" {'; '.join(f'{count} x {reason}' for reason, count in reasons)};"
-        f" see {os.path.join(output, index.REJECTED_FILE)}"
+        f" see {storage.join(output, index.REJECTED_FILE)}"
     )
 
 
-def _write_json(path: str, content: Mapping[str, Any]) -> None:
-    write_file(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+def _write_classes(output: str, plan: Plan, counts: Counts) -> None:
+    rows = [
+        {"label": c.label, "name": c.name, "split": split, "count": counts[split, c.label]}
+        for c in sorted(plan.classes.values(), key=lambda c: c.label)
+        for split in c.pieces
+    ]
+    with storage.atomic_file(storage.join(output, index.CLASSES_FILE)) as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=index.CLASSES_SCHEMA), file)
+
+
+def _fallen_below(plan: Plan, counts: Counts, min_images: int) -> list[str]:
+    """Classes that were large enough until images of theirs could not be read."""
+    left = {
+        name: sum(counts[split, planned.label] for split in planned.pieces)
+        for name, planned in plan.classes.items()
+    }
+    return sorted(name for name, count in left.items() if count < min_images)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _write(output: str, name: str, data: bytes) -> None:
+    storage.write_file(storage.join(output, name), data)
 
 
 def remove_work(output: str) -> None:
     """Removes the folder of what is needed until the commit."""
-    shutil.rmtree(os.path.join(output, WORK_FOLDER), ignore_errors=True)
+    storage.remove_tree(work_folder(output))
 
 
 def remove_data_set(output: str, name: str) -> None:
-    """Removes a data set of this name, finished or not, but for its plan.
+    """Removes a data set of this name, finished or not, but for its work folder.
 
     dataset_info.json goes first, so that a data set is never half there.
     """
-    for file in (index.INFO_FILE, index.FEATURES_FILE, index.CLASSES_FILE, index.REJECTED_FILE):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(output, file))
+    for file in (
+        index.INFO_FILE,
+        index.FEATURES_FILE,
+        index.CLASSES_FILE,
+        index.REJECTED_FILE,
+        index.DUPLICATES_FILE,
+    ):
+        storage.remove(storage.join(output, file))
     _remove_files(output, name, keep=set())
-    work = os.path.join(output, WORK_FOLDER)
-    for file in os.listdir(work):
-        if file.endswith((".sidecar.parquet", ".progress", ".partial")):
-            os.remove(os.path.join(work, file))
 
 
 def _remove_files(output: str, name: str, *, keep: set[str]) -> None:
     """Removes shards and indices of a data set of this name."""
     ours = re.compile(rf"{re.escape(name)}-\w+\.(tfrecord-\d+-of-\d+|index\.parquet)")
-    for file in os.listdir(output):
+    for info in storage.list_files(output):
+        file = info.path.rpartition("/")[2]
         if ours.fullmatch(file) and file not in keep:
-            os.remove(os.path.join(output, file))
+            storage.remove(info.path)

@@ -14,6 +14,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageChops,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -28,6 +29,8 @@ from preprocessing.errors import UsageError
 # are bad. Filters belong to the whole process, so they are set once, here, and not in each call.
 for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+
+HEAD_BYTES = 12  # tell the format
 
 _MAX_JPEG_SIDE = 65_500  # libjpeg writes no longer side
 
@@ -139,11 +142,7 @@ def canonical_jpeg(data: bytes, settings: ImageSettings) -> CanonicalImage:
 
     Raises BadImage where `data` is no such image, is damaged, or is beyond the settings' limits.
     """
-    if not data:
-        raise BadImage("empty file")
-    reader = _reader(data)
-    if reader is None:
-        raise BadImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
+    reader = require_image(data)
     with _decoding():
         # The reader itself, not Image.open: that has a size limit of its own, global to Pillow,
         # and takes a JPEG that holds several pictures for something else.
@@ -167,6 +166,16 @@ def canonical_jpeg(data: bytes, settings: ImageSettings) -> CanonicalImage:
         out, "JPEG", quality=settings.quality, subsampling="4:2:0", optimize=False, exif=b""
     )
     return CanonicalImage(jpeg=out.getvalue(), height=pixels.height, width=pixels.width)
+
+
+def require_image(head: bytes) -> type[ImageFile.ImageFile]:
+    """The reader for a file that begins with these HEAD_BYTES; BadImage where there is none."""
+    if not head:
+        raise BadImage("empty file")
+    reader = _reader(head)
+    if reader is None:
+        raise BadImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
+    return reader
 
 
 def encoder_versions() -> dict[str, str]:
@@ -263,6 +272,9 @@ def _grey_or_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.
         return opaque
     if image.mode in ("L", "RGB"):
         return image
+    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    if is_jpeg and image.mode == "CMYK" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, inverted
     return image.convert("L" if image.mode == "1" else "RGB")
 
 

@@ -21,12 +21,19 @@ FRAMING_BYTES = _HEADER.size + _FOOTER.size
 
 
 class DamagedRecord(Exception):  # noqa: N818
-    """A record that does not read back as written; `offset` is where its framing starts."""
+    """A record that does not read back as written.
 
-    def __init__(self, offset: int, problem: str) -> None:
-        super().__init__(offset, problem)
+    Attributes:
+      offset: where its framing starts.
+      problem: one short line, the same for the same kind.
+      next_offset: where the next record starts; None where that is lost with this one.
+    """
+
+    def __init__(self, offset: int, problem: str, next_offset: int | None = None) -> None:
+        super().__init__(offset, problem, next_offset)
         self.offset = offset
         self.problem = problem
+        self.next_offset = next_offset
 
     def __str__(self) -> str:
         """Offset and problem in one line."""
@@ -64,12 +71,8 @@ def decode_example(payload: bytes) -> dict[str, bytes | int]:
     Raises ValueError for what is not such an Example: other bytes, floats, or a feature of none or
     of several values.
     """
-    try:
-        example = _Example.FromString(payload)
-    except DecodeError as error:
-        raise ValueError("not a serialized tf.train.Example") from error
     features: dict[str, bytes | int] = {}
-    for key, feature in sorted(example.features.feature.items()):
+    for key, feature in _features(payload):
         kind = feature.WhichOneof("kind")
         if kind not in ("bytes_list", "int64_list"):
             raise ValueError(f"feature {key!r} holds {kind or 'nothing'}, not bytes or an integer")
@@ -78,6 +81,27 @@ def decode_example(payload: bytes) -> dict[str, bytes | int]:
             raise ValueError(f"feature {key!r} holds {len(values)} values, not one")
         features[key] = values[0]
     return features
+
+
+def example_features(payload: bytes) -> dict[str, list[Any]]:
+    """All that a tf.train.Example of anybody holds: key to bytes, ints or floats, keys sorted.
+
+    A feature without a value gives an empty list. Floats have the 32 bits that an Example keeps.
+
+    Raises ValueError for other bytes.
+    """
+    return {
+        key: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
+        for key, feature in _features(payload)
+    }
+
+
+def _features(payload: bytes) -> list[tuple[str, Any]]:
+    """Keys, sorted, and feature messages."""
+    try:
+        return sorted(_Example.FromString(payload).features.feature.items())
+    except DecodeError as error:
+        raise ValueError("not a serialized tf.train.Example") from error
 
 
 class RecordWriter:
@@ -138,7 +162,8 @@ def read_record(file: BinaryIO, offset: int) -> bytes:
 def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """(offset, payload) of every record from the file's position on; offsets as in RecordWriter.
 
-    Reads in order and never seeks, so a stream will do. Raises DamagedRecord as read_record does.
+    Reads in order and never seeks, so a stream will do. Raises DamagedRecord as read_record does;
+    where that tells the next offset, a seekable file stands there, and another call goes on.
     """
     offset = _position(file)
     while (payload := _next_payload(file, offset)) is not None:
@@ -165,7 +190,8 @@ def _next_payload(file: BinaryIO, offset: int) -> bytes | None:
     if len(footer) < _FOOTER.size:
         raise DamagedRecord(offset, "the file ends within it")
     if _FOOTER.unpack(footer)[0] != _masked_crc(payload):
-        raise DamagedRecord(offset, "the checksum of its payload is wrong")
+        end = offset + len(payload) + FRAMING_BYTES
+        raise DamagedRecord(offset, "the checksum of its payload is wrong", end)
     return payload
 
 

@@ -10,23 +10,26 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing import storage
+from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
-from preprocessing.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
+from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
 from preprocessing.index import INDEX_SCHEMA
 from preprocessing.records import RecordWriter, encode_example
-from preprocessing.sources import ImageRef, Rejected
-from preprocessing.storage import atomic_file
+from preprocessing.sources import ImageRef, Rejected, read_image
 
 METADATA_KEY = b"tripletmill"
 IMAGES_AHEAD_PER_THREAD = 4
+PROGRESS_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +40,19 @@ class ShardTask:
       file_name: of the shard.
       shard: its number.
       images: label and reference, in the order of the records.
+      columns: names of the images' further values.
     """
 
     file_name: str
     shard: int
     images: Sequence[tuple[int, ImageRef]]
+    columns: Sequence[str] = ()
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
         """Of the settings and of every image with its version."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for label, ref in self.images:
-            row = [label, ref.class_name, ref.source_id, ref.size, ref.modified]
+            row = [label, ref.class_name, ref.source_id, ref.size, ref.modified, ref.md5, ref.extra]
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
@@ -60,99 +65,230 @@ class Sidecar:
     rejected: Sequence[Rejected]
     fingerprint: str
     num_bytes: int
+    crc32c: int
 
-    def is_whole(self, shard: str) -> bool:
-        """Whether the shard's file has the size that was written."""
-        return os.path.isfile(shard) and os.path.getsize(shard) == self.num_bytes
+    def is_of(self, shard: storage.FileInfo) -> bool:
+        """Whether a file is the shard that was written, by size and, in a bucket, checksum."""
+        return shard.size == self.num_bytes and shard.crc32c in (None, self.crc32c)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A finished shard: images that were read for it now, and those there from before."""
+
+    file_name: str
+    read: int
+    reused: int
+
+
+def index_schema(columns: Iterable[str]) -> pa.Schema:
+    """Schema of an index with further columns."""
+    return pa.schema([*INDEX_SCHEMA, *((f"x_{name}", pa.string()) for name in columns)])
 
 
 def sidecar_path(work: str, file_name: str) -> str:
     """Where the sidecar of a shard lies."""
-    return os.path.join(work, f"{file_name}.sidecar.parquet")
+    return storage.join(work, f"{file_name}.sidecar.parquet")
 
 
 def progress_path(work: str, file_name: str) -> str:
-    """A file that grows by one byte an image, so that anyone can see how far a shard is."""
-    return os.path.join(work, f"{file_name}.progress")
+    """A local file that grows by one byte an image, so that anyone can see how far a shard is."""
+    return storage.join(work, f"{file_name}.progress")
 
 
 def read_sidecar(work: str, file_name: str) -> Sidecar | None:
     """The sidecar of a shard, None where there is none."""
     try:
-        table = pq.read_table(sidecar_path(work, file_name))
+        data = storage.read(sidecar_path(work, file_name))
     except FileNotFoundError:
         return None
+    table = pq.read_table(pa.BufferReader(data))
     content = json.loads(table.schema.metadata[METADATA_KEY])
     return Sidecar(
         rows=table.replace_schema_metadata(None),
         rejected=[Rejected(**row) for row in content["rejected"]],
         fingerprint=content["fingerprint"],
         num_bytes=content["num_bytes"],
+        crc32c=content["crc32c"],
     )
 
 
 def write_shard(
     task: ShardTask,
     *,
-    output: str,
-    work: str,
+    claim: Claim,
     settings: Mapping[str, Any],
     image: ImageSettings,
     threads: int,
-) -> None:
+) -> Written:
     """Writes a shard and its sidecar, unless both are there.
 
     Args:
       task: what to write.
-      output: folder of the data set.
-      work: folder of sidecars.
+      claim: the job's, with the folder of the data set and that of sidecars.
       settings: what decides the bytes, for the fingerprint.
       image: how images are made canonical.
       threads: how many images are read and decoded at once.
+
+    Raises:
+      UsageError: another job has begun in this output; a disk or a network in trouble.
     """
     fingerprint = task.fingerprint(settings)
-    target = os.path.join(output, task.file_name)
-    done = read_sidecar(work, task.file_name)
-    if done and done.fingerprint == fingerprint and done.is_whole(target):
-        with open(progress_path(work, task.file_name), "wb") as progress:
-            progress.write(b"." * len(task.images))
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(sidecar_path(work, task.file_name))
+    work = claim.folder
+    target = storage.join(claim.output, task.file_name)
+    version = storage.version(target)
+    if _is_finished(target, read_sidecar(work, task.file_name), fingerprint):
+        with _progress(work, task.file_name) as progress:
+            progress(len(task.images))
+        return Written(task.file_name, read=0, reused=len(task.images))
+    storage.remove(sidecar_path(work, task.file_name))
 
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
-    with (
-        open(progress_path(work, task.file_name), "wb", buffering=0) as progress,
-        atomic_file(target, temporary=os.path.join(work, task.file_name)) as file,
-    ):
-        writer = RecordWriter(file)
-        for (label, ref), result in _read_all(task.images, image, threads):
-            if isinstance(result, str):
-                rejected.append(Rejected(ref.source_id, ref.class_name, result))
-            else:
-                rows.append(_write(writer, task.shard, label, ref, *result))
-            progress.write(b".")
-        num_bytes = file.tell()
-
+    checked: _Checksummed | None = None
+    try:
+        with (
+            _progress(work, task.file_name) as progress,
+            storage.atomic_file(
+                target, temporary=storage.join(work, task.file_name), replaces=version
+            ) as file,
+        ):
+            checked = _Checksummed(file)
+            writer = RecordWriter(checked)  # type: ignore[arg-type]
+            for (label, ref), result in _read_all(task.images, image, threads):
+                if isinstance(result, str):
+                    rejected.append(Rejected(ref.source_id, ref.class_name, result))
+                else:
+                    offset = writer.write(result.payload)
+                    rows.append(_row(task, label, ref, offset, result))
+                progress(1)
+            claim.check()
+    except storage.Replaced:
+        # Two workers on one shard, or an upload that was carried out although its answer was lost.
+        if checked is None or storage.stat(target).crc32c != checked.crc32c:
+            raise UsageError(f"{target}: another job has written it at the same time") from None
+    assert checked is not None
     content = {
         "fingerprint": fingerprint,
-        "num_bytes": num_bytes,
+        "num_bytes": checked.num_bytes,
+        "crc32c": checked.crc32c,
         "rejected": [dataclasses.asdict(row) for row in rejected],
     }
-    schema = INDEX_SCHEMA.with_metadata({METADATA_KEY: json.dumps(content).encode()})
-    with atomic_file(sidecar_path(work, task.file_name)) as file:
+    metadata = {METADATA_KEY: json.dumps(content).encode()}
+    schema = index_schema(task.columns).with_metadata(metadata)
+    with storage.atomic_file(sidecar_path(work, task.file_name)) as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+    return Written(task.file_name, read=len(task.images), reused=0)
 
 
-def _write(
-    writer: RecordWriter,
-    shard: int,
-    label: int,
-    ref: ImageRef,
-    source_sha256: bytes,
-    image: CanonicalImage,
+def _is_finished(target: str, sidecar: Sidecar | None, fingerprint: str) -> bool:
+    if sidecar is None or sidecar.fingerprint != fingerprint:
+        return False
+    try:
+        return sidecar.is_of(storage.stat(target))
+    except FileNotFoundError:
+        return False
+
+
+class _Checksummed:
+    """Passes writes on, and counts and sums what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.num_bytes = 0
+        self.crc32c = 0
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> int:
+        self.num_bytes += len(data)
+        self.crc32c = google_crc32c.extend(self.crc32c, data)
+        return self._file.write(data)
+
+
+@contextlib.contextmanager
+def _progress(work: str, file_name: str) -> Iterator[Any]:
+    """A function to be called with numbers of images; it writes seldom, and in no bucket."""
+    if storage.is_bucket(work):
+        yield lambda count: None
+        return
+    waiting, written_at = 0, time.monotonic()
+    with open(progress_path(work, file_name), "wb", buffering=0) as file:
+
+        def done(count: int) -> None:
+            nonlocal waiting, written_at
+            waiting += count
+            if time.monotonic() - written_at > PROGRESS_SECONDS:
+                file.write(b"." * waiting)
+                waiting, written_at = 0, time.monotonic()
+
+        yield done
+        file.write(b"." * waiting)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Record:
+    """A record to be written, and what the index says of it."""
+
+    payload: bytes
+    height: int
+    width: int
+    sha256: bytes
+    source_sha256: bytes
+
+
+def _row(
+    task: ShardTask, label: int, ref: ImageRef, offset: int, record: _Record
 ) -> dict[str, Any]:
+    return {
+        "shard": task.shard,
+        "offset": offset,
+        "length": len(record.payload),
+        "label": label,
+        "height": record.height,
+        "width": record.width,
+        "source_id": ref.source_id,
+        "sha256": record.sha256,
+        "source_sha256": record.source_sha256,
+        **{f"x_{name}": value for name, value in zip(task.columns, ref.extra, strict=True)},
+    }
+
+
+def _read_all(
+    images: Iterable[tuple[int, ImageRef]], settings: ImageSettings, threads: int
+) -> Iterator[tuple[tuple[int, ImageRef], _Record | str]]:
+    """Every image as a record, or the reason why there is none; a bounded number ahead."""
+    waiting: collections.deque[tuple[tuple[int, ImageRef], Future]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in images:
+                waiting.append((item, pool.submit(_read, *item, settings)))
+                if len(waiting) >= threads * IMAGES_AHEAD_PER_THREAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(label: int, ref: ImageRef, settings: ImageSettings) -> _Record | str:
+    try:
+        data = read_image(ref)
+        image = canonical_jpeg(data, settings)
+    except BadImage as error:
+        return error.reason
+    except MemoryError:
+        return "not enough memory to read it"
+    except OSError as error:
+        problem = storage.problem_of_file(error)
+        if problem is not None:
+            return problem
+        # A disk or a network in trouble, not a bad image: nothing may be left out for that.
+        text = error.strerror or str(error)
+        raise UsageError(f"{ref.path}: {text}; the same command goes on from here") from error
     sha256 = hashlib.sha256(image.jpeg).digest()
     payload = encode_example(
         {
@@ -166,47 +302,4 @@ def _write(
             "image/key/sha256": sha256,
         }
     )
-    return {
-        "shard": shard,
-        "offset": writer.write(payload),
-        "length": len(payload),
-        "label": label,
-        "height": image.height,
-        "width": image.width,
-        "source_id": ref.source_id,
-        "sha256": sha256,
-        "source_sha256": source_sha256,
-    }
-
-
-def _read_all(
-    images: Iterable[tuple[int, ImageRef]], settings: ImageSettings, threads: int
-) -> Iterator[tuple[tuple[int, ImageRef], tuple[bytes, CanonicalImage] | str]]:
-    """Every image with its content, or the reason why there is none; a bounded number ahead."""
-    waiting: collections.deque[tuple[tuple[int, ImageRef], Future]] = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in images:
-                waiting.append((item, pool.submit(_read, item[1].path, settings)))
-                if len(waiting) >= threads * IMAGES_AHEAD_PER_THREAD:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _read(path: str, settings: ImageSettings) -> tuple[bytes, CanonicalImage] | str:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-        return hashlib.sha256(data).digest(), canonical_jpeg(data, settings)
-    except BadImage as error:
-        return error.reason
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        return f"cannot be read: {error.strerror}"
-    except OSError as error:
-        # A disk or a network in trouble, not a bad image: nothing may be left out for that.
-        raise UsageError(f"{path}: {error.strerror}; the same command goes on from here") from error
+    return _Record(payload, image.height, image.width, sha256, hashlib.sha256(data).digest())

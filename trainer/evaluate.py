@@ -123,6 +123,7 @@ def evaluate(
     Raises:
       UsageError: no such data set or split, no class of two images in it, or no checkpoint.
     """
+    require_local(data_dir, "data_dir")
     require_local(model_dir, "model_dir")
     require_positive(
         "evaluate",

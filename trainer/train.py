@@ -78,6 +78,7 @@ def train(
     Raises:
       UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
     """
+    require_local(data_dir, "data_dir")
     require_local(model_dir, "model_dir")
     require_positive(
         "train", steps=steps, evaluate_every=evaluate_every, steps_per_loop=steps_per_loop

@@ -1,30 +1,88 @@
-"""Where files lie: local disks, written whole or not at all."""
+"""Files on local disks, as `preprocessing.storage` describes it."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
+import stat as modes
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from preprocessing.errors import UsageError
+from preprocessing.storage.files import NOT_REGULAR, FileInfo
 
 
-def require_local(path: str, what: str) -> None:
-    """Raises UsageError for a path of another file system, such as gs://."""
-    if "://" in path:
-        raise UsageError(f"{what} {path}: only local paths are supported; copy or mount it first")
+def absolute(path: str) -> str:
+    return os.path.abspath(path)
+
+
+def stat(path: str) -> FileInfo:
+    status = os.stat(path)
+    if not modes.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+    return FileInfo(path, status.st_size, status.st_mtime_ns)
+
+
+def is_folder(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+def list_files(folder: str) -> list[FileInfo]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.path, entry.stat()) for entry in entries if entry.is_file()]
+    except FileNotFoundError:
+        return []
+    return sorted(
+        (FileInfo(path, status.st_size, status.st_mtime_ns) for path, status in found),
+        key=lambda info: info.path,
+    )
+
+
+def is_empty(folder: str, *, but_for: str) -> bool:
+    try:
+        return not set(os.listdir(folder)) - {but_for}
+    except FileNotFoundError:
+        return True
+
+
+def make_folder(path: str) -> None:
+    os.makedirs(path, exist_ok=True)
+
+
+def open_read(path: str) -> BinaryIO:
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # A pipe would keep a worker waiting for ever.
+    number = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(number).st_mode
+    if modes.S_ISREG(mode) or modes.S_ISDIR(mode):  # that it is a folder, `open` says itself
+        return number
+    os.close(number)
+    raise OSError(errno.EINVAL, NOT_REGULAR, path)
+
+
+def read(path: str) -> bytes:
+    with open_read(path) as file:
+        return file.read()
+
+
+def read_range(path: str, start: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def version(path: str) -> str | None:
+    return None
 
 
 @contextlib.contextmanager
-def atomic_file(path: str, *, temporary: str | None = None) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends well, and not before.
-
-    Args:
-      path: where it appears.
-      temporary: first part of the name that it is written under, on the same file system; by
-        default that of `path`.
-    """
+def atomic_file(path: str, *, temporary: str | None, replaces: str | None) -> Iterator[BinaryIO]:
     # A name of its own for every attempt: two processes must not write into one file.
     temporary = f"{temporary or path}.{uuid.uuid4().hex}.partial"
     try:
@@ -39,19 +97,17 @@ def atomic_file(path: str, *, temporary: str | None = None) -> Iterator[BinaryIO
     os.replace(temporary, path)
 
 
-def write_file(path: str, data: bytes) -> None:
-    """Writes a small file, whole or not at all."""
-    with atomic_file(path) as file:
-        file.write(data)
+def remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def remove_tree(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def exclusive(path: str, what: str) -> Iterator[None]:
-    """Holds a lock file; it is free again when the process ends, however it ends.
-
-    Raises:
-      UsageError: another process of this machine holds it.
-    """
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,35 +1,22 @@
-"""The Beam job, whole: what it writes, what it refuses, and that it goes on where it stopped."""
+"""The Beam job, whole: what it writes, and what it refuses."""
 
-import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from PIL import Image
 
-from pipeline.preprocess import preprocess
-from pipeline.runners import clean_errors
 from preprocessing import shards
 from preprocessing.errors import UsageError
 from preprocessing.index import load_index, load_info
-from preprocessing.plan import HashSplits, SortedSplits
 from preprocessing.records import decode_example, read_record
+from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 from tests.fixtures.folders import class_folder
 from tests.fixtures.images import encode
-
-ROOT = Path(__file__).parents[2]
-SPLITS = SortedSplits(["train", "train", "test"])
+from tests.fixtures.jobs import SETTINGS, command, content, run
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +25,6 @@ def images(tmp_path_factory) -> Path:
     (root / "class_00" / "broken.jpg").write_bytes(b"no image")
     (root / "class_01" / ".hidden").write_bytes(b"")
     return root
-
-
-def run(input: Path, output: Path, *flags: str, **arguments):
-    settings = {"short_side": 32, "splits": SPLITS, "images_per_shard": 8, "name": "toy"}
-    with clean_errors():
-        return preprocess(
-            input=str(input),
-            output=str(output),
-            runner=FnApiRunner(),
-            options=PipelineOptions(list(flags)),
-            **{**settings, "max_rejected_share": 0.1, **arguments},
-        )
-
-
-def content(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +38,7 @@ def test_files(data_set):
     assert sorted(content(data_set)) == [
         "classes.parquet",
         "dataset_info.json",
+        "duplicates.jsonl",
         "features.json",
         "rejected.jsonl",
         "toy-test.index.parquet",
@@ -155,40 +123,6 @@ def test_same_bytes_from_another_place_and_thread_count(images, data_set, tmp_pa
     assert content(tmp_path / "data") == content(data_set)
 
 
-def test_goes_on_from_finished_shards(images, data_set, tmp_path, monkeypatch):
-    written = []
-    write_shard = shards.write_shard
-
-    def fail_at_third(task, **arguments):
-        if len(written) == 2:
-            raise MemoryError("as if killed")
-        write_shard(task, **arguments)
-        written.append(task.file_name)
-
-    monkeypatch.setattr("pipeline.preprocess.write_shard", fail_at_third)
-    with pytest.raises(MemoryError):
-        run(images, tmp_path / "data")
-    monkeypatch.undo()
-    assert len(written) == 2
-
-    read = []
-    canonical_jpeg = shards.canonical_jpeg
-    monkeypatch.setattr(
-        shards, "canonical_jpeg", lambda data, s: read.append(1) or canonical_jpeg(data, s)
-    )
-    finished = [shards.read_sidecar(str(tmp_path / "data/.work"), name) for name in written]
-    run(images, tmp_path / "data")
-    assert len(read) == 31 - sum(len(s.rows) + len(s.rejected) for s in finished if s)
-    assert content(tmp_path / "data") == content(data_set)
-
-
-def test_finished_data_set_is_left_alone(images, data_set):
-    before = {path: path.stat().st_mtime_ns for path in data_set.iterdir()}
-    info = run(images, data_set)
-    assert info == load_info(str(data_set))
-    assert {path: path.stat().st_mtime_ns for path in data_set.iterdir()} == before
-
-
 def test_what_lies_in_the_output_is_not_mixed(images, data_set, tmp_path):
     before = content(data_set)
     with pytest.raises(UsageError, match=r"other settings \(image.short_side 32, now 24\)"):
@@ -217,6 +151,7 @@ def test_overwrite(images, data_set, tmp_path):
     assert sorted(content(output)) == [
         "classes.parquet",
         "dataset_info.json",
+        "duplicates.jsonl",
         "features.json",
         "notes.txt",
         "rejected.jsonl",
@@ -254,29 +189,6 @@ def test_the_order_of_shares_does_not_matter(images, tmp_path):
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_a_shard_that_lost_its_end_is_made_again(images, data_set, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.preprocess._commit", _fail)
-    with pytest.raises(MemoryError):
-        run(images, tmp_path / "data")
-    monkeypatch.undo()
-    os.truncate(tmp_path / "data/toy-train.tfrecord-00001-of-00003", 1000)
-    run(images, tmp_path / "data")
-    assert content(tmp_path / "data") == content(data_set)
-
-
-def _fail(*_, **__):
-    raise MemoryError("as if killed")
-
-
-def test_a_second_job_is_kept_out(images, tmp_path, monkeypatch):
-    def start_another(*_, **__):
-        run(images, tmp_path / "data")
-
-    monkeypatch.setattr("pipeline.preprocess._commit", start_another)
-    with pytest.raises(UsageError, match="another process is writing there"):
-        run(images, tmp_path / "data")
-
-
 def test_output_in_the_input(images):
     with pytest.raises(UsageError, match="lies in the input"):
         run(images, images / "data")
@@ -297,7 +209,7 @@ def test_csv_with_splits(tmp_path):
         (tmp_path / f"{i}.tiff").write_bytes(encode("RGB", format="TIFF"))
         rows.append(f"{i}.tiff,{label},{split}")
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    info = run(tmp_path / "list.csv", tmp_path / "data")
+    info = run(tmp_path / "list.csv", tmp_path / "data").info
     assert info.num_images == {"test": 2, "train": 4}
     assert load_index(str(tmp_path / "data"), "test").class_names()[2] == "c/d"
 
@@ -314,102 +226,17 @@ def test_too_many_rejected(images, tmp_path):
         run(bad, tmp_path / "data")
     assert not (tmp_path / "data" / "dataset_info.json").exists()
     # The same command goes on once more are allowed.
-    assert run(bad, tmp_path / "data", max_rejected_share=0.5).num_rejected == 6
-
-
-def test_vanished_image_is_rejected(images, tmp_path):
-    from preprocessing.sources import open_source
-
-    copy = shutil.copytree(images, tmp_path / "copy")
-    source = open_source(str(copy))
-    [ref, *_] = source.list_part("class_03")
-    (copy / ref.source_id).unlink()
-    task = shards.ShardTask("s", 0, [(3, ref), (3, dataclasses.replace(ref, path=str(copy)))])
-    (tmp_path / "out").mkdir()
-    shards.write_shard(
-        task,
-        output=str(tmp_path / "out"),
-        work=str(tmp_path / "out"),
-        settings={},
-        image=shards.ImageSettings(),
-        threads=1,
-    )
-    sidecar = shards.read_sidecar(str(tmp_path / "out"), "s")
-    assert [r.reason for r in sidecar.rejected] == [
-        "cannot be read: No such file or directory",
-        "cannot be read: Is a directory",
-    ]
-
-
-def command(*arguments: str, **kw) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.main", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **kw,
-    )
+    assert run(bad, tmp_path / "data", max_rejected_share=0.5).info.num_rejected == 6
 
 
 def test_command_line(images, data_set, tmp_path):
-    settings = [
-        "preprocess.short_side = 32",
-        "preprocess.images_per_shard = 8",
-        "preprocess.max_rejected_share = 0.1",
-        "preprocess.splits = @SortedSplits()",
-        "SortedSplits.cycle = ['train', 'train', 'test']",
-    ]
-    flags = [f"--input={images}", f"--output={tmp_path / 'data'}", "--name=toy"]
-    done = command(*flags, *(f"--gin_param={s}" for s in settings), "--direct_num_workers=1")
+    flags = [f"--input={images}", f"--output={tmp_path / 'data'}", *SETTINGS]
+    done = command(*flags, "--direct_num_workers=1")
     assert done.returncode == 0, done.stderr
     assert "test                2           10        2" in done.stdout
     assert "left out: 2 files" in done.stdout
     assert "next: python -m trainer.main" in done.stdout
     assert content(tmp_path / "data") == content(data_set)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_killed_and_run_again(tmp_path, number):
-    rng = np.random.default_rng(0)
-    large = Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), np.uint8))
-    for name in ("a", "b", "c", "d"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        large.save(tmp_path / "images" / name / "0.jpg")
-        for i in range(1, 12):
-            os.link(tmp_path / f"images/{name}/0.jpg", tmp_path / f"images/{name}/{i}.jpg")
-    flags = [
-        f"--input={tmp_path / 'images'}",
-        "--name=toy",
-        "--gin_param=preprocess.splits = @SortedSplits()",
-        "--gin_param=preprocess.images_per_shard = 6",
-        "--gin_param=preprocess.threads = 1",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.main", *flags, f"--output={tmp_path / 'killed'}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("killed/.work/*.sidecar.parquet")):
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert stderr.endswith("interrupted; the same command goes on from the finished shards\n")
-        assert "Traceback" not in stderr
-    finished = set(tmp_path.glob("killed/.work/*.sidecar.parquet"))
-    assert 1 <= len(finished) < 8
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*.tfrecord-*")}
-
-    for output in ("killed", "unbroken"):
-        assert command(*flags, f"--output={tmp_path / output}").returncode == 0
-    assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
-    for path in finished:
-        shard = tmp_path / "killed" / path.name.removesuffix(".sidecar.parquet")
-        assert shard.stat().st_mtime_ns == times[shard]  # not made again
 
 
 @pytest.mark.parametrize(
@@ -423,7 +250,12 @@ def test_killed_and_run_again(tmp_path, number):
         (["--input={images}", "--output=o", "--runner=Bogus"], "runner: Bogus"),
         (["--input={images}", "--output=o", "--direct_num_workers=-1"], "workers=-1: 0"),
         (["--input=", "--output=o"], "--input is missing"),
-        (["--input=gs://bucket/images", "--output=o"], "only local paths"),
+        (["--input=s3://bucket/images", "--output=o"], "local paths and gs:// only"),
+        (["--input=gs:///images", "--output=o"], "no bucket"),
+        (
+            ["--input={images}", "--output=o", "--duplicates=maybe"],
+            "not 'maybe'",
+        ),
         (["--input={images}", "--output=/dev/null/x"], "/dev/null/x"),
         (["--input={images}", "--output=o", "--gin_param=preprocess.threads = 0"], "threads"),
         (["--input={images}", "--output=o", "--gin_param=preprocess.x = 1"], "parameter named 'x'"),
@@ -445,3 +277,172 @@ def test_errors_of_use_are_one_line(images, tmp_path, arguments, message):
     [line] = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def with_duplicates(root: Path) -> Path:
+    """Six classes; class_02 and class_05 are test, the others train."""
+    class_folder(root, classes=6, images=3)
+    (root / "class_00/copy.png").write_bytes((root / "class_00/01.png").read_bytes())
+    (root / "class_01/other_label.png").write_bytes((root / "class_03/02.png").read_bytes())
+    (root / "class_04/from_test.png").write_bytes((root / "class_02/00.png").read_bytes())
+    return root
+
+
+def source_ids(folder: Path) -> set[str]:
+    splits = load_info(str(folder)).num_shards
+    return {
+        name for s in splits for name in load_index(str(folder), s).column("source_id").to_pylist()
+    }
+
+
+GROUPS = [
+    ("within class", ["class_00/01.png", "class_00/copy.png"]),
+    ("across classes", ["class_01/other_label.png", "class_03/02.png"]),
+    ("across splits", ["class_02/00.png", "class_04/from_test.png"]),
+]
+
+
+def listed_duplicates(folder: Path) -> list[tuple[str, list[str]]]:
+    rows = map(json.loads, (folder / "duplicates.jsonl").read_text().splitlines())
+    return [(row["kind"], [image["source_id"] for image in row["images"]]) for row in rows]
+
+
+def test_duplicates_are_kept_and_listed(tmp_path, capsys):
+    from pipeline.summary import print_summary
+
+    images = with_duplicates(tmp_path / "images")
+    outcome = run(images, tmp_path / "data")
+    assert listed_duplicates(tmp_path / "data") == GROUPS
+    assert len(source_ids(tmp_path / "data")) == 21
+    kinds = {kind: 1 for kind, _ in GROUPS}
+    assert outcome.info.duplicates == kinds
+    print_summary(outcome)
+    assert "warning: images lie in more than one split" in capsys.readouterr().out
+
+
+def test_duplicates_are_dropped(tmp_path):
+    images = with_duplicates(tmp_path / "images")
+    run(images, tmp_path / "data", duplicates="drop")
+    everything = {str(path.relative_to(images)) for path in images.rglob("*.png")}
+    gone = {
+        "class_00/copy.png": "within class",
+        "class_01/other_label.png": "across classes",
+        "class_03/02.png": "across classes",
+        "class_04/from_test.png": "across splits",
+    }
+    assert source_ids(tmp_path / "data") == everything - gone.keys()
+    rows = map(json.loads, (tmp_path / "data/rejected.jsonl").read_text().splitlines())
+    assert {row["source_id"]: row["reason"] for row in rows} == {
+        name: f"exact duplicate {kind}" for name, kind in gone.items()
+    }
+    assert listed_duplicates(tmp_path / "data") == GROUPS
+
+
+def test_duplicates_are_an_error(tmp_path):
+    images = with_duplicates(tmp_path / "images")
+    message = r"3 images are there more than once \(1 within class, 1 across classes, 1 across spl"
+    with pytest.raises(UsageError, match=message):
+        run(images, tmp_path / "data", duplicates="error")
+    assert listed_duplicates(tmp_path / "data/.work") == GROUPS
+
+
+def test_images_of_one_size_are_no_duplicates(tmp_path):
+    rng = np.random.default_rng(0)
+    header = encode("L", (200, 200), format="BMP")
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, 20_000, np.uint8).tobytes()
+            # Equal sizes and, for two of them, an equal middle.
+            end = header[20_000:-9] + bytes(8) + bytes([i % 2]) if name == "b" else header[20_000:]
+            data = header[:2_000] + pixels[: 18_000 if name == "a" else 0] + header[20_000:]
+            data = data if name == "a" else header[:20_000] + end
+            (tmp_path / "images" / name / f"{i}.bmp").write_bytes(data)
+    run(tmp_path / "images", tmp_path / "data", splits=SortedSplits(["train"]))
+    assert listed_duplicates(tmp_path / "data") == [
+        ("within class", ["b/0.bmp", "b/2.bmp"]),
+        ("within class", ["b/1.bmp", "b/3.bmp"]),
+    ]
+
+
+def test_small_classes_are_left_out_and_named(tmp_path, capsys):
+    from pipeline.summary import print_summary
+
+    images = class_folder(tmp_path / "images", classes=4, images=4)
+    (images / "class_01/00.png").unlink()  # three left: too few
+    (images / "class_02/01.png").write_bytes(b"bad")  # three that can be read
+    outcome = run(images, tmp_path / "data", min_images=4, max_rejected_share=0.5)
+    assert outcome.info.classes_left_out == ["class_01"]
+    assert outcome.info.classes_fallen_below == ["class_02"]
+    table = pq.read_table(tmp_path / "data/classes.parquet").to_pylist()
+    assert [(r["label"], r["name"], r["count"]) for r in table] == [
+        (0, "class_00", 4),
+        (1, "class_02", 3),
+        (2, "class_03", 4),
+    ]
+    rows = map(json.loads, (tmp_path / "data/rejected.jsonl").read_text().splitlines())
+    found = {row["source_id"]: row["reason"] for row in rows}
+    assert found.pop("class_02/01.png").startswith("not a JPEG")
+    assert found == {f"class_01/0{i}.png": "class with fewer than 4 images" for i in (1, 2, 3)}
+    print_summary(outcome)
+    printed = capsys.readouterr().out
+    assert "left out with fewer than 4 images: class_01" in printed
+    assert "fewer than 4 images that can be read: class_02" in printed
+    with pytest.raises(UsageError, match="none of the 4 classes has min_images = 9"):
+        run(images, tmp_path / "none", min_images=9)
+
+
+def test_query_and_gallery(tmp_path):
+    images = class_folder(tmp_path / "images", classes=4, images=10)
+    (images / "class_01/copy.png").write_bytes((images / "class_01/04.png").read_bytes())
+    rule = QueryGallery(classes=SortedSplits(["train", "test"]), query_share=0.3)
+    info = run(images, tmp_path / "data", splits=rule).info
+    assert info.num_images == {"train": 20, "query": 6, "gallery": 15}
+    assert info.num_classes == {"train": 2, "query": 2, "gallery": 2}
+    query, gallery = (load_index(str(tmp_path / "data"), s) for s in ("query", "gallery"))
+    assert set(query.label) == set(gallery.label) == {1, 3}
+    names = {*query.column("source_id").to_pylist()}
+    assert not names & {"class_01/copy.png", "class_01/04.png"}  # would find each other
+    assert not names & {*gallery.column("source_id").to_pylist()}
+
+
+def test_names_that_look_alike_are_two_classes_and_said(tmp_path, capsys):
+    from pipeline.summary import print_summary
+
+    images = class_folder(tmp_path / "images", classes=1, images=2)
+    shutil.copytree(images / "class_00", images / "Class_00")
+    print_summary(run(images, tmp_path / "data", splits=SortedSplits(["train"])))
+    assert "differ only in case or Unicode form: Class_00, class_00" in capsys.readouterr().out
+
+
+def test_columns_of_a_list_are_carried(tmp_path):
+    images = class_folder(tmp_path / "images", classes=2, images=2)
+    rows = []
+    for i, path in enumerate(sorted(images.rglob("*.png"))):
+        row = {"file": f"images/{path.relative_to(images)}", "id": path.parent.name}
+        rows.append({**row, "camera": i % 2, "note": None if i else "first, with a comma"})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "list.jsonl").write_text(lines)
+    from preprocessing.sources import ManifestInput
+
+    manifest = ManifestInput(path="file", label="id", group="camera")
+    info = run(
+        tmp_path / "list.jsonl",
+        tmp_path / "data",
+        manifest=manifest,
+        splits=SortedSplits(["train"]),
+    ).info
+    assert (info.columns, info.group) == (["x_camera", "x_note"], "x_camera")
+    index = load_index(str(tmp_path / "data"), "train")
+    assert index.column("x_camera").to_pylist() == ["0", "1", "0", "1"]
+    assert index.column("x_note").to_pylist() == ["first, with a comma", None, None, None]
+
+
+def test_too_many_that_listing_cannot_use(images, tmp_path):
+    copy = shutil.copytree(images, tmp_path / "images")
+    for i in range(9):
+        (copy / "class_00" / f"gone{i}.png").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"9 of 40 images in the input cannot be used.*No such"):
+        run(copy, tmp_path / "data")
+    assert not (tmp_path / "data/dataset_info.json").exists()
+    assert (tmp_path / "data/.work/rejected.jsonl").read_text().count("gone") == 9

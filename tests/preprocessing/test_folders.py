@@ -1,18 +1,18 @@
-"""What is listed, and what is wrong with an input."""
+"""What is listed in a folder of class folders, and what is wrong with an input."""
 
 import os
 
 import pytest
 
 from preprocessing.errors import UsageError
-from preprocessing.sources import ImageRef, Rejected, open_source
+from preprocessing.sources import FolderInput, ImageRef, Rejected, open_source
 
 
-def listed(path):
-    source = open_source(str(path))
+def listed(path, **options):
+    source = open_source(str(path), folder=FolderInput(**options))
     files = [file for part in source.parts() for file in source.list_part(part)]
     images = [(f.source_id, f.class_name, f.split) for f in files if isinstance(f, ImageRef)]
-    return images, [(f.source_id, f.reason) for f in files if isinstance(f, Rejected)]
+    return images, [(f.source_id, f.reason, f.lost) for f in files if isinstance(f, Rejected)]
 
 
 def touch(path, content=b"x"):
@@ -21,13 +21,15 @@ def touch(path, content=b"x"):
 
 
 def test_folder(tmp_path):
-    for name in ["b/2.png", "b/1.png", "a/deep/er/x y.jpg", "a/ünï\n.jpg"]:
+    for name in ["b/2.png", "b/1.png", "a/deep/er/x y.jpg", "a/ünï\n.jpg", "c#\n/..b.. .png"]:
         touch(tmp_path / name)
-    for name in ["stray.png", "a/.DS_Store", ".git/config"]:
+    for name in ["stray.png", "a/.DS_Store", "a/.hidden/1.png", ".git/config", "c#\n/a..b.png"]:
         touch(tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "b/gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "b/loop").symlink_to(tmp_path / "a")
+    (tmp_path / "all").symlink_to(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "b/pipe.png")
     os.mkdir(os.fsencode(tmp_path) + b"/\xff")
     images, rejected = listed(tmp_path)
@@ -36,69 +38,74 @@ def test_folder(tmp_path):
         ("a/deep/er/x y.jpg", "a", None),
         ("b/1.png", "b", None),
         ("b/2.png", "b", None),
+        ("c#\n/a..b.png", "c#\n", None),
     ]
     assert sorted(rejected) == [
-        (".git", "hidden folder"),
-        ("\\xff", "folder name is not valid UTF-8"),
-        ("a/.DS_Store", "hidden file"),
-        ("b/gone.png", "cannot be read: No such file or directory"),
-        ("b/loop", "symbolic link to a folder"),
-        ("b/pipe.png", "cannot be read: not a regular file"),
-        ("empty", "class folder without a file"),
-        ("stray.png", "not in a class folder"),
+        (".git", "hidden folder", False),
+        ("\\xff", "folder name is not valid UTF-8", True),
+        ("a/.DS_Store", "hidden file", False),
+        ("a/.hidden/1.png", "hidden file", False),
+        ("all", "link to a folder of the input", True),
+        ("b/gone.png", "cannot be read: No such file or directory", True),
+        ("b/loop", "symbolic link to a folder", True),
+        ("b/pipe.png", "cannot be read: not a regular file", True),
+        ("c#\n/..b.. .png", "hidden file", False),
+        ("circle", "not in a class folder", False),
+        ("empty", "class folder without a file", False),
+        ("stray.png", "not in a class folder", False),
     ]
 
 
 def test_name_that_is_no_utf8(tmp_path):
     touch(tmp_path / "a/1.png")
     os.close(os.open(os.fsencode(tmp_path / "a") + b"/\xff.png", os.O_CREAT))
-    assert listed(tmp_path)[1] == [("a/\\xff.png", "file name is not valid UTF-8")]
+    assert listed(tmp_path)[1] == [("a/\\xff.png", "file name is not valid UTF-8", True)]
 
 
-def test_csv(tmp_path):
-    touch(tmp_path / "images/1.png")
-    touch(tmp_path / "images/two, too.png")
-    table = tmp_path / "labels.csv"
-    table.write_text(
-        '\ufeffpath,label,split,note\nimages/1.png, cat ,train,x\n"./images/two, too.png",dog,,\n'
-    )
-    assert listed(table) == (
-        [("images/1.png", "cat", "train"), ("images/two, too.png", "dog", None)],
-        [],
-    )
+def test_nested(tmp_path):
+    for name in ["dog/poodle/1.png", "dog/poodle/toy/2.png", "dog/3.png", "cat/4.png", "5.png"]:
+        touch(tmp_path / name)
+    images, rejected = listed(tmp_path, nested=True)
+    assert sorted(images) == [
+        ("cat/4.png", "cat", None),
+        ("dog/3.png", "dog", None),
+        ("dog/poodle/1.png", "dog/poodle", None),
+        ("dog/poodle/toy/2.png", "dog/poodle/toy", None),
+    ]
+    assert rejected == [("5.png", "not in a class folder", False)]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "header lacks label and path"),
-        (b"path,class\n1.png,cat\n", "header lacks label"),
-        (b"path,label\n", "no rows"),
-        (b"path,label\n1.png,cat\ngone.png,cat\n", "line 3: no such file: .*gone.png"),
-        (b"path,label\n,cat\n", "line 2: no path"),
-        (b"path,label\n1.png\n", "line 2: no label for 1.png"),
-        (b"path,label\n1.png,cat\n./1.png,dog\n", "line 3: 1.png stands in line 2"),
-        (b"path,label\n\xff\xfe,cat\n", "not a CSV file in UTF-8"),
-    ],
-)
-def test_wrong_csv(tmp_path, content, message):
-    touch(tmp_path / "1.png")
-    touch(tmp_path / "labels.csv", content)
-    with pytest.raises(UsageError, match=message):
-        listed(tmp_path / "labels.csv")
+def test_split_folders(tmp_path):
+    for name in ["train/a/1.png", "train/a/deep/2.png", "test/b/3.png"]:
+        touch(tmp_path / name)
+    for name in ["labels.txt", "test/readme", ".x/a/1.png"]:
+        touch(tmp_path / name)
+    images, rejected = listed(tmp_path, split_folders=True)
+    assert sorted(images) == [
+        ("test/b/3.png", "b", "test"),
+        ("train/a/1.png", "a", "train"),
+        ("train/a/deep/2.png", "a", "train"),
+    ]
+    assert sorted(rejected) == [
+        (".x", "hidden folder", False),
+        ("labels.txt", "not in a class folder", False),
+        ("test/readme", "not in a class folder", False),
+    ]
+    nested, _ = listed(tmp_path, split_folders=True, nested=True)
+    assert ("train/a/deep/2.png", "a/deep", "train") in nested
 
 
 def test_wrong_inputs(tmp_path):
     touch(tmp_path / "flat/1.png")
     touch(tmp_path / "list.txt")
-    (tmp_path / "hollow/a/b").mkdir(parents=True)
     for name, message in [
         ("missing", "no such file or folder"),
         ("list.txt", "neither a folder"),
         ("flat", "no class folders in it; expected .*flat/CLASS/IMAGE"),
-        ("hollow", "no images in its 1 class folders"),
     ]:
         with pytest.raises(UsageError, match=message):
             listed(tmp_path / name)
-    with pytest.raises(UsageError, match="only local paths"):
-        listed("gs://bucket/images")
+    with pytest.raises(UsageError, match=r"expected .*flat/SPLIT/CLASS/IMAGE"):
+        listed(tmp_path / "flat", split_folders=True)
+    with pytest.raises(UsageError, match="local paths and gs:// only"):
+        listed("s3://bucket/images")

@@ -1,17 +1,23 @@
-"""Splits and shards: pure and deterministic."""
+"""Listings and plans: pure and deterministic."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.errors import UsageError
-from preprocessing.plan import ClassSummary, HashSplits, SortedSplits, make_plan
+from preprocessing.plan import ClassSummary, KeptImages, add, make_listing, make_plan, summarize
+from preprocessing.sources import ImageRef, Rejected
+from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 
 ALL_TRAIN = SortedSplits(cycle=["train"])
 
 
-def summaries(counts, split=None):
-    return {f"c{i:03d}": ClassSummary(n, frozenset([split]), i) for i, n in enumerate(counts)}
+def kept(counts, split="train"):
+    return {(f"c{i:03d}", split): KeptImages(n) for i, n in enumerate(counts)}
+
+
+def images(name, count, **more):
+    return [ImageRef(f"{name}/{i:03d}.png", "", name, 1, **more) for i in range(count)]
 
 
 @settings(max_examples=200)
@@ -20,92 +26,124 @@ def summaries(counts, split=None):
     images_per_shard=st.integers(1, 40),
 )
 def test_shards(counts, images_per_shard):
-    plan = make_plan(summaries(counts), splits=ALL_TRAIN, images_per_shard=images_per_shard)
+    plan = make_plan(kept(counts), splits=ALL_TRAIN, images_per_shard=images_per_shard)
     total, shards = sum(counts), plan.num_shards["train"]
     assert shards == -(-total // images_per_shard)
     share = total / shards
     in_order = []
     for name, planned in plan.classes.items():
-        places = [plan.shard_of(name, position) for position in range(planned.count)]
+        placed = plan.place(name, "train", images(name, planned.count)[::-1])
+        places = [shard for (_, shard), refs in placed for _ in refs]
+        names = [ref.source_id for _, refs in placed for ref in refs]
+        assert names == sorted(names)
         if planned.count <= share:
             assert len(set(places)) == 1  # a class lies in one shard
+        whole = plan.whole_shard(name, "train")
+        assert whole is None if len(set(places)) > 1 else whole in (None, places[0])
         in_order += places
     assert in_order == sorted(in_order)  # classes contiguous
     assert set(in_order) == set(range(shards))  # no shard empty
     assert max(in_order.count(shard) for shard in range(shards)) < 2 * share + 1
 
 
-def test_labels_are_global_and_sorted_by_name():
-    plan = make_plan(
-        {name: ClassSummary(3, frozenset([None]), 0) for name in ["b", "a", "ä", "B"]},
-        splits=SortedSplits(cycle=["train", "test"]),
-        images_per_shard=10,
-    )
-    found = {name: (c.label, c.split) for name, c in plan.classes.items()}
-    assert found == {"B": (0, "train"), "a": (1, "test"), "b": (2, "train"), "ä": (3, "test")}
-
-
-def test_hash_splits_are_stable_and_near_their_shares():
-    names = [f"class {i}" for i in range(2000)]
-    rule = HashSplits({"train": 0.8, "val": 0.1, "test": 0.1})
-    splits = rule.assign(names)
-    assert splits.items() >= rule.assign(names[::2]).items()  # fewer classes, same splits
-    shares = {s: list(splits.values()).count(s) / 2000 for s in ("train", "val", "test")}
-    assert shares == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.02)
-    # Pinned: another hash would change the splits of everyone's data.
-    held_out = {name: splits[name] for name in names[:30] if splits[name] != "train"}
-    assert held_out == {
-        "class 8": "test",
-        "class 11": "val",
-        "class 15": "test",
-        "class 26": "val",
-        "class 27": "test",
+@settings(max_examples=100)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    copies=st.integers(0, 5),
+    images_per_shard=st.integers(1, 20),
+)
+def test_query_and_gallery(counts, copies, images_per_shard):
+    rule = QueryGallery(classes=SortedSplits(["test"]), query_share=0.25)
+    equal = {
+        f"c{i:03d}": frozenset(f"c{i:03d}/{j:03d}.png" for j in range(min(copies, n)))
+        for i, n in enumerate(counts)
     }
+    found = {(f"c{i:03d}", "test"): KeptImages(n, equal[f"c{i:03d}"]) for i, n in enumerate(counts)}
+    plan = make_plan(found, splits=rule, images_per_shard=images_per_shard)
+    placed: dict[tuple[str, int], int] = {}
+    for i, count in enumerate(counts):
+        name = f"c{i:03d}"
+        queries = 0
+        for (split, shard), refs in plan.place(name, "test", images(name, count)):
+            placed[split, shard] = placed.get((split, shard), 0) + len(refs)
+            if split == "query":
+                queries += len(refs)
+                assert not equal[name] & {ref.source_id for ref in refs}
+        assert queries == rule.num_queries(count, len(equal[name]))
+    assert dict(plan.num_shards) == {
+        split: len({k for s, k in placed if s == split}) for split in plan.num_shards
+    }
+    assert sum(placed.values()) == sum(counts)
 
 
-def test_grocery_rule():
-    rule = SortedSplits(["train", "test"] * 4 + ["val", "test"])
-    splits = list(rule.assign([f"{i:02d}" for i in range(81)]).values())
-    assert all(split == "test" for split in splits[1::2])
-    assert splits[0::2].count("val") == 8
-    assert splits.count("train") == 33
+def test_labels_are_global_and_sorted_by_name():
+    found = {(n, s): KeptImages(3) for n, s in zip("baäB", ("t", "u", "u", "t"), strict=True)}
+    plan = make_plan(found, splits=ALL_TRAIN, images_per_shard=10)
+    labels = {name: (c.label, list(c.pieces)) for name, c in plan.classes.items()}
+    assert labels == {"B": (0, ["t"]), "a": (1, ["u"]), "b": (2, ["t"]), "ä": (3, ["u"])}
+
+
+def test_small_classes_take_no_label():
+    plan = make_plan(kept([2, 3, 1, 5]), splits=ALL_TRAIN, images_per_shard=10, min_images=3)
+    assert {name: c.label for name, c in plan.classes.items()} == {"c001": 0, "c003": 1}
+    assert plan.too_small == {"c000": 2, "c002": 1}
+    with pytest.raises(UsageError, match="none of the 2 classes has min_images = 4"):
+        make_plan(kept([2, 3]), splits=ALL_TRAIN, images_per_shard=10, min_images=4)
+
+
+def listing(files, rule=ALL_TRAIN):
+    return make_listing(summarize(files), rule)
 
 
 def test_splits_given_by_the_input_win():
-    plan = make_plan(summaries([2, 3], "holdout"), splits=ALL_TRAIN, images_per_shard=10)
-    assert dict(plan.num_images) == {"holdout": 5}
+    files = images("x", 2, split="holdout") + images("y", 1, split="query")
+    files += [ImageRef("y/z", "", "y", 1, split="gallery")]
+    found = listing(files)
+    assert {found.with_split(ref).split for ref in files} == {"holdout", "query", "gallery"}
+    assert listing(images("x", 1)).with_split(images("x", 1)[0]).split == "train"
 
 
 def test_fingerprint_sees_every_image_and_no_order():
-    a, b = ClassSummary(1, frozenset([None]), 5), ClassSummary(1, frozenset([None]), 7)
-    assert a + b == b + a
-    one = make_plan({"x": a + b}, splits=ALL_TRAIN, images_per_shard=10)
-    other = make_plan({"x": a + a}, splits=ALL_TRAIN, images_per_shard=10)
-    assert one.fingerprint != other.fingerprint
+    files = images("x", 3) + images("y", 2, modified=5)
+    one = listing(files)
+    assert one == listing(files[::-1])
+    parts = [summarize(files[:2]), summarize(files[2:])]
+    assert add(parts[0]["x"], parts[1]["x"]) == summarize(files)["x"]
+    for other in (
+        files[1:],
+        [*files[1:], ImageRef("x/000.png", "", "x", 2)],
+        [*files[1:], ImageRef("x/000.png", "", "x", 1, md5="0")],
+        [*files[1:], ImageRef("x/000.png", "", "x", 1, extra=("a",))],
+    ):
+        assert listing(other).fingerprint != one.fingerprint
+    later = listing(images("x", 3) + images("y", 2, modified=6))
+    assert later.fingerprint == one.fingerprint
+    assert later.versions != one.versions
+    assert (one.newest, later.newest) == (5, 6)
+
+
+def test_what_is_lost_is_counted():
+    files = [*images("x", 3), Rejected("a", "x", "bad"), Rejected("b", "", "hidden", lost=False)]
+    found = listing(files)
+    assert (found.num_images, found.num_lost, found.example) == (3, 1, "bad")
 
 
 @pytest.mark.parametrize(
-    ("classes", "splits", "message"),
+    ("files", "rule", "message"),
     [
-        ({}, ALL_TRAIN, "no images"),
-        (summaries([3, 3]), HashSplits(), "gets none of the 2 classes"),
-        ({"x": ClassSummary(3, frozenset([None, "a"]), 0)}, ALL_TRAIN, "x.*empty for some"),
-        ({"x": ClassSummary(3, frozenset("ab"), 0)}, ALL_TRAIN, r"x.*several splits \(a, b\)"),
-        (summaries([3], "a/b"), ALL_TRAIN, "'a/b': letters, digits"),
+        ([], ALL_TRAIN, "no images in the input$"),
+        ([Rejected("a", "x", "bad")], ALL_TRAIN, "no images.*1 cannot be used: bad"),
+        (images("x", 3) + images("y", 3), HashSplits(), "gets none of the 2 classes"),
+        (images("x", 1) + images("x", 1, split="a"), ALL_TRAIN, "x.*empty for some"),
+        (images("x", 1, split="a") + images("x", 1, split="b"), ALL_TRAIN, r"several .*\(a, b\)"),
+        (images("x", 1, split="a") + images("x", 1, split="query"), ALL_TRAIN, "several"),
+        (images("x", 1, split="a/b"), ALL_TRAIN, "'a/b': letters, digits"),
     ],
 )
-def test_errors(classes, splits, message):
+def test_errors(files, rule, message):
     with pytest.raises(UsageError, match=message):
-        make_plan(classes, splits=splits, images_per_shard=10)
+        listing(files, rule)
 
 
-@pytest.mark.parametrize("shares", [3, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 0.0, "b": 1.0}])
-def test_wrong_shares(shares):
-    with pytest.raises(UsageError, match="add up to 1"):
-        HashSplits(shares)
-
-
-@pytest.mark.parametrize("cycle", [[], "train"])
-def test_wrong_cycle(cycle):
-    with pytest.raises(UsageError, match="a list of splits"):
-        SortedSplits(cycle)
+def test_empty_summary():
+    assert ClassSummary().count == 0

@@ -1,0 +1,171 @@
+"""List: every file of the input, and the split of every class. No image is read."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.job import Job, found_in
+from preprocessing import duplicates, index, storage
+from preprocessing.claim import Claim, work_folder
+from preprocessing.commit import rejected_lines, remove_work
+from preprocessing.errors import UsageError
+from preprocessing.plan import ClassSummary, Listing, add, make_listing, summarize
+from preprocessing.sources import ImageRef, Rejected, Source
+
+FILES_A_CHUNK = 1000
+DUPLICATES_FILE = "duplicates.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some files. Beam moves chunks, since each element costs it more than an image reference."""
+
+    images: Sequence[ImageRef] = ()
+    rejected: Sequence[Rejected] = ()
+
+
+class List(beam.PTransform):
+    """Lists every file of a source, in chunks; reads none of them."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Input" >> beam.Create([self.source])
+            | "Parts" >> beam.FlatMap(_parts)
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ListPart" >> beam.FlatMap(_list_part)
+        )
+
+
+# Any, not Source: Beam checks annotations, and cannot check a protocol with attributes.
+def _parts(source: Any) -> Iterator[tuple[Any, Any]]:
+    for part in source.parts():
+        yield source, part
+
+
+def _list_part(item: tuple[Any, Any]) -> Iterator[Chunk]:
+    source, part = item
+    files = source.list_part(part)
+    while some := tuple(itertools.islice(files, FILES_A_CHUNK)):
+        yield Chunk(
+            images=tuple(file for file in some if isinstance(file, ImageRef)),
+            rejected=tuple(file for file in some if isinstance(file, Rejected)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a job begins.
+
+    Attributes:
+      listing: what was listed.
+      finished: whether the output holds the data set already, so that nothing is to be done.
+      known: exact duplicates, if they were found by an earlier attempt on the same files.
+    """
+
+    listing: Listing
+    finished: bool
+    known: Sequence[duplicates.DuplicateGroup] | None
+
+
+class MakeListing(beam.PTransform):
+    """Sums up chunks and assigns splits to classes: one `Start`.
+
+    Where the output holds a data set from other images, finished or not, or where too many images
+    cannot be used, it stops with an error.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+
+    def expand(self, chunks: beam.PCollection) -> beam.PCollection:
+        rejected = chunks | "Rejected" >> beam.FlatMap(lambda chunk: chunk.rejected)
+        return (
+            chunks
+            | "Summarize" >> beam.FlatMap(_summaries)
+            | "SumClasses" >> beam.CombinePerKey(_sum)
+            | "AllClasses" >> beam.combiners.ToDict()
+            | "MakeListing" >> beam.Map(_start, beam.pvalue.AsIter(rejected), job=self.job)
+        )
+
+
+def _summaries(chunk: Chunk) -> Iterable[tuple[str, ClassSummary]]:
+    return summarize((*chunk.images, *chunk.rejected)).items()
+
+
+def _sum(summaries: Iterable[ClassSummary]) -> ClassSummary:
+    total = ClassSummary()
+    for summary in summaries:
+        total = add(total, summary)
+    return total
+
+
+def _start(classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], job: Job) -> Start:
+    listing = make_listing(classes, job.splits)
+    total = listing.num_images + listing.num_lost
+    if listing.num_lost > job.max_rejected_share * total:
+        # Beside the output's own: there may be a finished data set.
+        path = storage.join(work_folder(job.output), index.REJECTED_FILE)
+        storage.write_file(path, rejected_lines(rejected))
+        raise UsageError(
+            f"{listing.num_lost} of {total} images in the input cannot be used (at most"
+            f" {job.max_rejected_share:.0%} may be), one of them: {listing.example}; see {path}"
+        )
+    found = found_in(job.output)
+    finished = index.is_finished(job.output)
+    same = (
+        found is not None
+        and found["settings"] == job.settings()
+        and found["input_fingerprint"] == listing.fingerprint
+    )
+    if finished and same:
+        made = storage.stat(storage.join(job.output, index.INFO_FILE)).modified
+        same = listing.newest <= made
+    if found is not None and not same and not job.overwrite:
+        raise UsageError(
+            f"output {job.output}: holds a data set made from other images, or from images that"
+            " have changed since; choose another --output, or --overwrite it"
+        )
+    if finished and same and not job.overwrite:
+        remove_work(job.output)
+        return Start(listing, finished=True, known=None)
+    unfinished = found if same and not finished else None
+    return Start(listing, finished=False, known=_known(unfinished, listing, job))
+
+
+class AssignSplits(beam.PTransform):
+    """Gives each image its split; nothing comes out where nothing is to be done."""
+
+    def __init__(self, start: beam.PCollection) -> None:
+        super().__init__()
+        self.start = start
+
+    def expand(self, chunks: beam.PCollection) -> beam.PCollection:
+        return chunks | "AssignSplits" >> beam.FlatMap(
+            _assign_splits, start=beam.pvalue.AsSingleton(self.start)
+        )
+
+
+def _assign_splits(chunk: Chunk, start: Start) -> Iterator[Chunk]:
+    if not start.finished:
+        yield Chunk(tuple(start.listing.with_split(ref) for ref in chunk.images), chunk.rejected)
+
+
+def _known(
+    found: Mapping[str, Any] | None, listing: Listing, job: Job
+) -> list[duplicates.DuplicateGroup] | None:
+    if found is None or found["versions"] != listing.versions:
+        return None
+    path = storage.join(Claim(job.output, found).folder, DUPLICATES_FILE)
+    try:
+        return duplicates.read_groups(storage.read(path))
+    except FileNotFoundError:
+        return None

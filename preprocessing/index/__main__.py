@@ -1,0 +1,115 @@
+"""python -m preprocessing.index verify DIR [--jobs=N], or describe DIR."""
+
+import argparse
+import collections
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from preprocessing.errors import UsageError
+from preprocessing.index import load_info
+from preprocessing.index.describe import describe, escaped
+from preprocessing.index.problem import Problem
+from preprocessing.index.verify import verify
+from preprocessing.progress import Progress
+
+SHOWN_OF_A_KIND = 20
+DESCRIPTION = """
+Looks into a data set. Exit codes: 0; 1 where verify finds something wrong; 2 for a mistake in the
+command line or a folder without a data set, said in one line; 130 after Ctrl+C.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Without argparse's usage text before the error."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers, 1 or more")
+    return int(text)
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser("python -m preprocessing.index", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|describe")
+    for name, text in {
+        "verify": "reads everything back and says what is wrong, and where",
+        "describe": "prints classes, images, sizes, what was left out, and settings",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("directory", metavar="DIR", help="of the data set, or gs://...")
+        if name == "verify":
+            jobs = "shards read at once; by default the number of cores"
+            command.add_argument("--jobs", metavar="N", type=_positive, help=jobs)
+    return parser.parse_args(arguments)
+
+
+def _verify(directory: str, jobs: int | None) -> int:
+    """Prints what is wrong, and returns the exit code."""
+    info = load_info(directory)
+    total = sum(info.num_images.values())
+    counts: collections.Counter[str] = collections.Counter()
+    started = time.monotonic()
+    # Where both are one terminal, the line that updates and those that stay must not mix.
+    terminal = sys.stdout.isatty()
+    with Progress(sys.stdout if terminal else sys.stderr) as progress:
+
+        def update(images: int) -> None:
+            rate = images / max(time.monotonic() - started, 1e-9)
+            progress.update(f"read {images:,} of {total:,} images, {rate:,.0f} a second")
+
+        for problem in verify(directory, jobs=jobs, on_progress=update):
+            kind = "" if problem.is_remark else problem.kind
+            counts[kind] += 1
+            if counts[kind] <= SHOWN_OF_A_KIND:
+                (progress.line if terminal else print)(_line(problem))
+    del counts[""]
+    for kind, count in counts.items():
+        if count > SHOWN_OF_A_KIND:
+            print(f"and {count - SHOWN_OF_A_KIND:,} more: {kind}")
+    if counts:
+        print(f"{counts.total():,} problem{'s' * (counts.total() > 1)}")
+        return 1
+    shards = sum(info.num_shards.values())
+    print(f"{total:,} images in {shards:,} shards: all right")
+    return 0
+
+
+def _line(problem: Problem) -> str:
+    parts = ["remark" if problem.is_remark else "", problem.file, problem.where, problem.what]
+    return escaped(": ".join(filter(None, parts)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns the exit code; the command line by default."""
+    parsed = _arguments(arguments)
+    try:
+        if parsed.command == "verify":
+            return _verify(parsed.directory, parsed.jobs)
+        for line in describe(parsed.directory):
+            print(line)
+        return 0
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or parsed.directory}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    # A console that cannot show a name shows it escaped.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(main())

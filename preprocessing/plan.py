@@ -40,23 +40,34 @@ class ClassSummary:
 
 def summarize(files: Iterable[ImageRef | Rejected]) -> dict[str, ClassSummary]:
     """Summaries by class name."""
-    found: dict[str, ClassSummary] = {}
+    by_class: dict[str, list[ImageRef | Rejected]] = {}
+    for file in files:
+        by_class.setdefault(file.class_name, []).append(file)
+    return {name: _summary(of_class) for name, of_class in by_class.items()}
+
+
+def _summary(files: Iterable[ImageRef | Rejected]) -> ClassSummary:
+    counts: dict[str | None, int] = {}
+    fingerprint = versions = newest = 0
+    reasons = []
     for file in files:
         if isinstance(file, Rejected):
-            one = ClassSummary(lost=int(file.lost), example=file.reason * file.lost)
-        else:
-            row = json.dumps(
-                [file.source_id, file.class_name, file.size, file.split, file.md5, file.extra]
-            )
-            one = ClassSummary(
-                counts={file.split: 1},
-                fingerprint=_number(row),
-                versions=_number(f"{file.modified}:{row}") if file.modified else 0,
-                newest=file.modified,
-            )
-        found.setdefault(file.class_name, ClassSummary())
-        found[file.class_name] = add(found[file.class_name], one)
-    return found
+            reasons += [file.reason] * file.lost
+            continue
+        row = repr([file.source_id, file.class_name, file.size, file.split, file.md5, file.extra])
+        counts[file.split] = counts.get(file.split, 0) + 1
+        fingerprint += _number(row)
+        if file.modified:
+            versions += _number(f"{file.modified}:{row}")
+            newest = max(newest, file.modified)
+    return ClassSummary(
+        counts=counts,
+        fingerprint=fingerprint % 2**256,
+        versions=versions % 2**256,
+        newest=newest,
+        lost=len(reasons),
+        example=max(reasons, default=""),
+    )
 
 
 def _number(text: str) -> int:

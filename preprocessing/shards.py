@@ -28,7 +28,8 @@ from preprocessing.records import RecordWriter, encode_example
 from preprocessing.sources import ImageRef, Rejected, read_image
 
 METADATA_KEY = b"tripletmill"
-IMAGES_AHEAD_PER_THREAD = 4
+IMAGES_AT_ONCE = 8
+AHEAD_PER_THREAD = 3  # times IMAGES_AT_ONCE
 PROGRESS_SECONDS = 0.2
 
 
@@ -256,22 +257,32 @@ def _row(
 
 
 def _read_all(
-    images: Iterable[tuple[int, ImageRef]], settings: ImageSettings, threads: int
+    images: Sequence[tuple[int, ImageRef]], settings: ImageSettings, threads: int
 ) -> Iterator[tuple[tuple[int, ImageRef], _Record | str]]:
-    """Every image as a record, or the reason why there is none; a bounded number ahead."""
-    waiting: collections.deque[tuple[tuple[int, ImageRef], Future]] = collections.deque()
+    """Every image as a record, or the reason why there is none; a bounded number ahead.
+
+    A thread takes some images at a time: handing over one takes as long as a small one's JPEG.
+    """
+    waiting: collections.deque[tuple[Sequence[tuple[int, ImageRef]], Future]] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for item in images:
-                waiting.append((item, pool.submit(_read, *item, settings)))
-                if len(waiting) >= threads * IMAGES_AHEAD_PER_THREAD:
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                some = images[start : start + IMAGES_AT_ONCE]
+                waiting.append((some, pool.submit(_read_some, some, settings)))
+                if len(waiting) >= threads * AHEAD_PER_THREAD:
                     first, future = waiting.popleft()
-                    yield first, future.result()
+                    yield from zip(first, future.result(), strict=True)
             while waiting:
                 first, future = waiting.popleft()
-                yield first, future.result()
+                yield from zip(first, future.result(), strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _read_some(
+    images: Iterable[tuple[int, ImageRef]], settings: ImageSettings
+) -> list[_Record | str]:
+    return [_read(label, ref, settings) for label, ref in images]
 
 
 def _read(label: int, ref: ImageRef, settings: ImageSettings) -> _Record | str:

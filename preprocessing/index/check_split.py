@@ -183,12 +183,12 @@ class _Index:
         self._file = storage.open_read(path)
         try:
             self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
+            self.schema = self._parquet.schema_arrow
+            metadata = self._parquet.metadata
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         except BaseException:
             self._file.close()
             raise
-        self.schema = self._parquet.schema_arrow
-        metadata = self._parquet.metadata
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._group: tuple[object, pa.Table] | None = None
 

@@ -8,7 +8,10 @@ from preprocessing.errors import UsageError
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.sources.trees import open_tree
 
+PARTS = 500  # about so many: few enough to be cheap, enough for all workers
 HIDDEN = ("hidden file", "hidden folder", "not in a class folder")
+
+Part = tuple[str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,23 +51,28 @@ class FolderSource:
                 return
         raise UsageError(f"input {self.root}: no class folders in it; expected {self._shape}")
 
-    def parts(self) -> Iterator[tuple[str, str]]:
-        """(split folder or "", class folder), and "" in its place for what lies beside them."""
+    def parts(self) -> Iterator[Part]:
+        """Split folder or "", and class folders; "" among these is what lies beside them."""
         tree = open_tree(self.root)
         if self.options.split_folders:
-            yield "", ""
+            yield "", ("",)
         for top in self._tops():
-            yield top, ""
-            for name in tree.folders(top)[0]:
-                yield top, name
+            names = ["", *tree.folders(top)[0]]
+            step = 1 + len(names) // PARTS
+            for start in range(0, len(names), step):
+                yield top, tuple(names[start : start + step])
 
-    def list_part(self, part: tuple[str, str]) -> Iterator[ImageRef | Rejected]:
-        top, name = part
+    def list_part(self, part: Part) -> Iterator[ImageRef | Rejected]:
+        top, names = part
+        for name in names:
+            yield from self._class_folder(top, name) if name else self._beside(top)
+
+    def _beside(self, top: str) -> Iterator[Rejected]:
+        for relative, reason in open_tree(self.root).folders(top)[1]:
+            yield Rejected(relative, "", reason, lost=reason not in HIDDEN)
+
+    def _class_folder(self, top: str, name: str) -> Iterator[ImageRef | Rejected]:
         tree = open_tree(self.root)
-        if not name:
-            for relative, reason in tree.folders(top)[1]:
-                yield Rejected(relative, "", reason, lost=reason not in HIDDEN)
-            return
         folder = posixpath.join(top, name)
         empty = True
         for relative, found in tree.files(folder):

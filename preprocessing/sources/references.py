@@ -33,6 +33,21 @@ class ImageRef:
     feature: str = ""
     extra: tuple[str | None, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A tenth of the time that a frozen dataclass takes otherwise, a dozen times an image.
+        return ImageRef, (
+            self.source_id,
+            self.path,
+            self.class_name,
+            self.size,
+            self.modified,
+            self.split,
+            self.md5,
+            self.offset,
+            self.feature,
+            self.extra,
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:

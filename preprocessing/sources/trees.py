@@ -88,7 +88,7 @@ class LocalTree:
         return os.path.join(self._root, relative) if relative else self._root
 
     def _relative(self, path: str) -> str:
-        return os.path.relpath(path, self._root).replace(os.sep, "/")
+        return path[len(self._root) :].lstrip("/")
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -56,25 +56,34 @@ def open_read(path: str) -> BinaryIO:
     return open(path, "rb", opener=_open_regular)
 
 
-def _open_regular(path: str, flags: int) -> int:
+def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
     # A pipe would keep a worker waiting for ever.
-    number = os.open(path, flags | os.O_NONBLOCK)
+    number = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(number).st_mode
-    if modes.S_ISREG(mode) or modes.S_ISDIR(mode):  # that it is a folder, `open` says itself
+    if modes.S_ISREG(mode):
         return number
     os.close(number)
+    if modes.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     raise OSError(errno.EINVAL, NOT_REGULAR, path)
 
 
 def read(path: str) -> bytes:
-    with open_read(path) as file:
-        return file.read()
+    return read_range(path, 0, os.stat(path).st_size + 1)
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
+    # Half the time of a file object, which counts where an image takes 0.2 ms in all.
+    number = _open_regular(path)
+    try:
+        data = os.pread(number, length, start)
+        while len(data) < length and (
+            more := os.pread(number, length - len(data), start + len(data))
+        ):
+            data += more
+        return data
+    finally:
+        os.close(number)
 
 
 def version(path: str) -> str | None:

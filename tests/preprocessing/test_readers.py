@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from operator import itemgetter
@@ -15,6 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from preprocessing.index import load_index, load_info
+from preprocessing.index.__main__ import main
 from preprocessing.records import decode_example, read_records
 from tests.fixtures.written import DUPLICATES, INDEX_COLUMNS, SHARDS, write_data_set
 
@@ -119,6 +121,16 @@ def test_one_image(folder, monkeypatch):
     with names["image"] as image, Image.open(io.BytesIO(expected["image/encoded"])) as other:
         assert image == other
         assert (image.height, image.width) == (names["row"]["height"], names["row"]["width"])
+
+
+def test_commands(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    [block] = re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)
+    for line in block.splitlines():
+        python, option, module, *arguments = shlex.split(line)
+        assert (python, option, module) == ("python", "-m", "preprocessing.index")
+        assert main(arguments) == 0
+    assert capsys.readouterr().out.endswith("all right\n")
 
 
 def documented(heading: str) -> set[str]:

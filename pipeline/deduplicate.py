@@ -56,7 +56,7 @@ class Deduplicate(beam.PTransform):
             _hash_middles,
             sizes=beam.pvalue.AsSingleton(sizes),
             start=start,
-            threads=self.job.threads,
+            job=self.job,
         )
         hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> _Repeated()
         found = (
@@ -138,24 +138,25 @@ def _sizes(chunk: Chunk, start: Start) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _hash_middles(
-    chunk: Chunk, sizes: np.ndarray, start: Start, threads: int
+    chunk: Chunk, sizes: np.ndarray, start: Start, job: Job
 ) -> tuple[Chunk, np.ndarray]:
     """The chunk with a hash for each image; files of a size of their own are not read."""
     hashes = np.full(len(chunk.images), NOTHING, np.uint64)
     if start.known is None:
         equal = _is_among(np.array([ref.size for ref in chunk.images], np.uint64), sizes)
         to_hash = [i for i, ref in enumerate(chunk.images) if ref.md5 or equal[i]]
-        found = _in_threads(duplicates.middle_hash, [chunk.images[i] for i in to_hash], threads)
+        found = _in_threads(duplicates.middle_hash, [chunk.images[i] for i in to_hash], job)
         hashes[to_hash] = [NOTHING if value is None else value for value in found]
     return chunk, hashes
 
 
 def _in_threads(
-    function: Callable[[ImageRef], Any], refs: Sequence[ImageRef], threads: int
+    function: Callable[[ImageRef], Any], refs: Sequence[ImageRef], job: Job
 ) -> list[Any]:
     """The function of each; a thread takes many, since each takes microseconds."""
     if not any(storage.is_bucket(ref.path) for ref in refs):
         return [function(ref) for ref in refs]  # a local disk answers sooner than a thread
+    threads = job.threads_here
     slices = [refs[i::threads] for i in range(threads)]
     results: list[Any] = [None] * len(refs)
     with ThreadPoolExecutor(threads) as pool:

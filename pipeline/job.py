@@ -30,8 +30,13 @@ class Job:
     min_images: int
     images_per_shard: int
     max_rejected_share: float
-    threads: int
+    threads: int | None
     overwrite: bool
+
+    @property
+    def threads_here(self) -> int:
+        """Of the worker that asks: it may have other cores than where the job was started."""
+        return self.threads or os.cpu_count() or 1
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of the data set, besides the input."""

@@ -5,7 +5,6 @@ any point, the same call goes on from the finished shards.
 """
 
 import dataclasses
-import os
 import re
 
 import apache_beam as beam
@@ -135,7 +134,7 @@ def preprocess(
         min_images=min_images,
         images_per_shard=images_per_shard,
         max_rejected_share=max_rejected_share,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads,
         overwrite=overwrite,
     )
     check_output(job)

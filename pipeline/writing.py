@@ -181,7 +181,7 @@ def _write_shard(
         claim=claim,
         settings=job.settings(),
         image=job.image,
-        threads=job.threads,
+        threads=job.threads_here,
     )
     Metrics.counter(COUNTERS, READ).inc(written.read)
     Metrics.counter(COUNTERS, REUSED).inc(written.reused)

@@ -100,7 +100,7 @@ def _images_a_class(classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if len(ordered) > 2 * CLASSES_SHOWN:
         parts = {
             "largest classes": ordered[:CLASSES_SHOWN],
-            "smallest classes": ordered[: -CLASSES_SHOWN - 1 : -1],
+            "smallest classes": sorted(totals, key=lambda n: (totals[n], n))[:CLASSES_SHOWN],
         }
     for title, names in parts.items():
         yield ""
@@ -158,13 +158,14 @@ def _left_out(info: index.DatasetInfo) -> Iterator[str]:
 
 
 def _settings(info: index.DatasetInfo) -> Iterator[str]:
+    if info.columns:
+        named = [f"{name} (group)" if name == info.group else name for name in info.columns]
+        yield from _wrapped("further columns: ", ", ".join(map(escaped, named)))
+        yield ""
     yield "settings"
     width = max((len(key) for key in info.settings), default=0)
     for key, value in sorted(info.settings.items()):
         yield from _wrapped(f"  {escaped(key):{width}}  ", _value(value))
-    if info.columns:
-        named = [f"{name} (group)" if name == info.group else name for name in info.columns]
-        yield from _wrapped("further columns: ", ", ".join(map(escaped, named)))
 
 
 def _value(value: Any) -> str:

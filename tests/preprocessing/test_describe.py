@@ -55,10 +55,11 @@ classes that have too few images, since some cannot be read: 1 (c)
 
 groups of exact duplicates: 1 within class
 
+further columns: x_camera (group)
+
 settings
   image  quality 90, short_side 16
   name   photos
-further columns: x_camera (group)
 """
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from preprocessing import index, storage
-from preprocessing.claim import WORK_FOLDER, read_plan, work_folder
+from preprocessing.claim import read_plan, work_folder
 from preprocessing.errors import UsageError
 from preprocessing.images import ImageSettings, encoder_versions
 from preprocessing.splits import SplitRule
@@ -77,7 +77,7 @@ def check_output(job: Job) -> None:
     found = found_in(job.output)
     if found is None:
         # Killed between making the work folder and writing the plan, nothing else is there.
-        if not storage.is_empty(job.output, but_for=WORK_FOLDER):
+        if not storage.is_empty(job.output, but_for=index.WORK_FOLDER):
             raise UsageError(
                 f"output {job.output}: not empty, and no data set of tripletmill; choose another"
             )

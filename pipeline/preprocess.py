@@ -4,14 +4,15 @@ Listing and planning move references to images, never pixels. One task writes on
 any point, the same call goes on from the finished shards.
 """
 
+import contextlib
 import dataclasses
 import re
 
 import apache_beam as beam
-from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult, PipelineRunner
+from apache_beam.runners.runner import PipelineRunner
 
+from pipeline import runners
 from pipeline.deduplicate import Deduplicate
 from pipeline.job import Job, check_output, lock
 from pipeline.listing import AssignSplits, List, MakeListing
@@ -22,6 +23,8 @@ from preprocessing import index, storage
 from preprocessing.errors import UsageError
 from preprocessing.images import ImageSettings
 from preprocessing.sources import (
+    RECORDS,
+    TFDS,
     FolderInput,
     ManifestInput,
     RecordsInput,
@@ -69,7 +72,7 @@ def preprocess(
     overwrite: bool = False,
     runner: PipelineRunner,
     options: PipelineOptions,
-) -> Outcome:
+) -> Outcome | None:
     """Makes a data set from labelled images.
 
     Args:
@@ -99,7 +102,8 @@ def preprocess(
 
     Returns:
       What is in the finished data set. If it was there already, made from the same images with
-      the same settings, nothing is done.
+      the same settings, nothing is done. None where the options ask for something else, such as
+      a template (`runners.instead_of_data_set`).
 
     Raises:
       UsageError: the input cannot be used, or `output` holds something else.
@@ -122,7 +126,9 @@ def preprocess(
     source = open_source(
         input, folder=folder, manifest=manifest, records=records, tfds=tfds, tfds_dir=tfds_dir
     )
-    _check_apart(input, output)
+    input_path = str(tfds_dir) if input.startswith(TFDS) else input.removeprefix(RECORDS)
+    _check_apart(input_path, output)
+    runners.check_paths(options, input=input_path, output=output)
     job = Job(
         columns=tuple(source.columns),
         group=source.group,
@@ -138,15 +144,19 @@ def preprocess(
         overwrite=overwrite,
     )
     check_output(job)
-    with lock(job), ShardProgress(job.output):
-        pipeline = beam.Pipeline(runner=runner, options=options)
+    ends_here = runners.instead_of_data_set(options) is None
+    with (
+        lock(job) if ends_here else contextlib.nullcontext(),
+        ShardProgress(job.output) if ends_here else contextlib.nullcontext(),
+        runners.pipeline_on(runner, options) as pipeline,
+    ):
         build(pipeline, source, job)
-        result = pipeline.run()
-        result.wait_until_finish()
+    if not ends_here:
+        return None
     return Outcome(
         info=index.load_info(job.output),
-        images_read=_counted(result, READ),
-        images_reused=_counted(result, REUSED),
+        images_read=runners.counted(pipeline, COUNTERS, READ),
+        images_reused=runners.counted(pipeline, COUNTERS, REUSED),
     )
 
 
@@ -159,11 +169,6 @@ def build(pipeline: beam.Pipeline, source: Source, job: Job) -> None:
     planned = kept | "Plan" >> MakePlan(job, start, verdict)
     written = kept | "WriteShards" >> WriteShards(job, planned)
     _ = written | "Commit" >> Commit(job, kept, start=start, verdict=verdict, planned=planned)
-
-
-def _counted(result: PipelineResult, name: str) -> int:
-    found = result.metrics().query(MetricsFilter().with_namespace(COUNTERS).with_name(name))
-    return sum(counter.committed or 0 for counter in found["counters"])
 
 
 def _check_apart(input: str, output: str) -> None:

@@ -166,6 +166,7 @@ def write_shard(
             claim.check()
     except storage.Replaced:
         # Two workers on one shard, or an upload that was carried out although its answer was lost.
+        claim.check()
         if checked is None or storage.stat(target).crc32c != checked.crc32c:
             raise UsageError(f"{target}: another job has written it at the same time") from None
     assert checked is not None
@@ -177,6 +178,7 @@ def write_shard(
     }
     metadata = {METADATA_KEY: json.dumps(content).encode()}
     schema = index_schema(task.columns).with_metadata(metadata)
+    claim.check()
     with storage.atomic_file(sidecar_path(work, task.file_name)) as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
     return Written(task.file_name, read=len(task.images), reused=0)

@@ -264,8 +264,13 @@ def test_overwritten_while_it_runs(emulator, images, tmp_path):
         job(emulator, images, output, *flags, log=tmp_path / "log1")
         first.join(120)
     assert first.exitcode == 2
-    assert "another job has begun" in (tmp_path / "log0").read_text().splitlines()[-1]
-    assert objects(emulator, "taken") == content(tmp_path / "other")
+    # Before its next shard, or in the middle of one that the other has written meanwhile.
+    assert "another job has" in (tmp_path / "log0").read_text().splitlines()[-1]
+    found = objects(emulator, "taken")
+    # A sidecar on its way when the other finished may be left; nothing reads it.
+    left = {name for name in found if name.startswith(".work/")}
+    assert len(left) <= 1
+    assert {n: found[n] for n in found.keys() - left} == content(tmp_path / "other")
 
 
 def test_tensorflow_reads_it(emulator, images, tmp_path):

@@ -4,8 +4,6 @@ import shlex
 import unicodedata
 from collections.abc import Iterable
 
-import pyarrow.parquet as pq
-
 from pipeline.preprocess import Outcome
 from preprocessing import duplicates, index, storage
 
@@ -65,9 +63,7 @@ def _print_classes(info: index.DatasetInfo) -> None:
     if info.classes_fallen_below:
         names = _some(info.classes_fallen_below)
         print(f"  classes with fewer than {min_images} images that can be read: {names}")
-    with storage.open_read(info.path(index.CLASSES_FILE)) as file:
-        every = {*pq.read_table(file, columns=["name"])["name"].to_pylist()}
-    for alike in _alike(every):
+    for alike in _alike({*index.read_classes(info)["name"].to_pylist()}):
         print(f"  warning: classes that differ only in case or Unicode form: {_some(alike)}")
 
 

@@ -103,7 +103,8 @@ def read_sidecar(work: str, file_name: str) -> Sidecar | None:
         data = storage.read(sidecar_path(work, file_name))
     except FileNotFoundError:
         return None
-    table = pq.read_table(pa.BufferReader(data))
+    # No threads of Arrow's: they can outlive Python, and end it with an abort.
+    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     content = json.loads(table.schema.metadata[METADATA_KEY])
     return Sidecar(
         rows=table.replace_schema_metadata(None),

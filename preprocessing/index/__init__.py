@@ -270,7 +270,9 @@ def read_classes(info: DatasetInfo) -> pa.Table:
 def _read_table(path: str, columns: Sequence[str]) -> pa.Table:
     try:
         with storage.open_read(path) as file:
-            table = pq.read_table(file, columns=[*columns])
+            # No threads of Arrow's: one that still holds a Python file when Python ends kills it.
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            table = parquet.read([*columns], use_threads=False)
         table.validate(full=True)  # text that is no UTF-8 would fail later
     except UNREADABLE as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error

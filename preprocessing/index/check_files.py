@@ -118,7 +118,8 @@ class Classes:
         file = index.CLASSES_FILE
         try:
             with storage.open_read(info.path(file)) as opened:
-                table = pq.ParquetFile(opened, page_checksum_verification=True).read()
+                parquet = pq.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
+                table = parquet.read(use_threads=False)
             table.validate(full=True)  # text that is no UTF-8 would fail later
         except index.UNREADABLE as error:
             self.problems.append(unreadable(file, error))

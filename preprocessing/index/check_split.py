@@ -182,7 +182,9 @@ class _Index:
     def __init__(self, path: str) -> None:
         self._file = storage.open_read(path)
         try:
-            self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
+            self._parquet = pq.ParquetFile(
+                self._file, page_checksum_verification=True, pre_buffer=False
+            )
             self.schema = self._parquet.schema_arrow
             metadata = self._parquet.metadata
             sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -197,7 +199,7 @@ class _Index:
 
     def sort(self) -> None:
         """Reads which shard each row is of."""
-        column = self._parquet.read(columns=["shard"])["shard"]
+        column = self._parquet.read(columns=["shard"], use_threads=False)["shard"]
         self.shard = column.fill_null(-1).to_numpy()
         self._order = np.argsort(self.shard, kind="stable")
         self._sorted = self.shard[self._order]
@@ -213,7 +215,9 @@ class _Index:
         key = groups, columns
         # Where a row group holds many shards, it is not read again for each.
         if self._group is None or self._group[0] != key:
-            table = self._parquet.read_row_groups(groups, columns=[*columns] or None)
+            table = self._parquet.read_row_groups(
+                groups, columns=[*columns] or None, use_threads=False
+            )
             table.validate(full=True)  # text that is no UTF-8 would fail later
             self._group = key, table
         starts = np.r_[0, self._ends]

@@ -22,7 +22,7 @@ WITHIN_CLASS, ACROSS_CLASSES, ACROSS_SPLITS = KINDS = (
     "across classes",
     "across splits",
 )
-MIDDLE_BYTES = 4096
+MIDDLE_BYTES = 16 * 1024  # and so all of a small file
 
 
 @dataclasses.dataclass(frozen=True)

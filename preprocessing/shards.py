@@ -28,8 +28,8 @@ from preprocessing.records import RecordWriter, encode_example
 from preprocessing.sources import ImageRef, Rejected, read_image
 
 METADATA_KEY = b"tripletmill"
-IMAGES_AT_ONCE = 8
-AHEAD_PER_THREAD = 3  # times IMAGES_AT_ONCE
+IMAGES_AT_ONCE = 16
+AHEAD_PER_THREAD = 2  # times IMAGES_AT_ONCE
 PROGRESS_SECONDS = 0.2
 
 

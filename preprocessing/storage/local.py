@@ -13,6 +13,8 @@ from typing import BinaryIO
 from preprocessing.errors import UsageError
 from preprocessing.storage.files import NOT_REGULAR, FileInfo
 
+WRITE_BUFFER = 2**20  # bytes; a call for each record waits for Python's lock each time
+
 
 def absolute(path: str) -> str:
     return os.path.abspath(path)
@@ -95,7 +97,7 @@ def atomic_file(path: str, *, temporary: str | None, replaces: str | None) -> It
     # A name of its own for every attempt: two processes must not write into one file.
     temporary = f"{temporary or path}.{uuid.uuid4().hex}.partial"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", buffering=WRITE_BUFFER) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

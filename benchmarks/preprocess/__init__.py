@@ -1,0 +1,1 @@
+"""The preprocessing job against a bare pool and TensorFlow Datasets: speed, memory, resuming."""

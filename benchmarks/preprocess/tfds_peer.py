@@ -1,0 +1,35 @@
+"""A class folder as TensorFlow Datasets builds it with Beam, its images made small the same way.
+
+python -m benchmarks.preprocess.tfds_peer FOLDER OUTPUT --short_side=S --shards=N [Beam's flags]
+
+tfds.ImageFolder itself only reads: this lists the same folder and writes the features of that one.
+"""
+
+import argparse
+
+import tensorflow_datasets as tfds
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from benchmarks.preprocess.tfds_builder import PhotoFolder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("output")
+    parser.add_argument("--short_side", type=int)
+    parser.add_argument("--shards", type=int)
+    flags, beam_flags = parser.parse_known_args()
+    builder = PhotoFolder(flags.folder, flags.short_side, data_dir=flags.output)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            beam_runner=FnApiRunner(),
+            beam_options=PipelineOptions(beam_flags),
+            num_shards=flags.shards,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

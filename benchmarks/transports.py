@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from benchmarks.arguments import Parser, positive
 from benchmarks.timing import print_table, rates
+from preprocessing.arguments import Parser, positive
 from trainer.global_batch import gather
 from trainer.strategy import make_strategy
 

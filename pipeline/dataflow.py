@@ -12,7 +12,9 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
+from preprocessing import storage
 from preprocessing.errors import UsageError
+from preprocessing.storage import bucket
 
 
 def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:
@@ -50,7 +52,7 @@ def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:
         setup.save_main_session = False
     for flag in ("temp_location", "staging_location"):
         path = getattr(cloud, flag)
-        if path and not path.startswith("gs://"):
+        if path and not storage.is_bucket(path):
             raise UsageError(f"--{flag}={path}: expected gs://BUCKET/FOLDER")
         if path and not options.view_as(TestOptions).dry_run and not cloud.no_auth:
             _check_bucket(flag, path, cloud.project)
@@ -64,8 +66,7 @@ def _check_bucket(flag: str, path: str, project: str) -> None:
 
     try:
         with contextlib.closing(Client(project=project)) as client:
-            bucket = path.removeprefix("gs://").partition("/")[0]
-            client.get_bucket(bucket, timeout=30, retry=None)
+            client.get_bucket(bucket.split(path)[0], timeout=30, retry=None)
     except (GoogleAPIError, GoogleAuthError, RequestException, ValueError) as error:
         # Beam would try for eight minutes, in silence.
         raise UsageError(f"--{flag}={path}: {error}") from error
@@ -76,7 +77,7 @@ def check_paths(options: PipelineOptions, **paths: str) -> None:
     if "//localhost" in options.view_as(GoogleCloudOptions).dataflow_endpoint:
         return  # a stand-in for Dataflow, on this machine
     for what, path in paths.items():
-        if not path.startswith("gs://"):
+        if not storage.is_bucket(path):
             raise UsageError(f"{what} {path}: Dataflow's workers need it in a bucket (gs://)")
 
 

@@ -9,8 +9,8 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline.job import Job
-from pipeline.listing import DUPLICATES_FILE, Chunk, Start
-from preprocessing import duplicates, storage
+from pipeline.listing import Chunk, Start
+from preprocessing import duplicates, index, storage
 from preprocessing.claim import work_folder
 from preprocessing.duplicates import Copy, DuplicateGroup
 from preprocessing.errors import UsageError
@@ -190,7 +190,7 @@ def _decide(group: tuple[str, Iterable[Copy]], policy: str) -> Iterator[Duplicat
 def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> Verdict:
     groups = sorted(groups, key=lambda group: group.copies[0].source_id)
     if groups and job.duplicates == duplicates.ERROR:
-        path = storage.join(work_folder(job.output), DUPLICATES_FILE)
+        path = storage.join(work_folder(job.output), index.DUPLICATES_FILE)
         storage.write_file(path, duplicates.write_groups(groups))
         counts = [f"{sum(g.kind == k for g in groups)} {k}" for k in duplicates.KINDS]
         first, second, *_ = groups[0].copies

@@ -16,7 +16,6 @@ from preprocessing.plan import ClassSummary, Listing, add, make_listing, summari
 from preprocessing.sources import ImageRef, Rejected, Source
 
 FILES_A_CHUNK = 1000
-DUPLICATES_FILE = "duplicates.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _known(
 ) -> list[duplicates.DuplicateGroup] | None:
     if found is None or found["versions"] != listing.versions:
         return None
-    path = storage.join(Claim(job.output, found).folder, DUPLICATES_FILE)
+    path = storage.join(Claim(job.output, found).folder, index.DUPLICATES_FILE)
     try:
         return duplicates.read_groups(storage.read(path))
     except FileNotFoundError:

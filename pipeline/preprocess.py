@@ -76,7 +76,7 @@ def preprocess(
     """Makes a data set from labelled images.
 
     Args:
-      input: a folder of class folders, or a list: .csv, .jsonl. Local or gs://.
+      input: a folder; a list, .csv or .jsonl; tfrecord:PATTERN; or tfds:NAME. Local or gs://.
       output: folder of the data set; made if needed. Local or gs://.
       name: first part of the file names; by default the last part of `output`.
       folder: how a folder is read.

@@ -8,7 +8,7 @@ from apache_beam.metrics import Metrics
 
 from pipeline.deduplicate import Verdict
 from pipeline.job import Job, found_in
-from pipeline.listing import DUPLICATES_FILE, Chunk, Start
+from pipeline.listing import Chunk, Start
 from preprocessing import commit, index, storage
 from preprocessing.claim import Claim, plan_version
 from preprocessing.duplicates import write_groups
@@ -88,7 +88,7 @@ def _plan(
     version = plan_version(job.output)
     found = found_in(job.output)
     claim.take(replaces=version)
-    path = storage.join(claim.folder, DUPLICATES_FILE)
+    path = storage.join(claim.folder, index.DUPLICATES_FILE)
     storage.write_file(path, write_groups(verdict.groups))
     if found is not None and (index.is_finished(job.output) or found != content):
         # Only now, when it is sure that there will be another.

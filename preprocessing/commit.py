@@ -78,8 +78,10 @@ def commit(
     counts: Counts = collections.Counter()
     splits: dict[str, tfds_layout.SplitInfo] = {}
     checksums: dict[str, list[int]] = {}
+    written: set[str] = set()
     for split, num_shards in plan.num_shards.items():
         files = [index.shard_file(finish.name, split, i, num_shards) for i in range(num_shards)]
+        written |= {index.index_file(finish.name, split), *files}
         sidecars = _sidecars(claim, files, present)
         path = storage.join(output, index.index_file(finish.name, split))
         splits[split], checksums[split] = _write_index(
@@ -110,13 +112,7 @@ def commit(
         "settings": finish.settings,
         "shard_crc32c": checksums,
     }
-    keep = {
-        index.shard_file(finish.name, split, shard, num_shards)
-        for split, num_shards in plan.num_shards.items()
-        for shard in range(num_shards)
-    }
-    keep |= {index.index_file(finish.name, split) for split in splits}
-    _remove_files(output, finish.name, keep=keep)
+    _remove_files(output, finish.name, keep=written)
     claim.check()
     info = tfds_layout.dataset_info_json(name=finish.name, splits=splits, extra=extra)
     _write(output, index.INFO_FILE, _json(info))

@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.arguments import Parser, positive
 from benchmarks.preprocess.parts import Bench
 from benchmarks.preprocess.photos import KINDS, TooLittleSpace
 from benchmarks.timing import machine
+from preprocessing.arguments import Parser, positive
 
 BY_KIND = {"speed": Bench.speed, "memory": Bench.memory, "peer": Bench.peer, "resume": Bench.resume}
 PARTS = (*BY_KIND, "many")

@@ -13,10 +13,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from benchmarks.arguments import Parser, positive
 from benchmarks.tpu_check import cases
 from benchmarks.tpu_check.cases import Case
 from benchmarks.tpu_check.compile import Compiled
+from preprocessing.arguments import Parser, positive
 from preprocessing.errors import UsageError
 
 _COLUMNS = (

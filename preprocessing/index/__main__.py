@@ -6,8 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
+from preprocessing.arguments import Parser, positive
 from preprocessing.errors import UsageError
 from preprocessing.index import load_info
 from preprocessing.index.describe import describe, escaped
@@ -22,22 +22,8 @@ command line or a folder without a data set, said in one line; 130 after Ctrl+C.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Without argparse's usage text before the error."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers, 1 or more")
-    return int(text)
-
-
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser("python -m preprocessing.index", description=DESCRIPTION)
+    parser = Parser("python -m preprocessing.index", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="verify|describe")
     for name, text in {
         "verify": "reads everything back and says what is wrong, and where",
@@ -47,7 +33,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument("directory", metavar="DIR", help="of the data set, or gs://...")
         if name == "verify":
             jobs = "shards read at once; by default the number of cores"
-            command.add_argument("--jobs", metavar="N", type=_positive, help=jobs)
+            command.add_argument("--jobs", metavar="N", type=positive, help=jobs)
     return parser.parse_args(arguments)
 
 

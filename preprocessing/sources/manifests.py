@@ -16,6 +16,7 @@ import numpy as np
 from preprocessing import storage
 from preprocessing.errors import UsageError
 from preprocessing.sources.references import ImageRef, Rejected
+from preprocessing.storage import bucket
 
 SUFFIXES = (".csv", ".jsonl")
 ROWS_A_PART = 1000
@@ -115,8 +116,8 @@ def open_manifest(path: str, options: ManifestInput) -> ManifestSource:
     """
     scan = _Scan(path, options)
     # From a bucket in one piece: a request a line would take hours.
-    bucket = storage.is_bucket(path)
-    with io.BytesIO(storage.read(path)) if bucket else storage.open_read(path) as file:
+    whole = storage.is_bucket(path)
+    with io.BytesIO(storage.read(path)) if whole else storage.open_read(path) as file:
         parts = scan.parts(file, _header(path, file))
     if not scan.columns:
         raise UsageError(f"input {path}: no rows")
@@ -198,8 +199,9 @@ def _path(manifest: str, name: str) -> str:
         return name
     if not storage.is_bucket(manifest):
         return os.path.normpath(os.path.join(folder, name))
-    bucket, _, prefix = folder.removeprefix("gs://").partition("/")
-    return storage.join(f"gs://{bucket}", posixpath.normpath(posixpath.join(prefix, name)))
+    bucket_name, prefix = bucket.split(folder)
+    relative = posixpath.normpath(posixpath.join(prefix, name))
+    return storage.join(f"{bucket.SCHEME}{bucket_name}", relative)
 
 
 def _source_id(manifest: str, path: str) -> str:

@@ -12,11 +12,9 @@ from typing import BinaryIO
 
 from preprocessing.errors import UsageError
 from preprocessing.storage import bucket, local
-from preprocessing.storage.files import NOT_REGULAR, FileInfo, Replaced, problem_of_file
+from preprocessing.storage.files import ANY, NOT_REGULAR, FileInfo, Replaced, problem_of_file
 
 __all__ = ["FileInfo", "Replaced", "problem_of_file"]
-
-ANY = "any"
 
 
 def _of(path: str) -> types.ModuleType:
@@ -37,8 +35,7 @@ def require_local(path: str, what: str) -> None:
 def require_supported(path: str, what: str) -> None:
     """Raises UsageError for a path that is neither local nor gs://BUCKET/NAME."""
     if is_bucket(path):
-        bucket_name = path.removeprefix(bucket.SCHEME).partition("/")[0]
-        if not bucket_name:
+        if not bucket.split(path)[0]:
             raise UsageError(f"{what} {path}: no bucket; expected {bucket.SCHEME}BUCKET/NAME")
     elif "://" in path:
         raise UsageError(f"{what} {path}: local paths and {bucket.SCHEME} only; copy it first")

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
 from preprocessing.errors import UsageError
-from preprocessing.storage.files import FileInfo, Replaced
+from preprocessing.storage.files import ANY, FileInfo, Replaced
 
 SCHEME = "gs://"
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, and between two bytes of an answer
@@ -126,13 +126,11 @@ def _list(folder: str, *, delimiter: str | None = None, limit: int | None = None
 
 
 def is_folder(path: str) -> bool:
-    with _errors(path):
-        try:
+    try:
+        with _errors(path):
             return any(True for _ in _list(path, limit=1))
-        except Exception as error:
-            if type(error).__name__ == "NotFound":
-                return False
-            raise
+    except FileNotFoundError:
+        return False
 
 
 def list_folder(folder: str) -> tuple[list[str], list[FileInfo]]:
@@ -231,7 +229,7 @@ def version(path: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str, *, temporary: str | None, replaces: str | None) -> Iterator[BinaryIO]:
-    match = None if replaces == "any" else int(replaces or 0)
+    match = None if replaces == ANY else int(replaces or 0)
     with tempfile.TemporaryFile() as file:
         yield cast(BinaryIO, file)
         size = file.seek(0, os.SEEK_END)

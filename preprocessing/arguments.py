@@ -1,4 +1,4 @@
-"""Command lines of the benchmarks: a wrong one is one line, exit code 2."""
+"""Command lines without gin: a wrong one is one line, exit code 2."""
 
 import argparse
 import sys

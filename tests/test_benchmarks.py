@@ -13,6 +13,8 @@ from benchmarks.mining.comparison import rotate
 from benchmarks.mining.processes import WorkerError
 from benchmarks.mining.worker import peak_bytes, random_batch, turn
 from benchmarks.timing import print_columns, turns
+from preprocessing.index import load_index
+from preprocessing.records import decode_example, read_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,4 +86,48 @@ def test_mining_without_peers(tmp_path):
 def test_mining_of_shares_and_memory(tmp_path):
     printed = mining("--sizes", "--shares", "64", "--memory", "64", "--peers", str(tmp_path))
     for row in ("hard, B = 64, ms", "R x time / time of R = 1", "semi-hard, B = 64 "):
+        assert row in printed
+
+
+def batches_by_offset(folder: Path, *flags: str) -> str:
+    """What `python -m benchmarks.input` prints of small data sets."""
+    command = [sys.executable, "-m", "benchmarks.input", f"--folder={folder}", "--sides", "32"]
+    data = ["--images_per_class=4", "--records=160", "--class_files=32"]
+    turns = ["--read=384", "--rounds=1"]
+    plans = ["--plan_classes", "64", "--plan_images=8", "--plan_seconds=.01"]
+    done = subprocess.run(
+        [*command, *data, *turns, *plans, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout
+    return done.stdout
+
+
+def test_input_speed_and_plans(tmp_path):
+    printed = batches_by_offset(tmp_path, "--classes=40", "--parts", "speed", "plan")
+    assert "32 px, 40 classes x 4: batches of 32 x 4" in printed
+    for row in ("train_batches, MemoryRecords", "bare sequential read", "64 classes, 32 x 128"):
+        assert row in printed
+    index = load_index(str(tmp_path / "32px-40x4"), "train")
+    assert len(index) == 160
+    assert np.bincount(index.label).tolist() == [4] * 40
+    with open(index.shards[1], "rb") as shard:
+        row = int(np.argmax(index.shard == 1))
+        example = decode_example(read_record(shard, int(index.offset[row])))
+    assert example["image/class/label"] == index.label[row]
+    assert (index.height[row], index.width[row]) == (32, 43)
+
+
+@pytest.mark.parametrize("flag", ["--parts=sped", "--classes=5", "--read=1", "--images=/nowhere"])
+def test_input_refuses(flag):
+    command = [sys.executable, "-m", "benchmarks.input", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_input_whole(tmp_path):
+    printed = batches_by_offset(tmp_path, "--classes", "32", "64", f"--peers={tmp_path}")
+    for row in ("a chunk as in training", "choose_from_datasets, 32 class files", "make peers"):
         assert row in printed

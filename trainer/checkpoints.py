@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
@@ -27,6 +28,9 @@ class Checkpoints:
       model: a built model.
       optimizer: a built optimizer, or None to restore only the model.
       keep: how many of the latest are kept.
+
+    Attributes:
+      centres: [C, D] int8, of the classes, for hard batches; empty where there are none.
     """
 
     def __init__(
@@ -39,11 +43,16 @@ class Checkpoints:
     ) -> None:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.evaluated_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Of any shape, so that a checkpoint with a table is restored before one is made.
+        self.centres = tf.Variable(
+            np.zeros([0, 0], np.int8), trainable=False, shape=[None, None], dtype=tf.int8
+        )
         weights = [v.value for v in model.variables]
         self._best_checkpoint = tf.train.Checkpoint(step=self.step, model=weights)
         self._checkpoint = tf.train.Checkpoint(
             step=self.step,
             evaluated_step=self.evaluated_step,
+            centres=self.centres,
             model=weights,
             optimizer=[v.value for v in optimizer.variables] if optimizer else [],
         )

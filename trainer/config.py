@@ -10,11 +10,13 @@ import keras
 from preprocessing import commandline
 from preprocessing.errors import UsageError
 from preprocessing.storage import write_file
+from trainer.augmentation import Augmentation
+from trainer.batching import BatchPlan
 from trainer.evaluate import evaluate
-from trainer.input import Augmentation
 from trainer.losses import batch_triplets, hard_triplets, semihard_triplets
 from trainer.model import build_model
 from trainer.optimizers import WarmupCosine
+from trainer.reading import Reading
 from trainer.strategy import make_strategy
 from trainer.train import train
 
@@ -27,7 +29,9 @@ CONFIGURABLE = (
     hard_triplets,
     semihard_triplets,
     make_strategy,
+    BatchPlan,
     Augmentation,
+    Reading,
     WarmupCosine,
     keras.optimizers.SGD,
     keras.optimizers.Adam,

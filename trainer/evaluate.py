@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from preprocessing.errors import UsageError, require_positive
 from preprocessing.index import DatasetIndex, load_index
-from preprocessing.progress import Progress
 from preprocessing.storage import atomic_file, require_local, write_file
 from trainer.checkpoints import Checkpoints, is_data_of
 from trainer.contact_sheet import Tile, choose_queries, contact_sheet
-from trainer.input import evaluation_batches
+from trainer.images import Forward, Images, on_replicas
+from trainer.reading import Reading, checked
 from trainer.retrieval import RetrievalMetrics, nearest_neighbours, retrieval_metrics
 
 FOLDER = "evaluation"
@@ -24,70 +24,30 @@ RECALL_AT = (1, 2, 4, 8)
 PIXEL_SIDE = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageReader:
-    """How evaluation sees the images of a split.
+def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Forward:
+    """A model's forward pass on every replica."""
+    return on_replicas(strategy, lambda images: model(images, training=False))
 
-    Attributes:
-      index: the records.
-      image_size: side of the square images, pixels.
-      central_share: side of the central square that is kept, as a share of the short side.
-      batch_size: images at a time.
+
+def embed(forward: Forward, images: Images, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [M, D] float32 of images, and their rows [M]; all but the damaged ones.
+
+    Raises:
+      UsageError: one is not finite, or a record is damaged.
     """
-
-    index: DatasetIndex
-    image_size: int
-    central_share: float
-    batch_size: int
-
-    def batches(self, rows: np.ndarray | None = None) -> tf.data.Dataset:
-        """Images [batch, S, S, 3] uint8 of these rows, of all by default, in order."""
-        return evaluation_batches(
-            self.index,
-            np.arange(len(self.index)) if rows is None else rows,
-            image_size=self.image_size,
-            central_share=self.central_share,
-            batch_size=self.batch_size,
-        )
-
-    def map(self, function: Callable[[tf.Tensor], tf.Tensor], what: str) -> np.ndarray:
-        """Applies a function of image batches to all images, [N, ...], showing progress."""
-        results: list[np.ndarray] = []
-        with Progress() as progress:
-            for batch in self.batches():
-                results.append(np.asarray(function(batch)))
-                done = min(len(results) * self.batch_size, len(self.index))
-                progress.update(f"{what}: {done:,} of {len(self.index):,} images")
-        return np.concatenate(results)
-
-    def metrics(self, embeddings: np.ndarray) -> RetrievalMetrics:
-        """Of embeddings [N, D] of all images, each a query against all others."""
-        return retrieval_metrics(embeddings, self.index.label, recall_at=RECALL_AT)
-
-
-def forward_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A model's forward pass, compiled once for batches of any size."""
-    signature = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
-    return tf.function(lambda images: model(images, training=False), input_signature=[signature])
-
-
-def embed(forward: Callable[[tf.Tensor], tf.Tensor], images: ImageReader, what: str) -> np.ndarray:
-    """Embeddings [N, D] float32 of all images; raises UsageError if one is not finite."""
-    embeddings = images.map(forward, what)
+    embeddings, rows = images.map(forward, what)
     bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
     if bad:
         raise UsageError(
             f"{what}: {bad} of {len(embeddings)} embeddings are not finite, the model has diverged;"
             " lower the learning rate"
         )
-    return embeddings
+    return embeddings, rows
 
 
-def measure(
-    forward: Callable[[tf.Tensor], tf.Tensor], images: ImageReader, what: str
-) -> RetrievalMetrics:
-    """Retrieval metrics of a model's forward pass."""
-    return images.metrics(embed(forward, images, what))
+def measure(embeddings: np.ndarray, rows: np.ndarray, images: Images) -> RetrievalMetrics:
+    """Of embeddings [M, D] of these rows, each a query against all others."""
+    return retrieval_metrics(embeddings, images.index.label[rows], recall_at=RECALL_AT)
 
 
 def evaluate(
@@ -101,6 +61,8 @@ def evaluate(
     seed: int = 0,
     num_queries: int = 12,
     num_neighbours: int = 8,
+    reading: Reading | None = None,
+    make_strategy: Callable[[], tf.distribute.Strategy] = tf.distribute.get_strategy,
     check_only: bool = False,
 ) -> None:
     """Evaluates the best checkpoint of a run beside raw pixels and the untrained model.
@@ -118,12 +80,13 @@ def evaluate(
       seed: the one that training began with, so that the untrained model is the one it began with.
       num_queries: rows of the contact sheet.
       num_neighbours: its columns.
+      reading: how records are read.
+      make_strategy: makes the distribution strategy.
       check_only: only sees that all that is asked for can be had, before a long training.
 
     Raises:
       UsageError: no such data set or split, no class of two images in it, or no checkpoint.
     """
-    require_local(data_dir, "data_dir")
     require_local(model_dir, "model_dir")
     require_positive(
         "evaluate",
@@ -132,7 +95,8 @@ def evaluate(
         num_neighbours=num_neighbours,
     )
     check_central_share(central_share)
-    index = load_index(data_dir, split)
+    reading = checked(reading, "evaluate.reading")
+    index = load_index(data_dir, split) if check_only else reading.open(data_dir, split)
     index.class_names()
     if not has_queries(index):
         raise UsageError(f"data_dir {data_dir}: no class of {split} has two images")
@@ -140,24 +104,37 @@ def evaluate(
         return
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
+    strategy = make_strategy()
 
     def untrained(**changes: None) -> keras.Model:
         keras.utils.set_random_seed(seed)
-        return build_model(**changes)
+        with strategy.scope():
+            return build_model(**changes)
 
     model = untrained()
-    forward = forward_function(model)
-    images = ImageReader(index, int(model.input_shape[1]), central_share, batch_size)
-    before = measure(forward, images, "model before training")
+    images = Images(
+        index,
+        reading.records(index),
+        image_size=int(model.input_shape[1]),
+        central_share=central_share,
+        batch_size=batch_size,
+        damaged=reading.damaged,
+        strategy=strategy,
+    )
+
+    def measured(forward: Forward, what: str) -> RetrievalMetrics:
+        return measure(*embed(forward, images, what), images)
+
+    forward = forward_function(strategy, model)
+    before = measured(forward, "model before training")
     step = Checkpoints(model_dir, model).restore_best()
-    embeddings = embed(forward, images, "trained model")
-    backbone = forward_function(untrained(embedding_dim=None))
-    pixels = images.map(raw_pixels, "raw pixels")
+    embeddings, rows = embed(forward, images, "trained model")
+    backbone = forward_function(strategy, untrained(embedding_dim=None))
     results = {
-        "raw pixels": images.metrics(pixels),
-        "backbone before training": measure(backbone, images, "backbone before training"),
+        "raw pixels": measured(on_replicas(strategy, raw_pixels), "raw pixels"),
+        "backbone before training": measured(backbone, "backbone before training"),
         "model before training": before,
-        "trained model": images.metrics(embeddings),
+        "trained model": measure(embeddings, rows, images),
     }
 
     folder = os.path.join(model_dir, FOLDER)
@@ -166,9 +143,10 @@ def evaluate(
     own = is_data_of(model_dir, index.info)
     name = split if own else f"{index.info.name}-{split}"
     table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
-    _write_table(table, split, step, results)
-    _write_sheet(sheet, embeddings, images, num_queries, num_neighbours)
-    _print_table(split, step, results)
+    num_damaged = len(index) - len(rows)
+    _write_table(table, split, step, num_damaged, results)
+    _write_sheet(sheet, embeddings, rows, images, num_queries, num_neighbours)
+    _print_table(split, step, num_damaged, results)
     command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
     print(f"next: the same on other images: {command} --data_dir=OTHER")
     print(f"wrote {table}\nwrote {sheet}")
@@ -197,7 +175,9 @@ def numbers(metrics: RetrievalMetrics) -> dict[str, float]:
     return {**recall, "map_at_r": metrics.map_at_r, "r_precision": metrics.r_precision}
 
 
-def _write_table(path: str, split: str, step: int, results: Mapping[str, RetrievalMetrics]) -> None:
+def _write_table(
+    path: str, split: str, step: int, num_damaged: int, results: Mapping[str, RetrievalMetrics]
+) -> None:
     any_result = next(iter(results.values()))
     content = {
         "split": split,
@@ -205,12 +185,15 @@ def _write_table(path: str, split: str, step: int, results: Mapping[str, Retriev
         "num_classes": any_result.num_classes,
         "num_queries": any_result.num_queries,
         "num_without_match": any_result.num_without_match,
+        "num_damaged": num_damaged,
         "results": {name: numbers(metrics) for name, metrics in results.items()},
     }
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _print_table(split: str, step: int, results: Mapping[str, RetrievalMetrics]) -> None:
+def _print_table(
+    split: str, step: int, num_damaged: int, results: Mapping[str, RetrievalMetrics]
+) -> None:
     any_result = next(iter(results.values()))
     print(
         f"\n{split}: {any_result.num_queries:,} images of {any_result.num_classes:,} classes, each"
@@ -218,6 +201,8 @@ def _print_table(split: str, step: int, results: Mapping[str, RetrievalMetrics])
     )
     if any_result.num_without_match:
         print(f"  {any_result.num_without_match:,} images alone in their class are no queries")
+    if num_damaged:
+        print(f"  {num_damaged:,} images with damaged records are left out")
     heads = [*(f"Recall@{k}" for k in RECALL_AT), "MAP@R", "R-prec."]
     print(f"  {'':26}" + "".join(f"{head:>10}" for head in heads))
     for name, metrics in results.items():
@@ -226,14 +211,22 @@ def _print_table(split: str, step: int, results: Mapping[str, RetrievalMetrics])
 
 
 def _write_sheet(
-    path: str, embeddings: np.ndarray, images: ImageReader, num_queries: int, num_neighbours: int
+    path: str,
+    embeddings: np.ndarray,
+    rows: np.ndarray,
+    images: Images,
+    num_queries: int,
+    num_neighbours: int,
 ) -> None:
     index = images.index
-    queries = choose_queries(index.label, num=num_queries)
+    queries = choose_queries(index.label[rows], num=num_queries)
     neighbours = nearest_neighbours(embeddings, num_neighbours, queries=queries).rows
+    queries, neighbours = rows[queries], rows[neighbours]
     wanted = np.unique(np.concatenate([queries, neighbours.ravel()]))
-    pixels = np.concatenate([batch.numpy() for batch in images.batches(wanted)])
-    picture = dict(zip(wanted.tolist(), pixels, strict=True))
+    # Of one device: no collective operation of TensorFlow's takes bytes.
+    alone = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
+    shown, wanted = alone.map(on_replicas(alone.strategy, tf.identity), "pictures", wanted)
+    picture = dict(zip(wanted.tolist(), shown, strict=True))
     names = index.class_names()
 
     def tile(row: int, query: int | None = None) -> Tile:

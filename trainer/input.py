@@ -1,90 +1,77 @@
-"""Rows of the index to pixels: records read by offset, decoded, augmented, as a tf.data graph."""
+"""Rows of the index to pixels: records read, decoded, augmented, as a tf.data graph."""
 
-import dataclasses
-from collections.abc import Iterator
+import functools
+import io
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
-from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
+from preprocessing.records import encode_example
+from trainer.augmentation import Augmentation, central_windows, pixels, shrinks
 from trainer.batching import BatchPlan
+from trainer.records import NONE, Records
 
 ROWS_A_CHUNK = 500_000
-# Shrinking by more than this needs anti-aliasing.
-ANTIALIAS_FROM = 1.5
+SPARES = 2
+# Images that share the cost of one call of TensorFlow; more than this gains nothing.
+GROUP = 8
 
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """How a training crop is drawn.
-
-    Attributes:
-      min_area: smallest share of the image's area that a crop covers, above 0 to 1.
-      max_area: largest share, min_area to 1.
-      max_aspect: a crop's longer side over its shorter one is at most this, 1 or more.
-      flip: whether half of the crops are mirrored left to right.
-    """
-
-    min_area: float = 0.5
-    max_area: float = 1.0
-    max_aspect: float = 4 / 3
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= self.max_area <= 1:
-            raise UsageError(
-                "Augmentation: 0 < min_area <= max_area <= 1, not"
-                f" {self.min_area} and {self.max_area}"
-            )
-        if self.max_aspect < 1:
-            raise UsageError(f"Augmentation.max_aspect: 1 or more, not {self.max_aspect}")
+_ENCODED = "image/encoded"
+_FEATURES = {_ENCODED: tf.io.FixedLenFeature([], tf.string)}
 
 
 def train_batches(
     index: DatasetIndex,
     plan: BatchPlan,
+    records: Records,
     *,
     first_step: int,
     num_steps: int,
     image_size: int,
     augmentation: Augmentation,
-    replicas: int,
+    replicas: int = 1,
+    centres: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Training batches of some steps, one element a replica and step, replicas first.
+    """Training batches of some steps, as this host reads them.
 
     Args:
       index: the split's records.
-      plan: which rows each step sees.
+      plan: which rows each step sees, and which host this is.
+      records: where the records are read.
       first_step: the first step.
       num_steps: how many steps; the data set ends with the last one.
-      image_size: side of the square crops, pixels.
-      augmentation: how crops are drawn; a function of (seed, step, place in the batch).
-      replicas: how many replicas share a global batch; divides P x K.
+      image_size: S, side of the square crops, pixels.
+      augmentation: how crops are drawn; a function of (seed, step, slot in the global batch).
+      replicas: how many replicas of this host share its part of a batch; divides it.
+      centres: for hard batches, see `BatchPlan.batch`.
 
     Returns:
-      A data set of (images [P x K / replicas, S, S, 3] uint8, labels [P x K / replicas] int32).
+      A data set with an element for each step and replica, replicas first, of (images [b, S, S, 3]
+      uint8, labels [b] int32, spares [b] int32): 0 for an image of the plan, n where it was damaged
+      and its n-th spare stands in its place, SPARES + 1 where those were too and it is black.
     """
-    steps = range(first_step, first_step + num_steps)
-    rows = np.concatenate([plan.batch(step).ravel() for step in steps])
-    places = first_step * plan.batch_size + np.arange(len(rows), dtype=np.int64)
-    records = _records(index, rows)
-    seeds = tf.data.Dataset.from_tensor_slices(places)
-
-    def crop(jpeg: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-        seed = tf.stack([tf.constant(plan.seed, tf.int64), place])
-        return _random_crop(jpeg, seed, image_size, augmentation)
-
-    def load(record: tuple[tf.Tensor, ...], place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        path, offset, label = record
-        return crop(_jpeg(path, offset), place), label
-
-    return (
-        tf.data.Dataset.zip((records, seeds))
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(plan.batch_size // replicas, drop_remainder=True)
-        .prefetch(2 * replicas)
+    slots = plan.slots
+    rows, drawn = [], []
+    for step in range(first_step, first_step + num_steps):
+        rows.append(plan.batch(step, spares=SPARES, centres=centres))
+        size = (index.height[rows[-1]], index.width[rows[-1]])
+        drawn.append(augmentation.draw(plan.seed, step, slots, *size, image_size))
+    per_replica = len(slots) // replicas
+    candidates = np.stack(rows, axis=1).reshape(1 + SPARES, -1)
+    windows = np.stack([each.pop("window") for each in drawn], axis=1)
+    images = _images(
+        records,
+        candidates,
+        windows.reshape(1 + SPARES, -1, 4),
+        {name: np.concatenate([each[name] for each in drawn]) for name in drawn[0]},
+        index.label[candidates[0]],
+        image_size=image_size,
+        batch_size=per_replica,
     )
+    return images.prefetch(2 * replicas)
 
 
 def chunks(first_step: int, last_step: int, batch_size: int) -> Iterator[tuple[int, int]]:
@@ -97,101 +84,141 @@ def chunks(first_step: int, last_step: int, batch_size: int) -> Iterator[tuple[i
 def evaluation_batches(
     index: DatasetIndex,
     rows: np.ndarray,
+    records: Records,
     *,
     image_size: int,
     central_share: float,
     batch_size: int,
+    replicas: int = 1,
+    num_hosts: int = 1,
+    host: int = 0,
 ) -> tf.data.Dataset:
-    """The images of these rows, in order; the last batch may be smaller.
+    """Every image of these rows once, in order, in batches of one size.
 
     Args:
       index: the split's records.
       rows: [N] rows of the index.
-      image_size: side of the square images, pixels.
+      records: where the records are read.
+      image_size: S, side of the square images, pixels.
       central_share: side of the central square that is kept, as a share of the short side.
-      batch_size: images a batch.
+      batch_size: images a batch over all hosts and replicas; rounded up to a multiple of these.
+      replicas: replicas on each host.
+      num_hosts: hosts that read a part of each batch.
+      host: which of them this is.
 
     Returns:
-      A data set of images [batch, S, S, 3] uint8.
+      A data set with an element for each batch and replica of this host, replicas first, of
+      (images [b, S, S, 3] uint8, places [b] int64, mask [b] bool): which of the N an image is;
+      the mask is False for what fills up the last batch, and for a damaged record, which is black.
+      Every host and replica has the same number of elements; none where N is 0.
     """
+    parts = num_hosts * replicas
+    per_replica = -(-batch_size // parts)
+    batches = -(-len(rows) // (per_replica * parts))
+    all_places = np.arange(batches * parts * per_replica).reshape(batches, num_hosts, -1)
+    places = all_places[:, host].ravel()
+    mask = places < len(rows)
+    here = rows[np.minimum(places, len(rows) - 1)]
+    images = _images(
+        records,
+        here[None],
+        central_windows(index.height[here], index.width[here], central_share)[None],
+        {},
+        {"place": places, "mask": mask},
+        image_size=image_size,
+        batch_size=per_replica,
+    )
+    return images.map(
+        lambda images, of, spares: (images, of["place"], of["mask"] & tf.equal(spares, 0))
+    ).prefetch(2 * replicas)
 
-    def load(path: tf.Tensor, offset: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-        return _central_crop(_jpeg(path, offset), image_size, central_share)
+
+def _images(
+    records: Records,
+    rows: np.ndarray,
+    windows: np.ndarray,
+    drawn: Mapping[str, np.ndarray],
+    labels: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    image_size: int,
+    batch_size: int,
+) -> tf.data.Dataset:
+    """Images with their labels, and which of the candidates each was read from.
+
+    Args:
+      records: where the records are read.
+      rows: [C, N] candidates for each image; one is read only if those before it are damaged.
+      windows: [C, N, 4] what is decoded of each.
+      drawn: [N, ...] what else `pixels` takes.
+      labels: [N], or several by name.
+      image_size: S.
+      batch_size: divides N.
+
+    Returns:
+      A data set of ([batch_size, S, S, 3] uint8, labels [batch_size], [batch_size] int32).
+    """
+    group = max(size for size in range(1, GROUP + 1) if batch_size % size == 0)
+    shrunk = shrinks(windows, image_size)
+    if shrunk.any():
+        drawn = {**drawn, "shrinks": np.logical_or.reduce(shrunk)}
+    # The window of the black pixel that stands where no candidate can be read.
+    windows = np.concatenate([windows, np.broadcast_to([0, 0, 1, 1], windows[:1].shape)])
+
+    def grouped(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, group, *array.shape[1:])
+
+    def candidates(array: np.ndarray) -> np.ndarray:
+        return grouped(array.swapaxes(0, 1)).swapaxes(1, 2)
+
+    arrays = {
+        "places": {name: candidates(array) for name, array in records.places(rows).items()},
+        "windows": candidates(windows.astype(np.int32)),
+        "drawn": {name: grouped(array) for name, array in drawn.items()},
+        "labels": tf.nest.map_structure(grouped, labels),
+    }
+
+    @tf.autograph.experimental.do_not_convert
+    def load(of: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        found, used = _read(records, of["places"], len(rows))
+        jpegs = tf.io.parse_example(tf.ensure_shape(found, [group]), _FEATURES)[_ENCODED]
+        window = tf.gather(tf.transpose(of["windows"], [1, 0, 2]), used, batch_dims=1)
+        drawn = {**of["drawn"], "window": window}
+        return pixels(jpegs, drawn, image_size), of["labels"], used
+
+    @tf.autograph.experimental.do_not_convert
+    def flatten(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tf.nest.map_structure(lambda x: tf.reshape(x, [batch_size, *x.shape[2:]]), batch)
 
     return (
-        _records(index, rows)
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size)
-        .prefetch(2)
+        tf.data.Dataset.from_tensor_slices(arrays)
+        .map(load, num_parallel_calls=records.parallel_calls, deterministic=True)
+        .batch(batch_size // group, drop_remainder=True)
+        .map(flatten)
     )
 
 
-def _records(index: DatasetIndex, rows: np.ndarray) -> tf.data.Dataset:
-    """(path, offset, label) of each row."""
-    paths = tf.constant(list(index.shards))
-    arrays = (index.shard[rows], index.offset[rows], index.label[rows])
-    return tf.data.Dataset.from_tensor_slices(arrays).map(
-        lambda shard, offset, label: (tf.gather(paths, shard), offset, label)
-    )
+def _read(
+    records: Records, places: Mapping[str, tf.Tensor], count: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Records [G] of candidates [C, G], and which each is: C, a black pixel, where none is left."""
+
+    # A call, not a part of this graph: what is not executed of that takes time as well.
+    @tf.function(autograph=False, experimental_attributes={"_noinline": True})
+    def with_spares(places: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        flat = {name: tf.reshape(values, [-1]) for name, values in places.items()}
+        lines = tf.reshape(records.read_each(flat), [count, -1])
+        used = tf.reduce_sum(tf.math.cumprod(tf.cast(tf.equal(lines, NONE), tf.int32)), axis=0)
+        black = tf.fill(tf.shape(lines[:1]), _black_pixel())
+        return tf.gather(tf.transpose(tf.concat([lines, black], 0)), used, batch_dims=1), used
+
+    found = records.read({name: values[0] for name, values in places.items()})
+    first = tf.zeros(tf.shape(found), tf.int32)
+    any_damaged = tf.reduce_any(tf.equal(found, NONE))
+    return tf.cond(any_damaged, lambda: with_spares(dict(places)), lambda: (found, first))
 
 
-def _jpeg(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Reads one record at its offset and gives the encoded image."""
-    reader = tf.raw_ops.TFRecordDatasetV2(
-        filenames=path[None],
-        compression_type="",
-        buffer_size=tf.constant(0, tf.int64),
-        byte_offsets=offset[None],
-    )
-    spec = tf.TensorSpec([], tf.string)
-    record = tf.data.experimental.from_variant(reader, spec).take(1).get_single_element()
-    features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
-    return tf.io.parse_single_example(record, features)["image/encoded"]
-
-
-def _random_crop(
-    jpeg: tf.Tensor, seed: tf.Tensor, size: int, augmentation: Augmentation
-) -> tf.Tensor:
-    height, width = _shape(jpeg)
-    draws = tf.random.stateless_uniform([5], seed)
-    low, high = augmentation.min_area, augmentation.max_area
-    area = (low + (high - low) * draws[0]) * height * width
-    aspect = tf.exp(np.log(augmentation.max_aspect) * (2.0 * draws[1] - 1.0))
-    crop_height = tf.clip_by_value(tf.sqrt(area / aspect), 1.0, height)
-    crop_width = tf.clip_by_value(tf.sqrt(area * aspect), 1.0, width)
-    top, left = draws[2] * (height - crop_height), draws[3] * (width - crop_width)
-    image = _decode_crop(jpeg, top, left, crop_height, crop_width, size)
-    if augmentation.flip:
-        image = tf.cond(draws[4] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
-    return image
-
-
-def _central_crop(jpeg: tf.Tensor, size: int, share: float) -> tf.Tensor:
-    height, width = _shape(jpeg)
-    side = tf.minimum(height, width) * share
-    return _decode_crop(jpeg, (height - side) / 2, (width - side) / 2, side, side, size)
-
-
-def _shape(jpeg: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    shape = tf.cast(tf.io.extract_jpeg_shape(jpeg), tf.float32)
-    return shape[0], shape[1]
-
-
-def _decode_crop(
-    jpeg: tf.Tensor,
-    top: tf.Tensor,
-    left: tf.Tensor,
-    height: tf.Tensor,
-    width: tf.Tensor,
-    size: int,
-) -> tf.Tensor:
-    """Decodes only the window, and brings it to [size, size, 3] uint8."""
-    window = tf.cast(tf.round(tf.stack([top, left, height, width])), tf.int32)
-    image = tf.image.decode_and_crop_jpeg(jpeg, window, channels=3)
-    # Anti-aliasing takes five times as long, and shows only where much is shrunk.
-    image = tf.cond(
-        tf.minimum(height, width) > ANTIALIAS_FROM * size,
-        lambda: tf.image.resize(image, [size, size], antialias=True),
-        lambda: tf.image.resize(image, [size, size]),
-    )
-    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), [size, size, 3])
+@functools.cache
+def _black_pixel() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, format="JPEG")
+    return encode_example({_ENCODED: file.getvalue()})

@@ -1,4 +1,4 @@
-"""TensorFlow's start without its notices."""
+"""TensorFlow's start: what it reads from the environment then, and without its notices."""
 
 import os
 import re
@@ -14,6 +14,9 @@ def import_tensorflow() -> None:
     They come from C++, before any of its settings apply, so what goes to standard error meanwhile
     is held back; all else that was printed is passed on.
     """
+    # Read when TensorFlow is imported, and not later. Its own 64 MB are for whole files; records
+    # of a bucket are read one at a time (Reading.stream).
+    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", "65536")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held_back:
         stderr = os.dup(2)

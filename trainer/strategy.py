@@ -1,5 +1,7 @@
 """Which devices a run uses."""
 
+import functools
+
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
@@ -8,7 +10,9 @@ NAMES = ("auto", "one_device", "mirrored")
 
 
 def make_strategy(*, name: str = "auto", cpu_replicas: int = 1) -> tf.distribute.Strategy:
-    """A distribution strategy.
+    """A distribution strategy, one a process for the same arguments.
+
+    TensorFlow would take the collective operations of two for each other's.
 
     Args:
       name: "one_device": the first GPU, else the CPU; "mirrored": all GPUs of this machine, or
@@ -19,6 +23,11 @@ def make_strategy(*, name: str = "auto", cpu_replicas: int = 1) -> tf.distribute
         raise UsageError(f"make_strategy.name {name!r}: one of {', '.join(NAMES)}")
     if cpu_replicas < 1:
         raise UsageError(f"make_strategy.cpu_replicas {cpu_replicas}: 1 or more")
+    return _strategy(name, cpu_replicas)
+
+
+@functools.cache
+def _strategy(name: str, cpu_replicas: int) -> tf.distribute.Strategy:
     gpus = tf.config.list_physical_devices("GPU")
     replicas = len(gpus) or cpu_replicas
     if name == "one_device" or (name == "auto" and replicas == 1):

@@ -52,7 +52,8 @@ class Telemetry:
         self._progress.update(
             f"step {step:,} of {self._steps:,}  loss {numbers['loss']:.4f}"
             f"  active {numbers['active']:.0%}  {numbers['images_per_second']:.0f} images/s"
-            f"  {duration(pace * (self._steps - step))} left",
+            + (f"  input {numbers['input_share']:.0%}" if "input_share" in numbers else "")
+            + f"  {duration(pace * (self._steps - step))} left",
             force=step >= self._steps,
         )
 

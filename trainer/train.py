@@ -1,11 +1,13 @@
 """The training loop."""
 
 import contextlib
+import functools
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,24 +16,31 @@ import tensorflow as tf
 from preprocessing.errors import UsageError, require_positive
 from preprocessing.index import DatasetIndex, DatasetInfo, load_index
 from preprocessing.storage import exclusive, require_local
+from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
 from trainer.checkpoints import Checkpoints, claim_data
+from trainer.class_centres import class_centres
+from trainer.damage import append_damaged, find_damaged, summary
 from trainer.evaluate import (
-    ImageReader,
     check_central_share,
+    embed,
     forward_function,
     has_queries,
     measure,
     numbers,
 )
-from trainer.input import Augmentation, chunks, train_batches
+from trainer.images import Images
+from trainer.input import chunks, train_batches
+from trainer.loop import Loop, make_loop
 from trainer.losses import TripletResult
+from trainer.reading import STOP, Reading, checked
+from trainer.records import Records
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 
-STATISTICS = ("loss", "active", "positive_distance", "negative_distance")
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
+RESTORE = "what was saved before is kept; restore it, or preprocess again"
 
 
 def train(
@@ -41,11 +50,12 @@ def train(
     build_model: Callable[[], keras.Model],
     triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
     make_optimizer: Callable[[], keras.optimizers.Optimizer],
-    classes_per_batch: int,
-    images_per_class: int,
+    make_plan: Callable[..., BatchPlan],
     steps: int,
     augmentation: Augmentation | None = None,
+    reading: Reading | None = None,
     central_share: float = 1.0,
+    images_per_centre: int = 8,
     evaluate_every: int = 100,
     steps_per_loop: int = 10,
     seed: int = 0,
@@ -60,11 +70,12 @@ def train(
       build_model: makes the model, [batch, S, S, 3] uint8 -> [batch, D].
       triplets: the loss, of labels [b] and embeddings [b, D]; see `trainer.losses`.
       make_optimizer: makes the optimizer.
-      classes_per_batch: P of a global batch.
-      images_per_class: K of a global batch.
+      make_plan: of (index, seed=seed), makes the plan of the batches: `BatchPlan` with the rest.
       steps: optimizer steps of the whole run.
       augmentation: how crops are drawn.
+      reading: how records are read.
       central_share: for val, side of the central square that is kept, as a share of the short side.
+      images_per_centre: for hard batches, images of each class whose mean embedding is its centre.
       evaluate_every: steps between evaluations on val; the model with the highest MAP@R is kept.
       steps_per_loop: steps in one call of TensorFlow.
       seed: of the weights, the batches and the crops.
@@ -78,26 +89,26 @@ def train(
     Raises:
       UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
     """
-    require_local(data_dir, "data_dir")
     require_local(model_dir, "model_dir")
     require_positive(
-        "train", steps=steps, evaluate_every=evaluate_every, steps_per_loop=steps_per_loop
+        "train",
+        steps=steps,
+        evaluate_every=evaluate_every,
+        steps_per_loop=steps_per_loop,
+        images_per_centre=images_per_centre,
     )
     check_central_share(central_share)
     if not 0 <= seed < 2**32:
         raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
+    reading = checked(reading, "train.reading")
     augmentation = augmentation or Augmentation()
     if not isinstance(augmentation, Augmentation):
         raise UsageError(f"train.augmentation: @Augmentation(), not {augmentation!r}")
 
     # ---- Data: what there is, and which rows each step sees.
-    train_index = load_index(data_dir, "train")
-    plan = BatchPlan(
-        train_index.label,
-        classes_per_batch=classes_per_batch,
-        images_per_class=images_per_class,
-        seed=seed,
-    )
+    index = load_index(data_dir, "train")
+    val_index = _val_index(index.info)
+    plan = _make_plan(make_plan, index, seed)
 
     # ---- Model and optimizer, on the devices.
     strategy = make_strategy()
@@ -113,30 +124,54 @@ def train(
             raise UsageError(f"train.make_optimizer: {error}") from error
     _check_triplets(triplets, model)
     image_size = int(model.input_shape[1])
-    val = _val_reader(train_index.info, image_size, central_share)
 
     # ---- Where the run stands; one process at a time.
     os.makedirs(model_dir, exist_ok=True)
     lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}")
     with lock, _stop() as stop, contextlib.ExitStack() as stack:
-        claim_data(model_dir, train_index.info)
+        claim_data(model_dir, index.info)
         checkpoints = Checkpoints(model_dir, model, optimizer)
         first_step = checkpoints.restore_latest()
         on_ready()
         telemetry = stack.enter_context(Telemetry(model_dir, first_step=first_step, steps=steps))
-        _say_start(telemetry, strategy, plan, train_index, model, first_step, steps)
-        if val is None:
+        _say_start(telemetry, strategy, plan, index, model, first_step, steps)
+        if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
-        forward = forward_function(model)
-        run_steps = _make_loop(strategy, model, optimizer, triplets)
+
+        # ---- What reads, and what computes.
+        index = reading.bring(index)
+        records = reading.records(index)
+        seen_as = functools.partial(
+            Images,
+            image_size=image_size,
+            central_share=central_share,
+            batch_size=EVALUATION_BATCH,
+            damaged=reading.damaged,
+            strategy=strategy,
+        )
+        val = None
+        if val_index is not None:
+            val_index = reading.bring(val_index)
+            val = seen_as(val_index, reading.records(val_index))
+        forward = forward_function(strategy, model)
+        run_steps = make_loop(strategy, model, optimizer, triplets)
         step, evaluated_step = first_step, int(checkpoints.evaluated_step.numpy())
         while True:
             # ---- Look at val, and save.
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 if val is not None:
-                    metrics = measure(forward, val, "val")
+                    metrics = measure(*embed(forward, val, "val"), val)
                     best = checkpoints.save_if_best(step, metrics.map_at_r)
                     telemetry.evaluation(step, numbers(metrics), "  (best so far)" if best else "")
+                if plan.hard_share:
+                    checkpoints.centres.assign(
+                        class_centres(
+                            forward,
+                            seen_as(index, records),
+                            plan,
+                            images_per_centre=images_per_centre,
+                        )
+                    )
                 evaluated_step = step
                 checkpoints.save(step, evaluated_step=evaluated_step)
             if stop or step >= steps:
@@ -144,32 +179,36 @@ def train(
 
             # ---- Train up to the next evaluation.
             goal = min(steps, (step // evaluate_every + 1) * evaluate_every)
+            table = checkpoints.centres.numpy()
+            centres = table if len(table) else None
             for chunk_start, chunk_steps in chunks(step, goal, plan.batch_size):
                 if stop:
                     break
-                batches = train_batches(
-                    train_index,
+                iterator = _batches(
+                    strategy,
+                    index,
                     plan,
+                    records,
                     first_step=chunk_start,
                     num_steps=chunk_steps,
                     image_size=image_size,
                     augmentation=augmentation,
-                    replicas=replicas,
-                )
-                iterator = iter(
-                    strategy.distribute_datasets_from_function(lambda _, batches=batches: batches)
+                    centres=centres,
                 )
                 while step < chunk_start + chunk_steps and not stop:
                     num_steps = min(steps_per_loop, chunk_start + chunk_steps - step)
                     began = time.monotonic()
-                    means = run_steps(iterator, tf.constant(num_steps))
-                    values = {name: float(value) for name, value in means.items()}
+                    rows = functools.partial(_rows, plan, range(step, step + num_steps), centres)
+                    with _unreadable_named(index, rows):
+                        loop = run_steps(iterator, num_steps)
                     seconds = time.monotonic() - began
                     step += num_steps
-                    finite_steps = int(values.pop("finite_steps"))
-                    _check_finite(values["loss"], step - num_steps + finite_steps + 1)
-                    images_per_second = num_steps * plan.batch_size / seconds
-                    telemetry.training(step, {**values, "images_per_second": images_per_second})
+                    _check_finite(loop.statistics["loss"], step - num_steps + loop.finite_steps + 1)
+                    if loop.replaced:
+                        _report_damaged(loop, index, rows(), reading.damaged, model_dir, telemetry)
+                    telemetry.training(
+                        step, _numbers(loop, num_steps * plan.batch_size / seconds, seconds)
+                    )
             if stop:
                 checkpoints.save(step, evaluated_step=evaluated_step)
                 break
@@ -203,46 +242,94 @@ def _check_divides(plan: BatchPlan, replicas: int) -> None:
         )
 
 
-def _val_reader(info: DatasetInfo, image_size: int, central_share: float) -> ImageReader | None:
+def _make_plan(make_plan: Callable[..., BatchPlan], index: DatasetIndex, seed: int) -> BatchPlan:
+    try:
+        plan = make_plan(index, seed=seed)
+    except TypeError as error:
+        raise UsageError(f"train.make_plan: {str(error).splitlines()[0]}") from error
+    if not isinstance(plan, BatchPlan):
+        raise UsageError(f"train.make_plan returns {type(plan).__name__}, not a BatchPlan")
+    return plan
+
+
+def _val_index(info: DatasetInfo) -> DatasetIndex | None:
     if "val" not in info.num_images:
         return None
     index = load_index(info.directory, "val")
-    if not has_queries(index):
-        return None
-    return ImageReader(index, image_size, central_share, EVALUATION_BATCH)
+    return index if has_queries(index) else None
 
 
-def _make_loop(
+def _batches(
     strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
-) -> Callable[[Iterator, tf.Tensor], Mapping[str, tf.Tensor]]:
-    """A function (iterator, number of steps) -> means of the statistics, on all replicas.
+    index: DatasetIndex,
+    plan: BatchPlan,
+    records: Records,
+    **arguments: Any,
+) -> Iterator:
+    """Each host's part of the batches; arguments as `train_batches`."""
 
-    And finite_steps, how many steps went by before the loss was not finite.
-    """
+    def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return train_batches(
+            index,
+            plan.for_host(context.input_pipeline_id, context.num_input_pipelines),
+            records,
+            replicas=context.num_replicas_in_sync // context.num_input_pipelines,
+            **arguments,
+        )
 
-    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            result = triplets(labels, model(images, training=True))
-        gradients = tape.gradient(result.loss, model.trainable_variables)
-        # Keras sums the gradients over replicas, as the replicas' shares of the loss ask for.
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        statistics = result.statistics()
-        return tf.stack([tf.cast(statistics[name], tf.float32) for name in STATISTICS])
+    return iter(strategy.distribute_datasets_from_function(of_host))
 
-    @tf.function
-    def run_steps(iterator: Iterator, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
-        total, finite_steps = tf.zeros([len(STATISTICS)]), tf.constant(0)
-        for _ in tf.range(num_steps):
-            shares = strategy.run(replica_step, args=next(iterator))
-            total += strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
-            finite_steps += tf.cast(tf.math.is_finite(total[0]), tf.int32)
-        means = tf.unstack(total / tf.cast(num_steps, tf.float32))
-        return {**dict(zip(STATISTICS, means, strict=True)), "finite_steps": finite_steps}
 
-    return run_steps
+def _numbers(loop: Loop, images_per_second: float, seconds: float) -> dict[str, float]:
+    numbers = {
+        **loop.statistics,
+        "damaged": loop.replaced,
+        "images_per_second": images_per_second,
+    }
+    if loop.input_seconds is not None:
+        numbers["input_share"] = loop.input_seconds / seconds
+    return numbers
+
+
+def _rows(plan: BatchPlan, steps: Iterable[int], centres: np.ndarray | None) -> np.ndarray:
+    return np.concatenate([plan.batch(step, centres=centres) for step in steps])
+
+
+@contextlib.contextmanager
+def _unreadable_named(index: DatasetIndex, rows: Callable[[], np.ndarray]) -> Iterator[None]:
+    """Where TensorFlow cannot decode an image, says which."""
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+        if found := find_damaged(index, rows(), decode=True):
+            raise UsageError(f"{summary(found, len(found))}; {RESTORE}") from error
+        raise
+
+
+def _report_damaged(
+    loop: Loop,
+    index: DatasetIndex,
+    rows: np.ndarray,
+    damaged: str,
+    model_dir: str,
+    telemetry: Telemetry,
+) -> None:
+    """Names the records that the last steps had to replace; stops if it is to."""
+    found = find_damaged(index, rows)
+    if damaged == STOP:
+        raise UsageError(
+            f"{summary(found, loop.replaced)}; {RESTORE}, or set Reading.damaged = 'replace' to go"
+            " on with other images of the class"
+        )
+    if loop.black:
+        raise UsageError(
+            f"{summary(found, loop.replaced)}; nor could another image of its class be read;"
+            f" {RESTORE}"
+        )
+    for each in append_damaged(model_dir, found):
+        telemetry.line(f"{each}; another image of its class takes its place")
+    if not found:
+        telemetry.line(summary(found, loop.replaced))
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -51,6 +51,7 @@ UNREADABLE = (OSError, ValueError, LookupError, pa.ArrowException)
 """What reading a damaged Parquet file can raise."""
 
 _CHUNK_BYTES = 2**20
+_LOADED = ("shard", "offset", "length", "label", "height", "width")
 
 
 def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
@@ -181,7 +182,10 @@ class DatasetIndex:
       shards: paths of the shard files.
       shard: [N] int32, place in `shards`.
       offset: [N] int64, bytes to the record's framing.
+      length: [N] int32, bytes of the record's payload.
       label: [N] int32, global over the splits.
+      height: [N] int32, pixels.
+      width: [N] int32, pixels.
     """
 
     info: DatasetInfo
@@ -189,7 +193,10 @@ class DatasetIndex:
     shards: Sequence[str]
     shard: np.ndarray
     offset: np.ndarray
+    length: np.ndarray
     label: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label)
@@ -217,7 +224,7 @@ def load_index(directory: str, split: str) -> DatasetIndex:
         raise UsageError(
             f"data_dir {directory}: no split {split!r}, only {', '.join(info.num_shards)}"
         )
-    table = read_index(info, split, ["shard", "offset", "label"])
+    table = read_index(info, split, _LOADED)
     sizes = file_sizes(directory)
     shards = info.shard_files(split)
     for shard in shards:
@@ -233,9 +240,7 @@ def load_index(directory: str, split: str) -> DatasetIndex:
         info=info,
         split=split,
         shards=[info.path(shard) for shard in shards],
-        shard=table["shard"].to_numpy(),
-        offset=table["offset"].to_numpy(),
-        label=table["label"].to_numpy(),
+        **{name: table[name].to_numpy() for name in _LOADED},
     )
 
 

@@ -7,7 +7,7 @@ in trouble (after retries) another one with a number and a text.
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from preprocessing.errors import UsageError
@@ -147,10 +147,18 @@ def remove_tree(folder: str) -> None:
     _of(folder).remove_tree(folder)
 
 
-def exclusive(path: str, what: str) -> contextlib.AbstractContextManager[None]:
+def exclusive(
+    path: str, what: str, *, waiting: Callable[[], None] | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Holds a lock file of a local disk; it is free when the process ends, however it ends.
+
+    Args:
+      path: the lock file.
+      what: who is to blame, for the error.
+      waiting: called once where another process of this machine holds it, which is then waited
+        for; without it, that is an error.
 
     Raises:
       UsageError: another process of this machine holds it.
     """
-    return local.exclusive(path, what)
+    return local.exclusive(path, what, waiting=waiting)

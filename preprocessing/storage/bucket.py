@@ -10,9 +10,10 @@ import errno
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, cast
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, BinaryIO, Protocol, cast
 
 from preprocessing.errors import UsageError
 from preprocessing.storage.files import ANY, FileInfo, Replaced
@@ -22,6 +23,8 @@ TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, and between two bytes of an answer
 RETRY_SECONDS = 120.0
 CONNECTIONS = 64
 REMOVED_AT_ONCE = 16
+DOWNLOADED_AT_ONCE = 16
+WATCH_SECONDS = 0.2
 READ_AHEAD = 2**20
 UPLOAD_IN_ONE = 8 * 2**20  # a larger object is sent in chunks of this size
 _FIELDS = "items(name,size,updated,md5Hash,crc32c),prefixes,nextPageToken"
@@ -215,6 +218,95 @@ def read_range(path: str, start: int, length: int) -> bytes:
             )
         except RequestRangeNotSatisfiable:
             return b""
+
+
+class Sink(Protocol):
+    """Where the bytes of an object go."""
+
+    def write(self, data: bytes, /) -> int:
+        """Takes the next bytes; what it raises ends the download of all."""
+
+    def tell(self) -> int:
+        """How many it has taken."""
+
+
+def download(objects: Sequence[tuple[str, Sink]], *, watch: Callable[[], None]) -> None:
+    """Brings the bytes of objects, several at once, unchecked; ends soon after the first error.
+
+    What has arrived is not asked for again, and retries go on as long as anything arrives at all.
+    Then a thread may still sit in a request, and write when that is answered: let `write` refuse.
+
+    Args:
+      objects: path of each, and what takes its bytes, in order.
+      watch: called a few times a second, in this thread; what it raises, or Ctrl+C, ends it.
+
+    Raises:
+      OSError: a bucket or network in trouble, after retries.
+    """
+    from google.api_core.exceptions import RetryError
+    from google.cloud.storage import transfer_manager
+
+    stop = threading.Event()
+
+    def fetch(request: Callable[[], Any], answer: Future) -> None:
+        try:
+            while True:
+                before = sum(sink.tell() for _, sink in objects)
+                try:
+                    answer.set_result(_retry()(request)())
+                    return
+                except RetryError:  # its time counts from the start of the download
+                    if before == sum(sink.tell() for _, sink in objects):
+                        raise
+        except BaseException as error:
+            answer.set_exception(error)
+
+    def until_stopped(request: Callable[[], Any]) -> Callable[[], Any]:
+        """In place of a Retry, as which download_many calls it.
+
+        Of the manager's own, every thread is waited for, with all that it has still to do, be it
+        after an error or Ctrl+C. Here they wait for one that need not end.
+        """
+
+        def call() -> Any:
+            answer: Future = Future()
+            if not stop.is_set():
+                threading.Thread(target=fetch, args=(request, answer), daemon=True).start()
+            while not answer.done():
+                if stop.is_set():
+                    raise _Stopped
+                wait([answer], WATCH_SECONDS)
+            if answer.exception():
+                stop.set()
+            return answer.result()
+
+        return call
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            results = pool.submit(
+                transfer_manager.download_many,
+                [(_client().bucket(split(path)[0]).blob(split(path)[1]), s) for path, s in objects],
+                download_kwargs={
+                    "checksum": None,  # it would not look at a download that was taken up again
+                    "timeout": TIMEOUT_SECONDS,
+                    "retry": until_stopped,
+                },
+                worker_type=transfer_manager.THREAD,
+                max_workers=DOWNLOADED_AT_ONCE,
+            )
+            while not wait([results], WATCH_SECONDS).done:
+                watch()
+        finally:
+            stop.set()
+    for (path, _), result in zip(objects, results.result(), strict=True):
+        if isinstance(result, BaseException) and not isinstance(result, _Stopped):
+            with _errors(path):
+                raise result
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Another download has failed, or somebody wants no more."""
 
 
 def version(path: str) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat as modes
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from preprocessing.errors import UsageError
@@ -118,10 +118,13 @@ def remove_tree(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: str, what: str) -> Iterator[None]:
+def exclusive(path: str, what: str, *, waiting: Callable[[], None] | None) -> Iterator[None]:
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{what}: another process is writing there") from None
+            if waiting is None:
+                raise UsageError(f"{what}: another process is writing there") from None
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from preprocessing.index import load_index
 from preprocessing.storage import exclusive
 from tests.fixtures.datasets import make_data_set, small_data_set
 from tests.fixtures.folders import class_folder
@@ -178,7 +179,10 @@ def test_killed_and_resumed_equals_unbroken(data_dir, tmp_path):
 def numbers(model_dir) -> list[dict]:
     """What metrics.jsonl says, but for the speed."""
     rows = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "input_share")}
+        for row in rows
+    ]
 
 
 def test_weights_after_training_do_not_depend_on_the_number_of_replicas(
@@ -207,6 +211,85 @@ def test_hard_loss_and_evaluate_mode(data_dir, tmp_path):
     assert (tmp_path / "run/evaluation/val-neighbours.png").is_file()
 
 
+def damage(data_dir: Path, folder: Path, *numbers: int) -> tuple[Path, list[str]]:
+    """A copy with some records of train damaged, and the source ids of these."""
+    copy = shutil.copytree(data_dir, folder / "damaged")
+    index = load_index(str(copy), "train")
+    for row in numbers:
+        with open(index.shards[index.shard[row]], "r+b") as file:
+            file.seek(int(index.offset[row]) + 40)
+            file.write(b"\xff\x00\xff")
+    sources = index.column("source_id").to_pylist()
+    return copy, [sources[row] for row in numbers]
+
+
+def test_a_damaged_record_stops_training_and_is_named(data_dir, tmp_path):
+    copy, [source] = damage(data_dir, tmp_path, 1)
+    done = run(*arguments(copy, tmp_path / "run", "STEPS = 30"), check=False)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert re.search(rf"record of {source} in \S+train\S+ at offset \d+ is damaged", line)
+    assert "Reading.damaged = 'replace'" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_damaged_records_are_replaced_named_and_counted(data_dir, tmp_path):
+    copy, sources = damage(data_dir, tmp_path, 1, 20)
+    params = ["STEPS = 30", "train.evaluate_every = 10", "Reading.damaged = 'replace'"]
+    done = run(*arguments(copy, tmp_path / "run", *params))
+    listed = [
+        json.loads(line) for line in (tmp_path / "run/damaged.jsonl").read_text().splitlines()
+    ]
+    assert sorted(row["source_id"] for row in listed) == sorted(sources)
+    assert done.stderr.count("another image of its class takes its place") == 2
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    # Each of the six images of a class comes once in three of its visits of two images.
+    assert sum(row.get("damaged", 0) for row in rows) == pytest.approx(2 * 30 * 4 / 6 / 3, abs=2)
+
+
+def test_damaged_records_in_an_evaluation(data_dir, trained, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "data")
+    index = load_index(str(copy), "test")
+    with open(index.shards[0], "r+b") as file:
+        file.seek(int(index.offset[0]) + 40)
+        file.write(b"\xff\x00\xff")
+    model_dir = shutil.copytree(trained[0], tmp_path / "run")
+    flags = ("--mode=evaluate", f"--data_dir={copy}", f"--model_dir={model_dir}")
+    done = run(*flags, check=False)
+    assert done.returncode == 2
+    assert "is damaged" in done.stderr.splitlines()[-1]
+    done = run(*flags, "--gin_param=Reading.damaged = 'replace'")
+    assert "1 images with damaged records are left out" in done.stdout
+    assert json.loads((model_dir / "evaluation/test.json").read_text())["num_damaged"] == 1
+
+
+def test_hard_batches_resume_exactly(data_dir, tmp_path):
+    """The table of class centres is in the checkpoint."""
+    params = ["STEPS = 12", "BatchPlan.hard_share = 0.5"]
+    run(*arguments(data_dir, tmp_path / "unbroken", *params))
+    killed = tmp_path / "killed"
+    process = start(*arguments(data_dir, killed, *params))
+    wait_for_step(killed, 7)
+    process.kill()
+    process.communicate(timeout=60)
+    assert "going on from step" in run(*arguments(data_dir, killed, *params)).stderr
+    assert_equal_runs(killed, tmp_path / "unbroken")
+    table = weights(killed)["centres/.ATTRIBUTES/VARIABLE_VALUE"]
+    assert table.shape == (6, 8)
+    assert table.any(axis=1).all()
+
+
+def test_waiting_for_input_is_shown(data_dir, tmp_path):
+    """But not where TensorFlow is asked for determinism, under which it has no clock."""
+    flags = arguments(data_dir, tmp_path / "run", "train.steps_per_loop = 3")
+    done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    shares = [row["input_share"] for row in rows if row["kind"] == "train"]
+    assert len(shares) == 2
+    assert all(0 < share < 1 for share in shares)
+    assert re.search(r"images/s  input \d+%  ", done.stderr)
+
+
 def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
     model_dir = shutil.copytree(trained[0], tmp_path / "run")
     done = run(*arguments(data_dir, model_dir, "semihard_triplets.margin = 0.3"))
@@ -223,6 +306,10 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
         ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: a number, 0 or more"),
         ({"gin_param": "SGD.momentum = 5.0"}, "train.make_optimizer: "),
+        ({"gin_param": "train.reading = @Reading"}, "train.reading: @Reading()"),
+        ({"gin_param": "Reading.damaged = 'skip'"}, "Reading.damaged 'skip': 'stop' or"),
+        ({"gin_param": "train.make_plan = @build_model"}, "train.make_plan"),
+        ({"gin_param": "BatchPlan.class_weighting = 'log'"}, "one of uniform, sqrt, size"),
         ({"gin_param": "CENTRAL_SHARE = 0.0"}, "central_share 0.0: above 0"),
         ({"gin_param": "SEED = -1"}, "train.seed -1"),
         ({"gin_param": "make_strategy.cpu_replicas = 0"}, "cpu_replicas 0: 1 or more"),
@@ -240,7 +327,7 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
         ({"gin_param": "train.triplets = %gin.REQUIRED"}, "triplets"),
         ({"gin_param": "train.triplets = @build_model"}, "train.triplets: build_model()"),
         ({"gin_param": "build_model.backbone = 'small_con'"}, "small_conv"),
-        ({"gin_param": "train.classes_per_batch = 7"}, "only 6 classes"),
+        ({"gin_param": "BatchPlan.classes_per_batch = 7"}, "only 6 classes"),
         ({"gin_param": "make_strategy.cpu_replicas = 3"}, "not divisible by 3 replicas"),
         ({"gin_param": "make_strategy.name = 'tpus'"}, "one of auto, one_device, mirrored"),
         ({"gin_param": "semihard_triplets.distance_metric = 'L1'"}, "one of L2, squared-L2"),

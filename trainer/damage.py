@@ -1,0 +1,94 @@
+"""Damaged records: which they are, and the list of them that lies beside a run."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from preprocessing import storage
+from preprocessing.index import DatasetIndex
+from preprocessing.records import DamagedRecord, decode_example, read_record
+
+DAMAGED_FILE = "damaged.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged:
+    """A record that cannot be read.
+
+    Attributes:
+      file: of its shard.
+      offset: of its framing, bytes.
+      source_id: of its image.
+      problem: what is wrong, one short line.
+    """
+
+    file: str
+    offset: int
+    source_id: str
+    problem: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"record of {self.source_id} in {self.file} at offset {self.offset} is damaged"
+            f" ({self.problem})"
+        )
+
+
+def find_damaged(index: DatasetIndex, rows: np.ndarray, *, decode: bool = False) -> list[Damaged]:
+    """Reads these rows of the index, each once, and names those that are damaged.
+
+    Args:
+      index: of a split.
+      rows: [N].
+      decode: whether to try the images too; else the checksums alone.
+    """
+    found = []
+    for row in np.unique(rows).tolist():
+        file, offset = index.shards[index.shard[row]], int(index.offset[row])
+        if problem := _problem(file, offset, decode):
+            source_id = index.column("source_id")[row].as_py()
+            found.append(Damaged(file, offset, source_id, problem))
+    return found
+
+
+def _problem(file: str, offset: int, decode: bool) -> str | None:
+    try:
+        with storage.open_read(file) as opened:
+            payload = read_record(opened, offset)
+        if decode:
+            tf.io.decode_jpeg(decode_example(payload)["image/encoded"])
+    except DamagedRecord as error:
+        return error.problem
+    except OSError as error:
+        return error.strerror or str(error)
+    except (KeyError, ValueError, tf.errors.InvalidArgumentError):
+        return "it holds no JPEG"
+    return None
+
+
+def summary(found: Sequence[Damaged], count: int) -> str:
+    """Names the first of so many images whose records could not be read."""
+    if not found:
+        return f"{count:,} records could not be read, but can be now: a disk or network in trouble"
+    more = f", and {len(found) - 1:,} more" if len(found) > 1 else ""
+    return f"{found[0]}{more}"
+
+
+def append_damaged(model_dir: str, found: Iterable[Damaged]) -> list[Damaged]:
+    """Adds those to model_dir's list that are not in it yet, and returns them."""
+    path = os.path.join(model_dir, DAMAGED_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            known = {line.rstrip("\n") for line in file}
+    except FileNotFoundError:
+        known = set()
+    new = [each for each in found if json.dumps(dataclasses.asdict(each)) not in known]
+    if new:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dataclasses.asdict(each)) + "\n" for each in new)
+    return new

@@ -200,7 +200,8 @@ class BatchPlan:
         Args:
           step: 0 or more.
           spares: how many other images to name for each, in case one is damaged.
-          centres: [C, D] int8, a centre for each of `classes`, for hard batches; see `quantized`.
+          centres: [C, D], a centre for each of `classes`, for hard batches: `quantized`, and
+            `exact` where many batches are asked for.
 
         Returns:
           [P * K / num_hosts] int64, K of a class one after the other, and with spares
@@ -272,13 +273,12 @@ class BatchPlan:
 
     def _hard_classes(self, step: int, centres: np.ndarray) -> np.ndarray:
         """The first class, its nearest, and classes drawn uniformly, [P]."""
-        if centres.dtype != np.int8 or len(centres) != self.num_classes:
-            raise ValueError(f"centres: int8 [{self.num_classes}, D], not {centres.shape}")
+        if len(centres) != self.num_classes:
+            raise ValueError(f"centres: [{self.num_classes}, D], not {centres.shape}")
         hard = min(round(self.hard_share * self.classes_per_batch), self.classes_per_batch - 1)
         drawn, _ = self._uniform_classes(step, self.classes_per_batch - hard)
-        # Sums of products of small whole numbers are exact, so that all hosts find the same.
-        exact = np.float32 if centres.shape[1] <= EXACT_DIMENSIONS else np.float64
-        nearness = centres.astype(exact) @ centres[drawn[0]].astype(exact)
+        centres = exact(centres)
+        nearness = centres @ centres[drawn[0]]
         nearness[drawn] = -np.inf
         least = np.partition(nearness, -hard)[-hard] if hard else np.inf
         candidates = np.flatnonzero(nearness >= least)
@@ -325,6 +325,12 @@ class BatchPlan:
             whole[others] += each
             whole[others[:more]] += 1
         return whole
+
+
+def exact(centres: np.ndarray) -> np.ndarray:
+    """Quantized centres as floats whose products and their sums are exact: alike on all hosts."""
+    exactly = np.float32 if centres.shape[1] <= EXACT_DIMENSIONS else np.float64
+    return centres.astype(exactly, copy=False)
 
 
 def quantized(centres: np.ndarray) -> np.ndarray:

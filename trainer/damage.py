@@ -1,18 +1,22 @@
 """Damaged records: which they are, and the list of them that lies beside a run."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from preprocessing import storage
+from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from preprocessing.records import DamagedRecord, decode_example, read_record
 
 DAMAGED_FILE = "damaged.jsonl"
+STOP, REPLACE = "stop", "replace"
+_RESTORE = "what was saved before is kept; restore it, or preprocess again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +83,46 @@ def summary(found: Sequence[Damaged], count: int) -> str:
     return f"{found[0]}{more}"
 
 
-def append_damaged(model_dir: str, found: Iterable[Damaged]) -> list[Damaged]:
-    """Adds those to model_dir's list that are not in it yet, and returns them."""
-    path = os.path.join(model_dir, DAMAGED_FILE)
+@contextlib.contextmanager
+def unreadable_named(index: DatasetIndex, rows: Callable[[], np.ndarray]) -> Iterator[None]:
+    """Where TensorFlow cannot decode one of these rows of the index, a UsageError says which."""
     try:
-        with open(path, encoding="utf-8") as file:
-            known = {line.rstrip("\n") for line in file}
-    except FileNotFoundError:
-        known = set()
-    new = [each for each in found if json.dumps(dataclasses.asdict(each)) not in known]
-    if new:
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(each)) + "\n" for each in new)
-    return new
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+        if found := find_damaged(index, rows(), decode=True):
+            raise UsageError(f"{summary(found, len(found))}; {_RESTORE}") from error
+        raise
+
+
+def require_replaceable(found: Sequence[Damaged], replaced: int, black: int, damaged: str) -> None:
+    """Raises UsageError where training is not to go on with other images.
+
+    Args:
+      found: the damaged records.
+      replaced: images that had to be replaced.
+      black: of those the ones for which there was no other.
+      damaged: STOP or REPLACE.
+    """
+    if damaged == STOP:
+        raise UsageError(
+            f"{summary(found, replaced)}; {_RESTORE}, or set Reading.damaged = 'replace' to go on"
+            " with other images of the class"
+        )
+    if black:
+        raise UsageError(
+            f"{summary(found, replaced)}; nor could another image of its class be read; {_RESTORE}"
+        )
+
+
+def append_damaged(model_dir: str, found: Sequence[Damaged], replaced: int) -> list[str]:
+    """Adds those to model_dir's list that are not in it yet; a line to print for each of these."""
+    path = os.path.join(model_dir, DAMAGED_FILE)
+    rows = [json.dumps(dataclasses.asdict(each)) + "\n" for each in found]
+    with open(path, "a+", encoding="utf-8") as file:
+        file.seek(0)
+        known = {*file}
+        new = [number for number, row in enumerate(rows) if row not in known]
+        file.writelines(rows[number] for number in new)
+    if not found:
+        return [summary(found, replaced)]
+    return [f"{found[number]}; another image of its class takes its place" for number in new]

@@ -9,9 +9,8 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from preprocessing.progress import Progress
-from trainer.damage import find_damaged, summary
+from trainer.damage import STOP, find_damaged, summary
 from trainer.input import evaluation_batches
-from trainer.reading import STOP
 from trainer.records import Records
 
 Forward = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]

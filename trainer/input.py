@@ -11,10 +11,10 @@ from PIL import Image
 from preprocessing.index import DatasetIndex
 from preprocessing.records import encode_example
 from trainer.augmentation import Augmentation, central_windows, pixels, shrinks
-from trainer.batching import BatchPlan
+from trainer.batching import BatchPlan, exact
 from trainer.records import NONE, Records
 
-ROWS_A_CHUNK = 500_000
+ROWS_A_CHUNK = 200_000
 SPARES = 2
 # Images that share the cost of one call of TensorFlow; more than this gains nothing.
 GROUP = 8
@@ -54,6 +54,7 @@ def train_batches(
       and its n-th spare stands in its place, SPARES + 1 where those were too and it is black.
     """
     slots = plan.slots
+    centres = None if centres is None else exact(centres)
     rows, drawn = [], []
     for step in range(first_step, first_step + num_steps):
         rows.append(plan.batch(step, spares=SPARES, centres=centres))

@@ -7,9 +7,9 @@ from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex, load_index
 from preprocessing.staging import default_folder, stage
 from preprocessing.storage import is_bucket
+from trainer.damage import REPLACE, STOP
 from trainer.records import FileRecords, MemoryRecords, Records
 
-STOP, REPLACE = "stop", "replace"
 READ_AHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
 
 

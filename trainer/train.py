@@ -20,7 +20,7 @@ from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
 from trainer.checkpoints import Checkpoints, claim_data
 from trainer.class_centres import class_centres
-from trainer.damage import append_damaged, find_damaged, summary
+from trainer.damage import append_damaged, find_damaged, require_replaceable, unreadable_named
 from trainer.evaluate import (
     check_central_share,
     embed,
@@ -33,14 +33,13 @@ from trainer.images import Images
 from trainer.input import chunks, train_batches
 from trainer.loop import Loop, make_loop
 from trainer.losses import TripletResult
-from trainer.reading import STOP, Reading, checked
+from trainer.reading import Reading, checked
 from trainer.records import Records
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
-RESTORE = "what was saved before is kept; restore it, or preprocess again"
 
 
 def train(
@@ -199,13 +198,16 @@ def train(
                     num_steps = min(steps_per_loop, chunk_start + chunk_steps - step)
                     began = time.monotonic()
                     rows = functools.partial(_rows, plan, range(step, step + num_steps), centres)
-                    with _unreadable_named(index, rows):
+                    with unreadable_named(index, rows):
                         loop = run_steps(iterator, num_steps)
                     seconds = time.monotonic() - began
                     step += num_steps
                     _check_finite(loop.statistics["loss"], step - num_steps + loop.finite_steps + 1)
                     if loop.replaced:
-                        _report_damaged(loop, index, rows(), reading.damaged, model_dir, telemetry)
+                        found = find_damaged(index, rows())
+                        require_replaceable(found, loop.replaced, loop.black, reading.damaged)
+                        for line in append_damaged(model_dir, found, loop.replaced):
+                            telemetry.line(line)
                     telemetry.training(
                         step, _numbers(loop, num_steps * plan.batch_size / seconds, seconds)
                     )
@@ -293,43 +295,6 @@ def _numbers(loop: Loop, images_per_second: float, seconds: float) -> dict[str, 
 
 def _rows(plan: BatchPlan, steps: Iterable[int], centres: np.ndarray | None) -> np.ndarray:
     return np.concatenate([plan.batch(step, centres=centres) for step in steps])
-
-
-@contextlib.contextmanager
-def _unreadable_named(index: DatasetIndex, rows: Callable[[], np.ndarray]) -> Iterator[None]:
-    """Where TensorFlow cannot decode an image, says which."""
-    try:
-        yield
-    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-        if found := find_damaged(index, rows(), decode=True):
-            raise UsageError(f"{summary(found, len(found))}; {RESTORE}") from error
-        raise
-
-
-def _report_damaged(
-    loop: Loop,
-    index: DatasetIndex,
-    rows: np.ndarray,
-    damaged: str,
-    model_dir: str,
-    telemetry: Telemetry,
-) -> None:
-    """Names the records that the last steps had to replace; stops if it is to."""
-    found = find_damaged(index, rows)
-    if damaged == STOP:
-        raise UsageError(
-            f"{summary(found, loop.replaced)}; {RESTORE}, or set Reading.damaged = 'replace' to go"
-            " on with other images of the class"
-        )
-    if loop.black:
-        raise UsageError(
-            f"{summary(found, loop.replaced)}; nor could another image of its class be read;"
-            f" {RESTORE}"
-        )
-    for each in append_damaged(model_dir, found):
-        telemetry.line(f"{each}; another image of its class takes its place")
-    if not found:
-        telemetry.line(summary(found, loop.replaced))
 
 
 def _check_finite(loss: float, step: int) -> None:

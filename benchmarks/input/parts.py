@@ -20,7 +20,7 @@ SPEED, OURS, PEERS, PLANS = (
     f"benchmarks.input.{name}" for name in ("speed", "ours", "peers", "plans")
 )
 # Where TensorFlow Similarity may be: an environment of its own, or that of benchmarks.mining.
-ENVIRONMENTS = ("similarity", "tfa")
+ENVIRONMENTS = ("tfa",)
 TITLES = {
     "files": "train_batches",
     "memory": "train_batches, MemoryRecords",

@@ -79,14 +79,15 @@ def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
 
 
 def test_slots_steps_and_seeds_draw_differently():
-    """No two of a thousand alike, in any of what is drawn; colours stand for all numbers."""
+    """Hardly any two of a thousand alike, in any of what is drawn."""
+    augmentation = Augmentation(min_area=0.1, max_area=0.5, **COLOURS, erase=0.5)
     keys = [(seed, step) for seed in (0, 1, -1) for step in (0, 1, 2, 10**6)]
-    drawn = [draw(ALL, seed=seed, step=step, slots=np.arange(100)) for seed, step in keys]
+    drawn = [draw(augmentation, seed=seed, step=step, slots=SLOTS[:100]) for seed, step in keys]
     for name in ("window", "colour", "erased"):
         values = np.concatenate([each[name].reshape(100, -1) for each in drawn])
         if name == "erased":
             values = values[values[:, 2] > 0]
-        assert len(np.unique(values, axis=0)) > 0.999 * len(values)
+        assert len(np.unique(values, axis=0)) > 0.99 * len(values)
     flips = {tuple(each["flip"].tolist()) for each in drawn}
     assert len(flips) == len(keys)
 
@@ -339,8 +340,9 @@ def test_erased_rectangles_lie_in_the_crop(share, most, size):
     assert abs(there.mean() - share) < 0.03
     assert (erased[:, :2] >= 0).all()
     assert (width[there] >= 1).all()
-    assert (top + height <= size).all()
-    assert (left + width <= size).all()
+    # Up to the last row and column.
+    assert (top + height)[there].max() == size
+    assert (left + width)[there].max() == size
     assert erased[:, 4:].min() == 0
     assert erased[:, 4:].max() == 255
 

@@ -14,7 +14,7 @@ from preprocessing.records import decode_example, read_record
 from tests.trainer.test_records import flip_byte
 from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan, quantized
-from trainer.input import SPARES, chunks, evaluation_batches, train_batches
+from trainer.input import ROWS_A_CHUNK, SPARES, chunks, evaluation_batches, train_batches
 from trainer.records import FileRecords, MemoryRecords
 
 PLAIN = Augmentation(min_area=0.3)
@@ -368,13 +368,13 @@ def test_evaluation_of_no_images(index, hosts):
 # ---- The data sets.
 
 
-def operations(data) -> set[str]:
+def operations(data) -> list[tf.compat.v1.NodeDef]:
     """Of its graph and all functions in it."""
     graph = tf.compat.v1.GraphDef.FromString(data._as_serialized_graph().numpy())
     nodes = [*graph.node]
     for function in graph.library.function:
         nodes += function.node_def
-    return {node.op for node in nodes}
+    return nodes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -392,13 +392,21 @@ def test_no_python_in_the_graph(index, kind):
         index, np.arange(9), kind(index), image_size=8, central_share=1.0, batch_size=4
     )
     for data in (training, evaluation):
-        found = operations(data)
+        found = {node.op for node in operations(data)}
         assert "DecodeAndCropJpeg" in found
         assert not found & {"PyFunc", "PyFuncStateless", "EagerPyFunc", "GeneratorDataset"}
 
 
+def test_order_is_kept_whatever_takes_longer(index):
+    data = evaluation_batches(
+        index, np.arange(9), FileRecords(index), image_size=8, central_share=1.0, batch_size=4
+    )
+    [parallel] = [node for node in operations(data) if node.op == "ParallelMapDatasetV2"]
+    assert parallel.attr["deterministic"].s == b"true"
+
+
 def test_chunks_cover_the_steps():
     assert list(chunks(5, 12, 8)) == [(5, 7)]
-    assert list(chunks(0, 5, 250_000)) == [(0, 2), (2, 2), (4, 1)]
+    assert list(chunks(0, 5, ROWS_A_CHUNK // 2)) == [(0, 2), (2, 2), (4, 1)]
     assert list(chunks(0, 2, 10**9)) == [(0, 1), (1, 1)]
     assert list(chunks(3, 3, 8)) == []

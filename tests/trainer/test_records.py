@@ -111,9 +111,8 @@ DAMAGE = {
     "file empty": lambda index: cut(index, 0, number=0),
     "file missing": remove,
 }
-FOREVER = pytest.mark.xfail(run=False, reason="FileRecords tries a missing file for ever")
 DAMAGED = [
-    pytest.param(kind, damage, marks=FOREVER if damage == "file missing" else ())
+    (kind, damage)
     for kind in KINDS
     for damage in DAMAGE
     if (kind, damage) != (MemoryRecords, "file missing")  # memory needs every file

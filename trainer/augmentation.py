@@ -57,7 +57,7 @@ class Augmentation:
                 "Augmentation: 0 < min_area <= max_area <= 1, not"
                 f" {self.min_area} and {self.max_area}"
             )
-        if self.max_aspect < 1:
+        if not 1 <= self.max_aspect < np.inf:
             raise UsageError(f"Augmentation.max_aspect: 1 or more, not {self.max_aspect}")
         for name, least, most in (
             ("brightness", 0, 1),

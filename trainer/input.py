@@ -116,7 +116,9 @@ def evaluation_batches(
     parts = num_hosts * replicas
     per_replica = -(-batch_size // parts)
     batches = -(-len(rows) // (per_replica * parts))
-    all_places = np.arange(batches * parts * per_replica).reshape(batches, num_hosts, -1)
+    all_places = np.arange(batches * parts * per_replica).reshape(
+        batches, num_hosts, replicas * per_replica
+    )
     places = all_places[:, host].ravel()
     mask = places < len(rows)
     here = rows[np.minimum(places, len(rows) - 1)]
@@ -184,7 +186,11 @@ def _images(
         jpegs = tf.io.parse_example(tf.ensure_shape(found, [group]), _FEATURES)[_ENCODED]
         window = tf.gather(tf.transpose(of["windows"], [1, 0, 2]), used, batch_dims=1)
         drawn = {**of["drawn"], "window": window}
-        return pixels(jpegs, drawn, image_size), of["labels"], used
+        images = pixels(jpegs, drawn, image_size)
+        if "colour" in drawn or "erased" in drawn:  # which would show on the black pixel
+            lost = tf.equal(used, len(rows))[:, None, None, None]
+            images = tf.where(lost, tf.zeros([], tf.uint8), images)
+        return images, of["labels"], used
 
     @tf.autograph.experimental.do_not_convert
     def flatten(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -4,7 +4,7 @@ Files are read at byte offsets, a group of records at a time: most of the time t
 takes is TensorFlow's, for a data set of its own, and a group shares it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -64,14 +64,15 @@ class FileRecords:
     def read(self, places: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """All at once."""
         columns = self._columns(places)
-        sets = [_from(*each) for each in zip(*map(tf.unstack, columns), strict=True)]
-        return tf.stack(_first(tf.data.Dataset.zip(tuple(sets)), (NONE,) * len(sets)))
+        return tf.stack(
+            _first([_from(*each) for each in zip(*map(tf.unstack, columns), strict=True)])
+        )
 
     def read_each(self, places: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """One by one, which takes several times as long."""
 
         def one(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-            return _first(_from(path, offset, size), NONE)
+            return _first([_from(path, offset, size)])[0]
 
         columns = self._columns(places)
         records = tf.data.Dataset.from_tensor_slices(columns).map(_plain(one))
@@ -95,16 +96,12 @@ def _from(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.data.Datase
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
-def _first(data: tf.data.Dataset, otherwise: str | tuple[str, ...]) -> tf.Tensor:
-    """The first element; the other where it cannot be read."""
-
-    # Of a file that cannot be opened, a data set gives errors for ever: here is one at most.
-    @_plain
-    def first(_: tf.Tensor) -> tf.Tensor:
-        return data.take(1).get_single_element()
-
-    once = tf.data.Dataset.from_tensors(0).map(first).ignore_errors()
-    return once.concatenate(tf.data.Dataset.from_tensors(otherwise)).take(1).get_single_element()
+def _first(sets: Sequence[tf.data.Dataset]) -> tuple[tf.Tensor, ...]:
+    """The first element of each; NONE of any where one cannot be read."""
+    # Of a file that cannot be opened, a data set gives errors for ever: the range ends after one.
+    all_sets = tf.data.Dataset.zip((tf.data.Dataset.range(1), *sets)).ignore_errors()
+    instead = tf.data.Dataset.from_tensors((tf.zeros([], tf.int64), *[NONE] * len(sets)))
+    return all_sets.concatenate(instead).take(1).get_single_element()[1:]
 
 
 class MemoryRecords:

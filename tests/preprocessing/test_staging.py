@@ -449,7 +449,9 @@ def test_too_small_a_disk(emulator, monkeypatch, tmp_path):
     usage = shutil._ntuple_diskusage
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - free, free))
     with proxied(emulator, monkeypatch) as proxy:
-        message = r"400\.0 kB needed, 400\.0 kB free; set another Reading\.folder, or Reading\.stream"
+        message = (
+            r"400\.0 kB needed, 400\.0 kB free; set another Reading\.folder, or Reading\.stream"
+        )
         with pytest.raises(UsageError, match=message):
             stage(index, folder=str(tmp_path))
         assert not fetched(proxy)

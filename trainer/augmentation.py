@@ -187,16 +187,18 @@ def pixels(jpegs: tf.Tensor, drawn: Mapping[str, tf.Tensor], image_size: int) ->
         _crop(jpeg, image_size, **{name: values[i] for name, values in each.items()})
         for i, jpeg in enumerate(tf.unstack(jpegs))
     ]
-    # Together from here on: a small operation of TensorFlow's costs as much as its work.
-    batch = tf.concat(images, axis=0)
     if "colour" in drawn:
+        # Together: a small operation of TensorFlow's costs as much as its work.
+        batch = tf.concat(images, axis=0)
         colour = drawn["colour"]
         flat = tf.matmul(
             tf.reshape(batch, [len(images), -1, 3]), colour[:, :, :3], transpose_b=True
         )
         batch = tf.reshape(flat + colour[:, None, :, 3], tf.shape(batch))
-        batch = tf.clip_by_value(batch, 0.0, 255.0)
-    batch = tf.cast(tf.round(batch), tf.uint8)
+        batch = _whole(tf.clip_by_value(batch, 0.0, 255.0))
+    else:
+        # One by one: floats of several images do not fit into a core's cache.
+        batch = tf.concat([_whole(image) for image in images], axis=0)
     if "erased" in drawn:
         batch = _erase(batch, drawn["erased"])
     return tf.ensure_shape(batch, [len(images), image_size, image_size, 3])
@@ -229,6 +231,11 @@ def _crop(
 
     # tf.image.resize would ask again for what is known here.
     return plain() if shrinks is None else tf.cond(shrinks, antialiased, plain)
+
+
+def _whole(values: tf.Tensor) -> tf.Tensor:
+    """0.0 to 255.0 to the nearest uint8."""
+    return tf.cast(tf.round(values), tf.uint8)
 
 
 def _erase(images: tf.Tensor, erased: tf.Tensor) -> tf.Tensor:

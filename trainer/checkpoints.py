@@ -1,7 +1,10 @@
 """Saving and restoring a run: all that a step depends on, and the best model so far."""
 
+import contextlib
+import glob
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,14 +14,14 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from preprocessing.index import DatasetInfo
 from preprocessing.storage import write_file
+from trainer.updates import Updates
 
 LATEST, BEST = "checkpoints", "best"
-BEST_FILE = "best.json"
 DATA_FILE = "data.json"
 
 
 class Checkpoints:
-    """Checkpoints of a model and its optimizer under model_dir.
+    """Checkpoints of a run under model_dir.
 
     Every variable of the model is saved, the state of random layers too, so that a resumed run
     goes on as if it had never stopped. Nothing of the input is: batches follow from the step.
@@ -26,8 +29,9 @@ class Checkpoints:
     Args:
       model_dir: folder of the run.
       model: a built model.
-      optimizer: a built optimizer, or None to restore only the model.
+      updates: its optimizers and averages, or None to restore only the model.
       keep: how many of the latest are kept.
+      writes: whether this process is the one that writes, of several that train together.
 
     Attributes:
       centres: [C, D] int8, of the classes, for hard batches; empty where there are none.
@@ -37,12 +41,17 @@ class Checkpoints:
         self,
         model_dir: str,
         model: keras.Model,
-        optimizer: keras.optimizers.Optimizer | None = None,
+        updates: Updates | None = None,
         *,
         keep: int = 2,
+        writes: bool = True,
     ) -> None:
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.evaluated_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._model = model
+        self._writes = writes
+        self.step, self.evaluated_step, self._best_step = (
+            tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(3)
+        )
+        self._best_metric = tf.Variable(-np.inf, dtype=tf.float64, trainable=False)
         # Of any shape, so that a checkpoint with a table is restored before one is made.
         self.centres = tf.Variable(
             np.zeros([0, 0], np.int8), trainable=False, shape=[None, None], dtype=tf.int8
@@ -52,65 +61,106 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(
             step=self.step,
             evaluated_step=self.evaluated_step,
+            best_step=self._best_step,
+            best_metric=self._best_metric,
             centres=self.centres,
             model=weights,
-            optimizer=[v.value for v in optimizer.variables] if optimizer else [],
+            optimizer=[v.value for v in updates.variables] if updates else [],
+            averages=updates.averages if updates else [],
         )
-        self._latest = tf.train.CheckpointManager(
-            self._checkpoint, os.path.join(model_dir, LATEST), max_to_keep=keep
-        )
+        self._folder = os.path.join(model_dir, LATEST)
+        self._latest = tf.train.CheckpointManager(self._checkpoint, self._folder, max_to_keep=keep)
         self._best = tf.train.CheckpointManager(
-            self._best_checkpoint, os.path.join(model_dir, LATEST, BEST), max_to_keep=1
+            self._best_checkpoint, os.path.join(self._folder, BEST), max_to_keep=1
         )
-        self._best_file = os.path.join(model_dir, LATEST, BEST_FILE)
-
-    def restore_latest(self) -> int:
-        """Restores the newest checkpoint; the step it is from, 0 where there is none."""
-        if self._latest.latest_checkpoint is None:
-            return 0
-        self._restore(self._checkpoint, self._latest.latest_checkpoint)
-        return int(self.step.numpy())
 
     @staticmethod
     def exist(model_dir: str) -> bool:
         """Whether a run has saved anything."""
-        folder = os.path.join(model_dir, LATEST)
-        return tf.train.latest_checkpoint(folder) is not None
+        return bool(_saved(os.path.join(model_dir, LATEST)))
+
+    def restore_latest(self, say: Callable[[str], None] = print) -> int:
+        """Restores the newest checkpoint that can be read.
+
+        Args:
+          say: told of each newer one that cannot.
+
+        Returns:
+          The step it is from, 0 where there is none.
+        """
+        unreadable: list[str] = []
+        for path in _saved(self._folder):
+            try:
+                self._restore(self._checkpoint, path)
+            except _UnreadableError as error:
+                unreadable.append(f"checkpoint {path}: cannot be read ({error})")
+                continue
+            for line in unreadable:
+                say(f"{line}; going on from the one before, step {int(self.step):,}")
+            return int(self.step)
+        if unreadable:
+            raise UsageError(
+                f"{unreadable[0]}, nor can any other there; restore it, or choose another"
+                " --model_dir"
+            )
+        return 0
 
     def restore_best(self) -> int:
         """Restores the model of the best checkpoint, else of the newest, and gives its step.
 
-        Without any checkpoint nothing is restored, and it is 0.
+        Of the newest, with averaged weights if there are any. Without any checkpoint nothing is
+        restored, and it is 0.
         """
-        for manager in (self._best, self._latest):
-            path = manager.latest_checkpoint
-            if path is not None:
-                self._restore(self._best_checkpoint, path, partly=manager is self._latest)
-                break
-        return int(self.step.numpy())
+        best = _saved(os.path.join(self._folder, BEST))
+        for path in best + _saved(self._folder):
+            try:
+                self._restore(self._best_checkpoint, path, partly=path not in best)
+                if path not in best and _has_averages(path):
+                    averages = [v.value for v in self._model.trainable_variables]
+                    self._restore(tf.train.Checkpoint(averages=averages), path, partly=True)
+            except _UnreadableError as error:
+                raise UsageError(
+                    f"checkpoint {path}: cannot be read ({error}); remove it, and another one is"
+                    " used"
+                ) from error
+            break
+        return int(self.step)
 
     def save(self, step: int, *, evaluated_step: int) -> None:
         """Saves the newest state, and the last step that was evaluated."""
         self.step.assign(step)
         self.evaluated_step.assign(evaluated_step)
-        self._latest.save(checkpoint_number=step)
+        self._write(self._latest, step)
 
-    def best_metric(self) -> float:
-        """The metric of the best checkpoint, minus infinity where there is none."""
-        try:
-            with open(self._best_file, encoding="utf-8") as file:
-                return json.load(file)["metric"]
-        except FileNotFoundError:
-            return -float("inf")
+    @property
+    def best_step(self) -> int:
+        """The step of the best model so far, 0 where there is none."""
+        return int(self._best_step)
 
     def save_if_best(self, step: int, metric: float) -> bool:
         """Keeps the model if its metric is the highest so far."""
-        if not metric > self.best_metric():
+        if not metric > float(self._best_metric):
             return False
         self.step.assign(step)
-        self._best.save(checkpoint_number=step)
-        write_file(self._best_file, json.dumps({"step": step, "metric": metric}).encode())
+        self._write(self._best, step)
+        self._best_metric.assign(metric)
+        self._best_step.assign(step)
         return True
+
+    def _write(self, manager: tf.train.CheckpointManager, step: int) -> None:
+        if not self._writes:
+            return
+        try:
+            manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            for part in glob.glob(os.path.join(glob.escape(manager.directory), "*.tempstate*")):
+                with contextlib.suppress(OSError):
+                    os.remove(part)
+            raise UsageError(
+                f"step {step:,} could not be saved in {manager.directory}"
+                f" ({_first_line(error)}); what was saved before is kept; make room, and the same"
+                " command goes on"
+            ) from error
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
         try:
@@ -119,12 +169,39 @@ class Checkpoints:
                 status.expect_partial().assert_existing_objects_matched()
             else:
                 status.assert_consumed()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
             raise UsageError(
-                f"checkpoint {path}: does not fit the model of this configuration ({reason});"
-                " choose another --model_dir, or the configuration it was made with"
+                f"checkpoint {path}: does not fit the model of this configuration"
+                f" ({_first_line(error)}); choose another --model_dir, or the configuration it was"
+                " made with"
             ) from error
+        except (tf.errors.OpError, OSError) as error:
+            raise _UnreadableError(_first_line(error)) from error
+
+
+class _UnreadableError(Exception):
+    """Files that are damaged or lost, whatever the model."""
+
+
+def _saved(folder: str) -> list[str]:
+    """Whole checkpoints in a folder, the newest first.
+
+    Not by the list of names that TensorFlow keeps beside them, which can be lost.
+    """
+    found = {}
+    for path in glob.glob(os.path.join(glob.escape(folder), "ckpt-*.index")):
+        name = path.removesuffix(".index")
+        if (number := name.rpartition("-")[2]).isdigit():
+            found[int(number)] = name
+    return [found[number] for number in sorted(found, reverse=True)]
+
+
+def _has_averages(path: str) -> bool:
+    return any(name.startswith("averages/") for name, _ in tf.train.list_variables(path))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def is_data_of(model_dir: str, info: DatasetInfo) -> bool:

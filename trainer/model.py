@@ -5,6 +5,8 @@ import keras
 from preprocessing.errors import UsageError
 from trainer.backbones import build_backbone
 
+HEAD = "head"
+
 
 def build_model(
     *,
@@ -34,6 +36,6 @@ def build_model(
     image = keras.Input((image_size, image_size, 3), name="image")
     features = trunk(image)
     if embedding_dim is not None:
-        features = keras.layers.Dense(embedding_dim, use_bias=False, name="head")(features)
+        features = keras.layers.Dense(embedding_dim, use_bias=False, name=HEAD)(features)
     embedding = keras.layers.UnitNormalization(dtype="float32", name="embedding")(features)
     return keras.Model(image, embedding, name="tripletmill")

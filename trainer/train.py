@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,17 +27,22 @@ from trainer.evaluate import (
     measure,
     numbers,
 )
+from trainer.gradients import make_gradients
 from trainer.images import Images
 from trainer.input import chunks, train_batches
 from trainer.loop import Loop, make_loop
 from trainer.losses import TripletResult
+from trainer.opening import check_compiles, check_divides, check_triplets, say_start
 from trainer.reading import Reading, checked
 from trainer.records import Records
+from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
+from trainer.updates import MakeOptimizer, Updates
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
+NAMED = 5
 
 
 def train(
@@ -48,14 +51,22 @@ def train(
     model_dir: str,
     build_model: Callable[[], keras.Model],
     triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
-    make_optimizer: Callable[[], keras.optimizers.Optimizer],
+    make_optimizer: MakeOptimizer,
     make_plan: Callable[..., BatchPlan],
     steps: int,
+    make_head_optimizer: MakeOptimizer | None = None,
+    clip_norm: float | None = None,
+    average_decay: float | None = None,
+    microbatches: int = 1,
+    jit_compile: bool = False,
+    init_from: str | None = None,
     augmentation: Augmentation | None = None,
     reading: Reading | None = None,
     central_share: float = 1.0,
     images_per_centre: int = 8,
     evaluate_every: int = 100,
+    patience: int | None = None,
+    keep: int = 2,
     steps_per_loop: int = 10,
     seed: int = 0,
     make_strategy: Callable[[], tf.distribute.Strategy] = default_strategy,
@@ -71,18 +82,27 @@ def train(
       make_optimizer: makes the optimizer.
       make_plan: of (index, seed=seed), makes the plan of the batches: `BatchPlan` with the rest.
       steps: optimizer steps of the whole run.
+      make_head_optimizer: makes that of the embedding's projection, where it has one of its own.
+      clip_norm: largest norm of the gradient of all weights together.
+      average_decay: of a moving average of the weights, which is what is evaluated and kept.
+      microbatches: M, parts of each replica's batch that are embedded one after the other; the
+        loss is that of the whole batch, the memory that of a part (`trainer.gradients`).
+      jit_compile: whether XLA compiles the model's forward and backward pass.
+      init_from: folder of an earlier run; a new run begins with the weights of its best model.
       augmentation: how crops are drawn.
       reading: how records are read.
       central_share: for val, side of the central square that is kept, as a share of the short side.
       images_per_centre: for hard batches, images of each class whose mean embedding is its centre.
       evaluate_every: steps between evaluations on val; the model with the highest MAP@R is kept.
+      patience: evaluations without a higher MAP@R after which the run ends; None for never.
+      keep: how many of the latest checkpoints are kept, beside the best.
       steps_per_loop: steps in one call of TensorFlow.
       seed: of the weights, the batches and the crops.
       make_strategy: makes the distribution strategy.
       on_ready: called once all is set up and restored, before anything is written or trained.
 
     Returns:
-      Whether the last step was reached; False after Ctrl+C or SIGTERM, which finish the loop in
+      Whether the run reached its end; False after Ctrl+C or SIGTERM, which finish the loop in
       hand and save.
 
     Raises:
@@ -95,6 +115,9 @@ def train(
         evaluate_every=evaluate_every,
         steps_per_loop=steps_per_loop,
         images_per_centre=images_per_centre,
+        microbatches=microbatches,
+        keep=keep,
+        **({} if patience is None else {"patience": patience}),
     )
     check_central_share(central_share)
     if not 0 <= seed < 2**32:
@@ -112,28 +135,33 @@ def train(
     # ---- Model and optimizer, on the devices.
     strategy = make_strategy()
     replicas = strategy.num_replicas_in_sync
-    _check_divides(plan, replicas)
+    check_divides(plan, replicas, microbatches)
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         model = build_model()
-        try:
-            optimizer = make_optimizer()
-            optimizer.build(model.trainable_variables)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"train.make_optimizer: {error}") from error
-    _check_triplets(triplets, model)
+        check_compiles(model, replicas, microbatches, jit_compile)
+        updates = Updates(
+            model,
+            make_optimizer,
+            make_head_optimizer,
+            clip_norm=clip_norm,
+            average_decay=average_decay,
+        )
+    check_triplets(triplets, model)
     image_size = int(model.input_shape[1])
 
     # ---- Where the run stands; one process at a time.
     os.makedirs(model_dir, exist_ok=True)
     lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}")
-    with lock, _stop() as stop, contextlib.ExitStack() as stack:
+    with lock, on_signals() as stop, contextlib.ExitStack() as stack:
         claim_data(model_dir, index.info)
-        checkpoints = Checkpoints(model_dir, model, optimizer)
+        checkpoints = Checkpoints(model_dir, model, updates, keep=keep)
         first_step = checkpoints.restore_latest()
+        if init_from is not None and not first_step:
+            _start_from(init_from, model, updates)
         on_ready()
         telemetry = stack.enter_context(Telemetry(model_dir, first_step=first_step, steps=steps))
-        _say_start(telemetry, strategy, plan, index, model, first_step, steps)
+        say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
         if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
 
@@ -153,27 +181,44 @@ def train(
             val_index = reading.bring(val_index)
             val = seen_as(val_index, reading.records(val_index))
         forward = forward_function(strategy, model)
-        run_steps = make_loop(strategy, model, optimizer, triplets)
+        run_steps = make_loop(
+            strategy,
+            make_gradients(model, triplets, microbatches=microbatches, jit_compile=jit_compile),
+            updates,
+            batch_size=plan.batch_size // replicas,
+            embedding_dim=int(model.output_shape[1]),
+        )
         step, evaluated_step = first_step, int(checkpoints.evaluated_step.numpy())
         while True:
             # ---- Look at val, and save.
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
-                if val is not None:
-                    metrics = measure(*embed(forward, val, "val"), val)
-                    best = checkpoints.save_if_best(step, metrics.map_at_r)
-                    telemetry.evaluation(step, numbers(metrics), "  (best so far)" if best else "")
-                if plan.hard_share:
-                    checkpoints.centres.assign(
-                        class_centres(
-                            forward,
-                            seen_as(index, records),
-                            plan,
-                            images_per_centre=images_per_centre,
+                with updates.averaged():
+                    if val is not None:
+                        metrics = measure(*embed(forward, val, "val"), val)
+                        best = checkpoints.save_if_best(step, metrics.map_at_r)
+                        note = "  (best so far)" if best else ""
+                        telemetry.evaluation(step, numbers(metrics), note)
+                    if plan.hard_share:
+                        checkpoints.centres.assign(
+                            class_centres(
+                                forward,
+                                seen_as(index, records),
+                                plan,
+                                images_per_centre=images_per_centre,
+                            )
                         )
-                    )
                 evaluated_step = step
                 checkpoints.save(step, evaluated_step=evaluated_step)
-            if stop or step >= steps:
+            if val is not None and patience is not None and evaluated_step == step < steps:
+                # Evaluations since the best one; that before any training is none.
+                waited = -(-step // evaluate_every) - -(-checkpoints.best_step // evaluate_every)
+                if waited >= patience:
+                    telemetry.line(
+                        f"no higher MAP@R on val for {waited} evaluations: ended after step"
+                        f" {step:,} of {steps:,}; the best is of step {checkpoints.best_step:,}"
+                    )
+                    return True
+            if stop.asked or step >= steps:
                 break
 
             # ---- Train up to the next evaluation.
@@ -181,7 +226,7 @@ def train(
             table = checkpoints.centres.numpy()
             centres = table if len(table) else None
             for chunk_start, chunk_steps in chunks(step, goal, plan.batch_size):
-                if stop:
+                if stop.asked:
                     break
                 iterator = _batches(
                     strategy,
@@ -194,7 +239,7 @@ def train(
                     augmentation=augmentation,
                     centres=centres,
                 )
-                while step < chunk_start + chunk_steps and not stop:
+                while step < chunk_start + chunk_steps and not stop.asked:
                     num_steps = min(steps_per_loop, chunk_start + chunk_steps - step)
                     began = time.monotonic()
                     rows = functools.partial(_rows, plan, range(step, step + num_steps), centres)
@@ -202,7 +247,9 @@ def train(
                         loop = run_steps(iterator, num_steps)
                     seconds = time.monotonic() - began
                     step += num_steps
-                    _check_finite(loop.statistics["loss"], step - num_steps + loop.finite_steps + 1)
+                    if loop.finite_steps < num_steps:
+                        bad = step - num_steps + loop.finite_steps
+                        raise UsageError(_not_finite(loop, bad, index, plan, centres))
                     if loop.replaced:
                         found = find_damaged(index, rows())
                         require_replaceable(found, loop.replaced, loop.black, reading.damaged)
@@ -211,7 +258,7 @@ def train(
                     telemetry.training(
                         step, _numbers(loop, num_steps * plan.batch_size / seconds, seconds)
                     )
-            if stop:
+            if stop.asked:
                 checkpoints.save(step, evaluated_step=evaluated_step)
                 break
         if step < steps:
@@ -220,28 +267,6 @@ def train(
                 " the same command goes on from there"
             )
     return step >= steps
-
-
-def _check_triplets(
-    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult], model: keras.Model
-) -> None:
-    """A wrong setting of the loss shows here, not inside the compiled loop."""
-    try:
-        result = triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"train.triplets: {str(error).splitlines()[0]}") from error
-    if not isinstance(result, TripletResult):
-        raise UsageError(f"train.triplets returns {type(result).__name__}, not a TripletResult")
-
-
-def _check_divides(plan: BatchPlan, replicas: int) -> None:
-    if plan.batch_size % replicas:
-        size = plan.images_per_class * replicas // math.gcd(plan.images_per_class, replicas)
-        nearest = max(1, round(plan.batch_size / size)) * size // plan.images_per_class
-        raise UsageError(
-            f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
-            f" {replicas} replicas; the nearest that is has classes_per_batch = {nearest}"
-        )
 
 
 def _make_plan(make_plan: Callable[..., BatchPlan], index: DatasetIndex, seed: int) -> BatchPlan:
@@ -297,70 +322,27 @@ def _rows(plan: BatchPlan, steps: Iterable[int], centres: np.ndarray | None) -> 
     return np.concatenate([plan.batch(step, centres=centres) for step in steps])
 
 
-def _check_finite(loss: float, step: int) -> None:
-    """Step: the first whose loss is not finite, if there is one."""
-    if not np.isfinite(loss):
-        raise UsageError(
-            f"the loss is {loss} in step {step}; what was saved before is kept; lower the"
-            " learning rate, or look for damaged images"
-        )
-
-
-@contextlib.contextmanager
-def _stop() -> Iterator["_Flag"]:
-    """A flag that Ctrl+C and SIGTERM raise; a second Ctrl+C stops at once."""
-    flag = _Flag()
-
-    def raise_flag(number: int, _: object) -> None:
-        if flag and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        flag.raised = True
-        # Not print: this may have come in the middle of another one.
-        os.write(2, b"\nfinishing the steps in hand; Ctrl+C again stops at once\n")
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, raise_flag) for number in signals]
-    try:
-        yield flag
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
-class _Flag:
-    raised = False
-
-    def __bool__(self) -> bool:
-        return self.raised
-
-
-def _say_start(
-    telemetry: Telemetry,
-    strategy: tf.distribute.Strategy,
-    plan: BatchPlan,
-    index: DatasetIndex,
-    model: keras.Model,
-    first_step: int,
-    steps: int,
-) -> None:
-    """Every derived size, once, before the first step."""
-    replicas = strategy.num_replicas_in_sync
-    skipped = f", {plan.num_skipped} classes of one image left out" if plan.num_skipped else ""
-    name = type(strategy).__name__.removesuffix("V1")
-    telemetry.line(f"devices: {name}, {replicas} replica{'s' if replicas > 1 else ''}")
-    telemetry.line(
-        f"data: {len(index):,} images of {plan.num_classes + plan.num_skipped:,} classes in"
-        f" {index.info.directory}{skipped}"
+def _not_finite(
+    loop: Loop, step: int, index: DatasetIndex, plan: BatchPlan, centres: np.ndarray | None
+) -> str:
+    """What is wrong in step + 1, whose rows are those of the plan's `step`."""
+    rows = plan.batch(step, centres=centres)[loop.not_finite]
+    source_ids = [str(index.column("source_id")[row].as_py()) for row in rows[:NAMED].tolist()]
+    if not len(rows):
+        whose = "all embeddings are finite, but not their distances"
+    elif len(rows) == len(loop.not_finite):
+        whose = "no embedding is finite: the weights have diverged"
+    else:
+        more = f" and {len(rows) - NAMED:,} more" if len(rows) > NAMED else ""
+        whose = f"the embeddings of {', '.join(source_ids)}{more} are not finite"
+    return (
+        f"the loss is not finite in step {step + 1:,} ({whose}); what was saved before is kept;"
+        " lower the learning rate, set train.clip_norm, or look at these images"
     )
-    telemetry.line(
-        f"batch: {plan.classes_per_batch} classes x {plan.images_per_class} images ="
-        f" {plan.batch_size}, {plan.batch_size // replicas} a replica"
-    )
-    trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
-    telemetry.line(f"model: {model.count_params():,} parameters, {trainable:,} trained")
-    passes = steps / plan.steps_per_pass
-    telemetry.line(f"steps: {steps:,}, {passes:.1f} passes over the classes")
-    if first_step >= steps:
-        telemetry.line(f"step {first_step:,} is reached already: nothing to train")
-    elif first_step:
-        telemetry.line(f"going on from step {first_step:,}")
+
+
+def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> None:
+    if not Checkpoints.exist(model_dir):
+        raise UsageError(f"train.init_from {model_dir}: no checkpoint there")
+    Checkpoints(model_dir, model, writes=False).restore_best()
+    updates.start_averages()

@@ -1,0 +1,80 @@
+"""The law of replicas for whole training steps, and of microbatches for gradients."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer import processes
+from tests.trainer.step_replicas import CLIP_NORM, STEPS, Case, run
+
+SCRIPT = "tests.trainer.step_replicas"
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+WITHOUT_XLA = {"all": "all", "plain": "plain", "xla": "plain"}
+
+
+@functools.cache
+def on_one(options: str, dtype: str) -> dict[str, np.ndarray]:
+    """One replica, one microbatch, without XLA."""
+    return run(tf.distribute.get_strategy(), Case(dtype, options=WITHOUT_XLA[options]))
+
+
+def error(found: dict[str, np.ndarray], case: Case, key: str) -> float:
+    """Largest difference to one replica, as a share of the largest number."""
+    one = on_one(case.options, case.dtype)[key]
+    return float(np.abs(found[f"{case}/{key}"] - one).max() / max(np.abs(one).max(), 1e-9))
+
+
+def check(found: dict[str, np.ndarray], cases: list[Case]) -> None:
+    for case in cases:
+        # What the loop reports passes through float32.
+        for key, tolerance in (
+            ("weights", TOLERANCE[case.dtype]),
+            ("averages", TOLERANCE[case.dtype]),
+            ("statistics", 1e-5),
+        ):
+            assert error(found, case, key) <= tolerance, (case, key)
+
+
+def test_the_case_is_worth_the_test():
+    """There is a loss in every step, clipping clips, and averages are other than weights."""
+    one = on_one("all", "float64")
+    loss, *_, norm = one["statistics"].T
+    assert len(loss) == STEPS - 1
+    assert (loss > 0.05).all()
+    assert (norm > 2 * CLIP_NORM).all()
+    assert np.abs(one["weights"] - one["averages"]).max() > 1e-4
+    assert np.abs(one["weights"] - on_one("plain", "float64")["weights"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 8, 16])
+@pytest.mark.parametrize("options", ["all", "plain", "xla"])
+def test_microbatches_change_nothing(microbatches, options):
+    case = Case("float64", microbatches, options)
+    found = run(tf.distribute.get_strategy(), case)
+    check({f"{case}/{key}": value for key, value in found.items()}, [case])
+    np.testing.assert_allclose(
+        found["embeddings"], on_one(options, "float64")["embeddings"], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("replicas", [4, 2])
+def test_replicas_change_nothing(replicas):
+    cases = [
+        Case("float64"),
+        Case("float64", 2),
+        Case("float32", 4),
+        Case("float32", 2, "xla"),
+        Case("float64", 1, "plain"),
+    ]
+    broken = Case("float64", 1, "all", "clip_before_the_sum")
+    found = processes.results(SCRIPT, replicas, *cases, broken)
+    check(found, cases)
+    assert error(found, broken, "weights") > 1e-3
+
+
+def test_on_two_worker_processes():
+    cases = [Case("float64"), Case("float64", 4)]
+    for found in processes.workers(2, SCRIPT, "workers", *cases):
+        check(found, cases)

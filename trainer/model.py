@@ -1,11 +1,15 @@
 """Image -> unit-length embedding."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 
 from preprocessing.errors import UsageError
 from trainer.backbones import build_backbone
 
 HEAD = "head"
+DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 
 
 def build_model(
@@ -15,6 +19,7 @@ def build_model(
     weights: str | None = None,
     embedding_dim: int | None = 128,
     freeze_batch_norm: bool = True,
+    dtype_policy: str = "float32",
 ) -> keras.Model:
     """A backbone, a linear head, and scaling to unit length.
 
@@ -23,19 +28,38 @@ def build_model(
       image_size: side of the square input, pixels.
       weights: of the backbone: None, "imagenet" or a path.
       embedding_dim: D of the head; None leaves it out, the embedding is the pooled features.
-      freeze_batch_norm: whether batch norm keeps the statistics it has.
+      freeze_batch_norm: whether batch norm keeps the statistics it has; else it is live, over the
+        batches of all replicas together.
+      dtype_policy: of the backbone, "float32" or "mixed_bfloat16" (weights float32, computed in
+        bfloat16); head and embedding are float32 either way.
 
     Returns:
       A model [batch, image_size, image_size, 3] RGB 0 to 255 -> [batch, D] float32, unit length.
     """
     if embedding_dim is not None and embedding_dim < 1:
         raise UsageError(f"embedding_dim {embedding_dim}: 1 or more, or None for no head")
-    trunk = build_backbone(
-        backbone, image_size=image_size, weights=weights, freeze_batch_norm=freeze_batch_norm
-    )
+    if dtype_policy not in DTYPE_POLICIES:
+        raise UsageError(f"dtype_policy {dtype_policy!r}: one of {', '.join(DTYPE_POLICIES)}")
+    with _policy(dtype_policy):
+        trunk = build_backbone(
+            backbone, image_size=image_size, weights=weights, freeze_batch_norm=freeze_batch_norm
+        )
     image = keras.Input((image_size, image_size, 3), name="image")
     features = trunk(image)
     if embedding_dim is not None:
-        features = keras.layers.Dense(embedding_dim, use_bias=False, name=HEAD)(features)
+        features = keras.layers.Dense(embedding_dim, use_bias=False, dtype="float32", name=HEAD)(
+            features
+        )
     embedding = keras.layers.UnitNormalization(dtype="float32", name="embedding")(features)
     return keras.Model(image, embedding, name="tripletmill")
+
+
+@contextlib.contextmanager
+def _policy(name: str) -> Iterator[None]:
+    """What layers are made with."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

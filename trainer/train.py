@@ -3,12 +3,9 @@
 import contextlib
 import functools
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from preprocessing.errors import UsageError, require_positive
@@ -18,7 +15,6 @@ from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
 from trainer.checkpoints import Checkpoints, claim_data
 from trainer.class_centres import class_centres
-from trainer.damage import append_damaged, find_damaged, require_replaceable, unreadable_named
 from trainer.evaluate import (
     check_central_share,
     embed,
@@ -29,12 +25,11 @@ from trainer.evaluate import (
 )
 from trainer.gradients import make_gradients
 from trainer.images import Images
-from trainer.input import chunks, train_batches
-from trainer.loop import Loop, make_loop
+from trainer.loop import make_loop
 from trainer.losses import TripletResult
 from trainer.opening import check_compiles, check_divides, check_triplets, say_start
 from trainer.reading import Reading, checked
-from trainer.records import Records
+from trainer.steps import Steps
 from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
@@ -42,7 +37,6 @@ from trainer.updates import MakeOptimizer, Updates
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
-NAMED = 5
 
 
 def train(
@@ -154,6 +148,10 @@ def train(
     os.makedirs(model_dir, exist_ok=True)
     lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}")
     with lock, on_signals() as stop, contextlib.ExitStack() as stack:
+
+        def should_stop() -> bool:
+            return stop.asked
+
         claim_data(model_dir, index.info)
         checkpoints = Checkpoints(model_dir, model, updates, keep=keep)
         first_step = checkpoints.restore_latest()
@@ -188,9 +186,23 @@ def train(
             batch_size=plan.batch_size // replicas,
             embedding_dim=int(model.output_shape[1]),
         )
-        step, evaluated_step = first_step, int(checkpoints.evaluated_step.numpy())
+        training = Steps(
+            strategy=strategy,
+            run_steps=run_steps,
+            updates=updates,
+            index=index,
+            plan=plan,
+            records=records,
+            augmentation=augmentation,
+            image_size=image_size,
+            steps_per_loop=steps_per_loop,
+            damaged=reading.damaged,
+            model_dir=model_dir,
+            telemetry=telemetry,
+            should_stop=should_stop,
+        )
+        step, evaluated_step = first_step, int(checkpoints.evaluated_step)
         while True:
-            # ---- Look at val, and save.
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 with updates.averaged():
                     if val is not None:
@@ -199,66 +211,28 @@ def train(
                         note = "  (best so far)" if best else ""
                         telemetry.evaluation(step, numbers(metrics), note)
                     if plan.hard_share:
+                        images = seen_as(index, records)
                         checkpoints.centres.assign(
                             class_centres(
-                                forward,
-                                seen_as(index, records),
-                                plan,
-                                images_per_centre=images_per_centre,
+                                forward, images, plan, images_per_centre=images_per_centre
                             )
                         )
                 evaluated_step = step
                 checkpoints.save(step, evaluated_step=evaluated_step)
-            if val is not None and patience is not None and evaluated_step == step < steps:
-                # Evaluations since the best one; that before any training is none.
-                waited = -(-step // evaluate_every) - -(-checkpoints.best_step // evaluate_every)
+            if step >= steps or should_stop():
+                break
+            if val is not None and patience is not None and evaluated_step == step:
+                waited = -(-(step - checkpoints.best_step) // evaluate_every)
                 if waited >= patience:
                     telemetry.line(
                         f"no higher MAP@R on val for {waited} evaluations: ended after step"
                         f" {step:,} of {steps:,}; the best is of step {checkpoints.best_step:,}"
                     )
                     return True
-            if stop.asked or step >= steps:
-                break
-
-            # ---- Train up to the next evaluation.
             goal = min(steps, (step // evaluate_every + 1) * evaluate_every)
             table = checkpoints.centres.numpy()
-            centres = table if len(table) else None
-            for chunk_start, chunk_steps in chunks(step, goal, plan.batch_size):
-                if stop.asked:
-                    break
-                iterator = _batches(
-                    strategy,
-                    index,
-                    plan,
-                    records,
-                    first_step=chunk_start,
-                    num_steps=chunk_steps,
-                    image_size=image_size,
-                    augmentation=augmentation,
-                    centres=centres,
-                )
-                while step < chunk_start + chunk_steps and not stop.asked:
-                    num_steps = min(steps_per_loop, chunk_start + chunk_steps - step)
-                    began = time.monotonic()
-                    rows = functools.partial(_rows, plan, range(step, step + num_steps), centres)
-                    with unreadable_named(index, rows):
-                        loop = run_steps(iterator, num_steps)
-                    seconds = time.monotonic() - began
-                    step += num_steps
-                    if loop.finite_steps < num_steps:
-                        bad = step - num_steps + loop.finite_steps
-                        raise UsageError(_not_finite(loop, bad, index, plan, centres))
-                    if loop.replaced:
-                        found = find_damaged(index, rows())
-                        require_replaceable(found, loop.replaced, loop.black, reading.damaged)
-                        for line in append_damaged(model_dir, found, loop.replaced):
-                            telemetry.line(line)
-                    telemetry.training(
-                        step, _numbers(loop, num_steps * plan.batch_size / seconds, seconds)
-                    )
-            if stop.asked:
+            step, stopped = training.run(step, goal, table if len(table) else None)
+            if stopped:
                 checkpoints.save(step, evaluated_step=evaluated_step)
                 break
         if step < steps:
@@ -284,61 +258,6 @@ def _val_index(info: DatasetInfo) -> DatasetIndex | None:
         return None
     index = load_index(info.directory, "val")
     return index if has_queries(index) else None
-
-
-def _batches(
-    strategy: tf.distribute.Strategy,
-    index: DatasetIndex,
-    plan: BatchPlan,
-    records: Records,
-    **arguments: Any,
-) -> Iterator:
-    """Each host's part of the batches; arguments as `train_batches`."""
-
-    def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return train_batches(
-            index,
-            plan.for_host(context.input_pipeline_id, context.num_input_pipelines),
-            records,
-            replicas=context.num_replicas_in_sync // context.num_input_pipelines,
-            **arguments,
-        )
-
-    return iter(strategy.distribute_datasets_from_function(of_host))
-
-
-def _numbers(loop: Loop, images_per_second: float, seconds: float) -> dict[str, float]:
-    numbers = {
-        **loop.statistics,
-        "damaged": loop.replaced,
-        "images_per_second": images_per_second,
-    }
-    if loop.input_seconds is not None:
-        numbers["input_share"] = loop.input_seconds / seconds
-    return numbers
-
-
-def _rows(plan: BatchPlan, steps: Iterable[int], centres: np.ndarray | None) -> np.ndarray:
-    return np.concatenate([plan.batch(step, centres=centres) for step in steps])
-
-
-def _not_finite(
-    loop: Loop, step: int, index: DatasetIndex, plan: BatchPlan, centres: np.ndarray | None
-) -> str:
-    """What is wrong in step + 1, whose rows are those of the plan's `step`."""
-    rows = plan.batch(step, centres=centres)[loop.not_finite]
-    source_ids = [str(index.column("source_id")[row].as_py()) for row in rows[:NAMED].tolist()]
-    if not len(rows):
-        whose = "all embeddings are finite, but not their distances"
-    elif len(rows) == len(loop.not_finite):
-        whose = "no embedding is finite: the weights have diverged"
-    else:
-        more = f" and {len(rows) - NAMED:,} more" if len(rows) > NAMED else ""
-        whose = f"the embeddings of {', '.join(source_ids)}{more} are not finite"
-    return (
-        f"the loss is not finite in step {step + 1:,} ({whose}); what was saved before is kept;"
-        " lower the learning rate, set train.clip_norm, or look at these images"
-    )
 
 
 def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> None:

@@ -42,13 +42,16 @@ class Case:
         return cls(dtype, int(microbatches), *rest)
 
 
-def make_model(dtype: str) -> keras.Model:
+def make_model(dtype: str, *, batch_norm: bool) -> keras.Model:
     """A backbone and a head of the same weights every time."""
     inputs = keras.Input((5,), dtype=dtype)
     features = keras.layers.Dense(6, "tanh", dtype=dtype, name="features")(inputs)
+    if batch_norm:
+        norm = keras.layers.BatchNormalization(synchronized=True, momentum=0.5, dtype=dtype)
+        features = norm(features)
     model = keras.Model(inputs, keras.layers.Dense(4, dtype=dtype, name="head")(features))
     rng = np.random.default_rng(2)
-    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    model.set_weights([rng.uniform(0.2, 1.2, size=w.shape) for w in model.get_weights()])
     return model
 
 
@@ -73,7 +76,7 @@ MUTANTS = {
 def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
     """Statistics of each step, the last weights, and their averages."""
     with strategy.scope():
-        model = make_model(case.dtype)
+        model = make_model(case.dtype, batch_norm=case.options == "norm")
         everything = case.options == "all"
         updates = Updates(
             model,

@@ -1,7 +1,9 @@
 """The embedding, and the schedule that trains it."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from preprocessing.errors import UsageError
 from trainer.model import build_model
@@ -27,9 +29,36 @@ def test_without_a_head_it_is_the_backbone_scaled():
     np.testing.assert_allclose(model(images()), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_wrong_dimension():
-    with pytest.raises(UsageError, match="embedding_dim 0"):
-        build_model(backbone="small_conv", image_size=16, embedding_dim=0)
+@pytest.mark.parametrize("change", [{"embedding_dim": 0}, {"dtype_policy": "mixed_float16"}])
+def test_wrong_values(change):
+    with pytest.raises(UsageError, match="|".join(f"{k} '?{v}" for k, v in change.items())):
+        build_model(backbone="small_conv", image_size=16, **change)
+
+
+def test_bfloat16_in_the_backbone_alone():
+    """Coarser there, weights and embedding float32; the policy of others is as it was."""
+    exact = build_model(backbone="small_conv", image_size=16, embedding_dim=8)
+    coarse = build_model(
+        backbone="small_conv", image_size=16, embedding_dim=8, dtype_policy="mixed_bfloat16"
+    )
+    coarse.set_weights(exact.get_weights())
+    assert coarse.get_layer(index=1)(images().astype(np.float32)).dtype == tf.bfloat16
+    assert {v.dtype for v in coarse.variables} == {"float32"}
+    error = np.abs(coarse(images()) - exact(images())).max()
+    assert 1e-5 < error < 0.05
+    assert coarse(images()).dtype == tf.float32
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_live_batch_norm_is_that_of_all_replicas():
+    model = build_model(backbone="MobileNetV3Small", image_size=32, freeze_batch_norm=False)
+    norms = [
+        layer
+        for layer in model.get_layer(index=1).layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert norms
+    assert all(layer.synchronized for layer in norms)
 
 
 def test_schedule_by_hand():

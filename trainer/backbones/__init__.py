@@ -8,7 +8,8 @@ import keras
 
 from preprocessing.errors import UsageError
 from trainer.backbones import applications, efficientnet_lite0, small_conv
-from trainer.backbones.frozen import freeze_batch_norm as _freeze
+from trainer.backbones.batch_norm import freeze_batch_norm as _freeze
+from trainer.backbones.batch_norm import synchronize_batch_norm
 
 _OWN = {
     "small_conv": (small_conv.small_conv, small_conv.MIN_IMAGE_SIZE),
@@ -35,8 +36,9 @@ def build_backbone(
         .keras), saved from this function's model or from the bare network without its classifier.
       freeze_batch_norm: batch normalisation uses its moving statistics and never moves them, with
         training=True too; gamma and beta still train. Dropout inside the network is then off as
-        well, so every image's features depend on that image alone. False makes both live; that
-        is for training a network of `keras.applications` from scratch.
+        well, so every image's features depend on that image alone. False makes both live, batch
+        normalisation over all replicas together; that is for training a network of
+        `keras.applications` from scratch.
 
     Returns:
       A model from RGB pixels 0..255 [batch, image_size, image_size, 3], of the dtype policy's
@@ -66,8 +68,7 @@ def build_backbone(
         model = build(image_size)
     else:
         model = applications.application(name, image_size, imagenet=weights == "imagenet")
-    if freeze_batch_norm:
-        model = _freeze(model)
+    model = _freeze(model) if freeze_batch_norm else synchronize_batch_norm(model)
     if path is not None:
         _load(model, path)
     elif name == "efficientnet_lite0" and weights == "imagenet":

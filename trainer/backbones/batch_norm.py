@@ -1,4 +1,4 @@
-"""Batch norm and dropout that stay in inference mode while the rest of a network trains.
+"""Batch norm of a network: kept in inference mode with its dropout, or live on all replicas.
 
 Calling a network with `training=False` inside another does not do it: Keras 3 hands an outer
 `training=True` on to every layer of a functional model, over whatever the graph says.
@@ -52,3 +52,27 @@ def freeze_batch_norm(model: keras.Model) -> keras.Model:
     frozen = keras.models.clone_model(model, clone_function=copy)
     frozen.set_weights(model.get_weights())
     return frozen
+
+
+def synchronize_batch_norm(model: keras.Model) -> keras.Model:
+    """Copies a functional model, its batch norm now over the batches of all replicas together.
+
+    Without it every replica normalises by its own rows and keeps statistics of its own, of which
+    only the first one's are saved.
+
+    Args:
+      model: a functional model; it is left as it is.
+
+    Returns:
+      The same network with the same weights.
+    """
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["synchronized"] = True
+        return type(layer).from_config(config)
+
+    live = keras.models.clone_model(model, clone_function=copy)
+    live.set_weights(model.get_weights())
+    return live

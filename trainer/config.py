@@ -1,8 +1,13 @@
 """Gin at the edge: what a configuration may name, and the copy that lies beside a run."""
 
 import difflib
+import inspect
+import itertools
 import os
 import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import gin
 import keras
@@ -21,7 +26,22 @@ from trainer.strategy import make_strategy
 from trainer.train import train
 
 CONFIG_FILE = "config.gin"
-CONFIGURABLE = (
+
+
+# bfloat16 needs no scaling of the loss; a head's own rate is train.make_head_optimizer; and the
+# weights that the last one trains are not those to evaluate.
+_LEFT_OUT = ("LossScaleOptimizer", "MultiOptimizer", "ScheduleFreeAdamW")
+
+
+def _classes(module: ModuleType, base: type) -> list[Callable[..., Any]]:
+    """What Keras has of a kind."""
+    found = inspect.getmembers(
+        module, lambda value: inspect.isclass(value) and issubclass(value, base)
+    )
+    return [value for name, value in found if value is not base and name not in _LEFT_OUT]
+
+
+CONFIGURABLE: tuple[Callable[..., Any], ...] = (
     train,
     evaluate,
     build_model,
@@ -33,9 +53,8 @@ CONFIGURABLE = (
     Augmentation,
     Reading,
     WarmupCosine,
-    keras.optimizers.SGD,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
+    *_classes(keras.optimizers, keras.optimizers.Optimizer),
+    *_classes(keras.optimizers.schedules, keras.optimizers.schedules.LearningRateSchedule),
 )
 
 
@@ -61,7 +80,10 @@ def load(gin_files: list[str], data_dir: str | None, model_dir: str | None) -> s
 
 
 def save(model_dir: str) -> None:
-    """Writes the configuration into the run's folder; says what differs from the one there."""
+    """Writes the configuration into the run's folder.
+
+    Says what differs from the one that lies there, which is kept as config.1.gin, config.2.gin, ...
+    """
     path = os.path.join(model_dir, CONFIG_FILE)
     config = gin.config_str()
     if os.path.isfile(path):
@@ -72,6 +94,13 @@ def save(model_dir: str) -> None:
         if shown:
             print(f"note: {path} is from another configuration; what differs:")
             print("\n".join(f"  {line}" for line in shown))
+            kept = next(
+                name
+                for number in itertools.count(1)
+                if not os.path.exists(name := f"{path.removesuffix('.gin')}.{number}.gin")
+            )
+            write_file(kept, before.encode())
+            print(f"  the former one is kept as {kept}")
     os.makedirs(model_dir, exist_ok=True)
     write_file(path, config.encode())
 

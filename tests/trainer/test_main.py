@@ -296,11 +296,43 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
     assert "from another configuration" in done.stdout
     assert "-semihard_triplets.margin = 0.2" in done.stdout
     assert "+semihard_triplets.margin = 0.3" in done.stdout
+    former = model_dir / "config.1.gin"
+    assert f"kept as {former}" in done.stdout
+    assert former.read_text() == (trained[0] / "config.gin").read_text()
+
+
+def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
+    """Nothing moves, so no evaluation after the first is better; resumed, it has ended."""
+    still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "STEPS = 10")
+    flags = (*still, "train.evaluate_every = 1", "train.patience = 2", "WarmupCosine.peak = 0.0")
+    message = "no higher MAP@R on val for 2 evaluations: ended after step 3 of 10; the best is of"
+    done = run(*arguments(data_dir, tmp_path / "run", *flags))
+    assert f"{message} step 1" in done.stderr
+    assert "model of step 1" in done.stdout
+    again = run(*arguments(data_dir, tmp_path / "run", *flags))
+    assert f"{message} step 1" in again.stderr
+    assert max(row["step"] for row in numbers(tmp_path / "run")) == 3
+
+
+def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path):
+    still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "STEPS = 3", "SEED = 5")
+    flags = (*still, f"train.init_from = '{trained[0]}'", "train.average_decay = None")
+    run(*arguments(data_dir, tmp_path / "run", *flags))
+    path = tf.train.latest_checkpoint(str(trained[0] / "checkpoints/best"))
+    found = weights(tmp_path / "run")
+    of_model = [name for name in found if name.startswith("model/")]
+    assert of_model
+    for name in of_model:
+        np.testing.assert_array_equal(found[name], tf.train.load_variable(path, name))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
+        ({"gin_param": "train.microbatches = 3"}, "of 3 microbatches each; the nearest that is"),
+        ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
+        ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
         ({"gin_file": None}, "--gin_file is missing and there is no"),
         ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),

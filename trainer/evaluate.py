@@ -22,6 +22,7 @@ from trainer.retrieval import RetrievalMetrics, nearest_neighbours, retrieval_me
 FOLDER = "evaluation"
 RECALL_AT = (1, 2, 4, 8)
 PIXEL_SIDE = 16
+TRAINED = "trained model"
 
 
 def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Forward:
@@ -128,13 +129,13 @@ def evaluate(
     forward = forward_function(strategy, model)
     before = measured(forward, "model before training")
     step = Checkpoints(model_dir, model).restore_best()
-    embeddings, rows = embed(forward, images, "trained model")
+    embeddings, rows = embed(forward, images, TRAINED)
     backbone = forward_function(strategy, untrained(embedding_dim=None))
     results = {
         "raw pixels": measured(on_replicas(strategy, raw_pixels), "raw pixels"),
         "backbone before training": measured(backbone, "backbone before training"),
         "model before training": before,
-        "trained model": measure(embeddings, rows, images),
+        TRAINED: measure(embeddings, rows, images),
     }
 
     folder = os.path.join(model_dir, FOLDER)
@@ -147,6 +148,8 @@ def evaluate(
     _write_table(table, split, step, num_damaged, results)
     _write_sheet(sheet, embeddings, rows, images, num_queries, num_neighbours)
     _print_table(split, step, num_damaged, results)
+    if warning := worse(split, {name: each.map_at_r for name, each in results.items()}):
+        print(warning)
     command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
     print(f"next: the same on other images: {command} --data_dir=OTHER")
     print(f"wrote {table}\nwrote {sheet}")
@@ -167,6 +170,21 @@ def raw_pixels(images: tf.Tensor) -> tf.Tensor:
     """Images [batch, S, S, 3] -> [batch, 768]: shrunk to 16 x 16, compared as they are."""
     small = tf.image.resize(tf.cast(images, tf.float32), [PIXEL_SIDE] * 2, method="area")
     return tf.reshape(small, [tf.shape(small)[0], -1])
+
+
+def worse(split: str, map_at_r: Mapping[str, float]) -> str | None:
+    """A warning where the trained model does not come up to what there was without training.
+
+    Fine-tuning can forget: a pretrained backbone's own features may tell unseen classes better.
+    """
+    name = max(map_at_r, key=lambda name: map_at_r[name])
+    if not map_at_r[TRAINED] < map_at_r[name]:
+        return None
+    return (
+        f"warning: training made it worse: MAP@R {map_at_r[TRAINED]:.3f} on {split}, {name}"
+        f" {map_at_r[name]:.3f}; try a tenth of the learning rate, train.patience, or no head"
+        " (build_model.embedding_dim = None)"
+    )
 
 
 def numbers(metrics: RetrievalMetrics) -> dict[str, float]:

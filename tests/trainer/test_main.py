@@ -19,6 +19,7 @@ from preprocessing.index import load_index
 from preprocessing.storage import exclusive
 from tests.fixtures.datasets import make_data_set, small_data_set
 from tests.fixtures.folders import class_folder
+from trainer.evaluate import worse
 
 ROOT = Path(__file__).parents[2]
 TINY = str(Path(__file__).with_name("tiny.gin"))
@@ -312,6 +313,13 @@ def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
     again = run(*arguments(data_dir, tmp_path / "run", *flags))
     assert f"{message} step 1" in again.stderr
     assert max(row["step"] for row in numbers(tmp_path / "run")) == 3
+
+
+def test_training_that_made_it_worse_is_pointed_out():
+    before = {"raw pixels": 0.3, "backbone before training": 0.59}
+    assert worse("test", {**before, "trained model": 0.59}) is None
+    warning = worse("test", {**before, "trained model": 0.49})
+    assert "MAP@R 0.490 on test, backbone before training 0.590;" in warning
 
 
 def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path):

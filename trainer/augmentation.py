@@ -31,6 +31,9 @@ class Augmentation:
       max_area: largest share, min_area to 1.
       max_aspect: a crop's longer side over its shorter one is at most this, 1 or more.
       flip: whether half of the crops are mirrored left to right.
+      rotate: crops are turned about their centre by up to so many degrees either way, 0 to 180;
+        what comes in at the corners repeats the nearest pixel.
+      shear: and slanted by up to so many degrees, 0 to 45.
       brightness: all values times 1 - brightness to 1 + brightness, 0 to 1.
       contrast: the distance to mid-grey, likewise.
       saturation: the distance to the pixel's own grey, likewise.
@@ -44,6 +47,8 @@ class Augmentation:
     max_area: float = 1.0
     max_aspect: float = 4 / 3
     flip: bool = True
+    rotate: float = 0.0
+    shear: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -60,6 +65,8 @@ class Augmentation:
         if not 1 <= self.max_aspect < np.inf:
             raise UsageError(f"Augmentation.max_aspect: 1 or more, not {self.max_aspect}")
         for name, least, most in (
+            ("rotate", 0, 180),
+            ("shear", 0, 45),
             ("brightness", 0, 1),
             ("contrast", 0, 1),
             ("saturation", 0, 1),
@@ -98,14 +105,17 @@ class Augmentation:
 
         Returns:
           What `pixels` takes, by name: "window" [..., N, 4] int32 (top, left, height, width of the
-          crop), and where they are asked for "flip" [N] bool, "colour" [N, 3, 4] float32 (a
-          matrix of RGB and 1), "erased" [N, 7] int32 (a window of the result, which may be empty,
-          and a colour).
+          crop), and where they are asked for "flip" [N] bool, "affine" [N, 8] float32 (from pixels
+          of the result to those of the crop, as TensorFlow's projective transforms), "colour"
+          [N, 3, 4] float32 (a matrix of RGB and 1), "erased" [N, 7] int32 (a window of the result,
+          which may be empty, and a colour).
         """
-        numbers = uniform(key(seed, _AUGMENTATION, step, slots), 17).T
+        numbers = uniform(key(seed, _AUGMENTATION, step, slots), 19).T
         drawn = {"window": self._windows(numbers[:4], height, width)}
         if self.flip:
             drawn["flip"] = numbers[4] < 0.5
+        if self.rotate or self.shear:
+            drawn["affine"] = self._affine(*numbers[17:19], image_size)
         if self._colours:
             drawn["colour"] = self._colour_matrices(*numbers[5:9])
         if self.erase:
@@ -120,6 +130,16 @@ class Augmentation:
         top = np.floor(numbers[2] * (height - crop_height + 1))
         left = np.floor(numbers[3] * (width - crop_width + 1))
         return np.stack([top, left, crop_height, crop_width], axis=-1).astype(np.int32)
+
+    def _affine(self, rotate: np.ndarray, shear: np.ndarray, size: int) -> np.ndarray:
+        """About the centre; rows of [[a0, a1, a2], [a3, a4, a5]] and two zeros, x before y."""
+        angle = np.deg2rad(self.rotate) * (2 * rotate - 1)
+        slant = np.tan(np.deg2rad(self.shear) * (2 * shear - 1))
+        cos, sin, centre = np.cos(angle), np.sin(angle), (size - 1) / 2
+        linear = np.stack([[cos, cos * slant - sin], [sin, sin * slant + cos]])  # [2, 2, N]
+        offset = centre - linear.sum(axis=1) * centre
+        rows = [*linear[0], offset[0], *linear[1], offset[1], 0 * angle, 0 * angle]
+        return np.stack(rows, axis=1).astype(np.float32)
 
     def _colour_matrices(
         self, brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, hue: np.ndarray
@@ -187,15 +207,14 @@ def pixels(jpegs: tf.Tensor, drawn: Mapping[str, tf.Tensor], image_size: int) ->
         _crop(jpeg, image_size, **{name: values[i] for name, values in each.items()})
         for i, jpeg in enumerate(tf.unstack(jpegs))
     ]
-    if "colour" in drawn:
+    if "colour" in drawn or "affine" in drawn:
         # Together: a small operation of TensorFlow's costs as much as its work.
         batch = tf.concat(images, axis=0)
-        colour = drawn["colour"]
-        flat = tf.matmul(
-            tf.reshape(batch, [len(images), -1, 3]), colour[:, :, :3], transpose_b=True
-        )
-        batch = tf.reshape(flat + colour[:, None, :, 3], tf.shape(batch))
-        batch = _whole(tf.clip_by_value(batch, 0.0, 255.0))
+        if "affine" in drawn:
+            batch = _transform(batch, drawn["affine"], image_size)
+        if "colour" in drawn:
+            batch = _recolour(batch, drawn["colour"])
+        batch = _whole(batch)
     else:
         # One by one: floats of several images do not fit into a core's cache.
         batch = tf.concat([_whole(image) for image in images], axis=0)
@@ -231,6 +250,25 @@ def _crop(
 
     # tf.image.resize would ask again for what is known here.
     return plain() if shrinks is None else tf.cond(shrinks, antialiased, plain)
+
+
+def _transform(images: tf.Tensor, affine: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Turns and slants [G, S, S, 3] float32; affine [G, 8]."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=affine,
+        output_shape=[image_size] * 2,
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+    )
+
+
+def _recolour(images: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
+    """RGB [G, S, S, 3] float32, 0 to 255, by a matrix for each; colour [G, 3, 4]."""
+    flat = tf.reshape(images, [images.shape[0], -1, 3])
+    flat = tf.matmul(flat, colour[:, :, :3], transpose_b=True) + colour[:, None, :, 3]
+    return tf.clip_by_value(tf.reshape(flat, tf.shape(images)), 0.0, 255.0)
 
 
 def _whole(values: tf.Tensor) -> tf.Tensor:

@@ -22,7 +22,7 @@ from trainer.augmentation import (
 )
 
 COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.6, "hue": 0.2}
-ALL = Augmentation(min_area=0.2, **COLOURS, erase=0.5)
+ALL = Augmentation(min_area=0.2, rotate=25, shear=10, **COLOURS, erase=0.5)
 SLOTS = np.arange(4000)
 
 
@@ -45,6 +45,7 @@ def test_names_types_and_shapes():
     assert found == {
         "window": ((4000, 4), "int32"),
         "flip": ((4000,), "bool"),
+        "affine": ((4000, 8), "float32"),
         "colour": ((4000, 3, 4), "float32"),
         "erased": ((4000, 7), "int32"),
     }
@@ -55,6 +56,8 @@ def test_only_what_is_asked_for():
     assert [*draw(Augmentation())] == ["window", "flip"]
     for name, share in COLOURS.items():
         assert [*draw(Augmentation(flip=False, **{name: share}))] == ["window", "colour"]
+    for name in ("rotate", "shear"):
+        assert [*draw(Augmentation(flip=False, **{name: 5}))] == ["window", "affine"]
     assert [*draw(Augmentation(flip=False, erase=0.1))] == ["window", "erased"]
 
 
@@ -358,6 +361,21 @@ def test_erased_area_and_aspect():
     assert len(np.unique(erased[:, 4:], axis=0)) > 3990
 
 
+def test_angles_about_the_centre():
+    """Area stays, the centre stays; turned by up to 30 degrees, slanted by up to 20."""
+    a, b, c, d, e, f, *zeros = draw(Augmentation(rotate=30, shear=20), image_size=33)["affine"].T
+    assert not np.any(zeros)
+    np.testing.assert_allclose(a * e - b * d, 1, atol=1e-6)
+    np.testing.assert_allclose((a * 16 + b * 16 + c, d * 16 + e * 16 + f), 16, atol=1e-4)
+    assert_spread(np.rad2deg(np.arctan2(d, a)), -30.01, 30.01)
+    assert_spread(np.rad2deg(np.arctan(a * b + d * e)), -20.01, 20.01)
+
+
+def test_angles_are_drawn_apart():
+    a, b, _, d, e, *_ = draw(Augmentation(rotate=30, shear=20))["affine"].T
+    assert abs(np.corrcoef(np.arctan2(d, a), a * b + d * e)[0, 1]) < 0.05
+
+
 # ---- Pixels.
 
 
@@ -408,10 +426,25 @@ def resized(image, size) -> np.ndarray:
     return found
 
 
-def reference(data, size, window, flip, colour, erased) -> np.ndarray:
+def turned(image, affine) -> np.ndarray:
+    """One pixel after the other, bilinear, the nearest pixel beyond the edge."""
+    found = np.empty(image.shape)
+    a, b, c, d, e, f = affine[:6].astype(float)
+    for row, column in np.ndindex(image.shape[:2]):
+        x, y = a * column + b * row + c, d * column + e * row + f
+        value = np.zeros(3)
+        for i in (np.floor(y), np.floor(y) + 1):
+            for j in (np.floor(x), np.floor(x) + 1):
+                place = (int(np.clip(k, 0, len(image) - 1)) for k in (i, j))
+                value += (1 - abs(y - i)) * (1 - abs(x - j)) * image[tuple(place)]
+        found[row, column] = value
+    return found
+
+
+def reference(data, size, window, flip, affine, colour, erased) -> np.ndarray:
     top, left, height, width = window
     crop = decoded(data)[top : top + height, left : left + width]
-    image = resized(crop[:, ::-1] if flip else crop, size)
+    image = turned(resized(crop[:, ::-1] if flip else crop, size), affine)
     image = applied(colour, image.reshape(-1, 3)).reshape(image.shape).clip(0, 255).round()
     top, left, height, width = erased[:4]
     image[top : top + height, left : left + width] = erased[4:]
@@ -429,7 +462,7 @@ def test_pixels_follow_what_was_drawn():
     found = run(jpegs, 48, **drawn)
     for i, (image, data) in enumerate(zip(found, jpegs, strict=True)):
         expected = reference(
-            data, 48, *(drawn[name][i] for name in ("window", "flip", "colour", "erased"))
+            data, 48, *(drawn[name][i] for name in ("window", "flip", "affine", "colour", "erased"))
         )
         # What decoders differ by, colours may stretch threefold.
         assert np.abs(image - expected).max() <= 12
@@ -461,6 +494,18 @@ def test_grey_images_have_three_channels():
     [image] = run([data], 16, [[0, 0, 16, 16]])
     assert (image == image[:, :, :1]).all()
     assert_close(image, decoded(data))
+
+
+def test_a_quarter_turn():
+    """By hand: x of the crop is y of the result, y of the crop is 6 - x."""
+    data = jpeg(smooth(7, 7))
+    window = [[0, 0, 7, 7]]
+    [image] = run([data], 7, window)
+    turn = np.array([[0, 1, 0, -1, 0, 6, 0, 0]], np.float32)
+    [found] = run([data], 7, window, affine=turn)
+    np.testing.assert_array_equal(found, np.rot90(image, -1))
+    nothing = np.array([[1, 0, 0, 0, 1, 0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(run([data], 7, window, affine=nothing), [image])
 
 
 def test_values_are_clipped_and_rounded():
@@ -521,6 +566,8 @@ def test_a_shrunk_crop_is_the_right_one(flip):
         ({"max_aspect": 0.5}, "max_aspect: 1 or more, not 0.5"),
         ({"max_aspect": float("nan")}, "max_aspect"),
         ({"max_aspect": float("inf")}, "max_aspect"),
+        ({"rotate": 181}, "rotate: 0 to 180, not 181"),
+        ({"shear": -1}, "shear: 0 to 45, not -1"),
         ({"brightness": 1.5}, "brightness: 0 to 1, not 1.5"),
         ({"contrast": -0.1}, "contrast: 0 to 1, not -0.1"),
         ({"saturation": 2}, "saturation: 0 to 1, not 2"),
@@ -537,4 +584,5 @@ def test_wrong_arguments(values, message):
 
 def test_the_ends_of_the_ranges_are_right_arguments():
     Augmentation(min_area=1.0, max_area=1.0, max_aspect=1.0, erase_max_area=0.02)
+    Augmentation(rotate=180, shear=45)
     Augmentation(brightness=1, contrast=1, saturation=1, hue=0.5, erase=1, erase_max_area=1)

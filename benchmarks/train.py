@@ -285,6 +285,7 @@ def main() -> None:
     if flags.replicas:
         print(mining_seconds(flags.replicas))
         return
+    tf.get_logger().setLevel("ERROR")
     print(f"Training ({machine()})")
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
         photos = DataSet(side=144, classes=100, images_per_class=20)

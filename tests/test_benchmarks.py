@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from benchmarks.mining.comparison import rotate
 from benchmarks.mining.processes import WorkerError
 from benchmarks.mining.worker import peak_bytes, random_batch, turn
 from benchmarks.timing import print_columns, turns
+from benchmarks.train import forward_flops
 from preprocessing.index import load_index
 from preprocessing.records import decode_example, read_record
 
@@ -131,3 +133,10 @@ def test_input_whole(tmp_path):
     printed = batches_by_offset(tmp_path, "--classes", "32", "64", f"--peers={tmp_path}")
     for row in ("a chunk as in training", "choose_from_datasets, 32 class files", "make peers"):
         assert row in printed
+
+
+def test_operations_of_a_convolution_by_hand():
+    """Of 4 x 4 x 3 to 4 x 4 x 5 by 3 x 3: a multiplication and an addition each."""
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(image))
+    assert forward_flops(model) == 2 * 4 * 4 * 5 * 3 * 3 * 3

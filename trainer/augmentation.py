@@ -115,7 +115,7 @@ class Augmentation:
         if self.flip:
             drawn["flip"] = numbers[4] < 0.5
         if self.rotate or self.shear:
-            drawn["affine"] = self._affine(*numbers[17:19], image_size)
+            drawn["affine"] = self._affine(numbers[17], numbers[18], image_size)
         if self._colours:
             drawn["colour"] = self._colour_matrices(*numbers[5:9])
         if self.erase:

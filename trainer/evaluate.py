@@ -18,6 +18,7 @@ from trainer.contact_sheet import Tile, choose_queries, contact_sheet
 from trainer.images import Forward, Images, on_replicas
 from trainer.reading import Reading, checked
 from trainer.retrieval import RetrievalMetrics, nearest_neighbours, retrieval_metrics
+from trainer.workers import is_chief, losses_named
 
 FOLDER = "evaluation"
 RECALL_AT = (1, 2, 4, 8)
@@ -87,6 +88,7 @@ def evaluate(
 
     Raises:
       UsageError: no such data set or split, no class of two images in it, or no checkpoint.
+      WorkerLostError: another process that evaluates along does not answer.
     """
     require_local(model_dir, "model_dir")
     require_positive(
@@ -126,17 +128,20 @@ def evaluate(
     def measured(forward: Forward, what: str) -> RetrievalMetrics:
         return measure(*embed(forward, images, what), images)
 
-    forward = forward_function(strategy, model)
-    before = measured(forward, "model before training")
-    step = Checkpoints(model_dir, model).restore_best()
-    embeddings, rows = embed(forward, images, TRAINED)
-    backbone = forward_function(strategy, untrained(embedding_dim=None))
-    results = {
-        "raw pixels": measured(on_replicas(strategy, raw_pixels), "raw pixels"),
-        "backbone before training": measured(backbone, "backbone before training"),
-        "model before training": before,
-        TRAINED: measure(embeddings, rows, images),
-    }
+    with losses_named(strategy):
+        forward = forward_function(strategy, model)
+        before = measured(forward, "model before training")
+        step = Checkpoints(model_dir, model).restore_best()
+        embeddings, rows = embed(forward, images, TRAINED)
+        backbone = forward_function(strategy, untrained(embedding_dim=None))
+        results = {
+            "raw pixels": measured(on_replicas(strategy, raw_pixels), "raw pixels"),
+            "backbone before training": measured(backbone, "backbone before training"),
+            "model before training": before,
+            TRAINED: measure(embeddings, rows, images),
+        }
+    if not is_chief(strategy):
+        return
 
     folder = os.path.join(model_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)

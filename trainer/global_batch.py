@@ -20,11 +20,14 @@ class GlobalBatch:
       embeddings: [B, D] of all replicas; the gradient reaches the replica that each row is from.
       labels: [B] of all replicas.
       rows: [b] int32, which of them are this replica's.
+      before: scalar int32, rows of the global batch that come before these: 0, but for a replica
+        that keeps to its own, where it is counted as if all brought as many.
     """
 
     embeddings: tf.Tensor
     labels: tf.Tensor
     rows: tf.Tensor
+    before: tf.Tensor | int = 0
 
 
 def _replicas() -> "tf.distribute.ReplicaContext | None":
@@ -52,15 +55,18 @@ def gather(
     Raises:
       UsageError: on TPUs, a batch whose size is not known when the step is compiled.
     """
-    context = _replicas() if across_replicas else None
+    context = _replicas()
+    here = tf.shape(labels)[0]
     if context is None:
-        return GlobalBatch(embeddings, labels, tf.range(tf.shape(labels)[0]))
+        return GlobalBatch(embeddings, labels, tf.range(here))
+    replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
+    if not across_replicas:
+        return GlobalBatch(embeddings, labels, tf.range(here), before=replica * here)
     if _on("TPU", context) and embeddings.shape[0] is None:
         raise UsageError(
             "the batch has no fixed size, which TPUs need: batch with drop_remainder=True"
         )
     # The owner travels with the label, as int32: TPUs have no fast path for int64.
-    replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
     pieces = tf.bitcast(labels, tf.int32)
     pieces = pieces if pieces.shape.rank == 2 else pieces[:, None]
     owner = tf.fill(tf.shape(pieces[:, :1]), replica)
@@ -76,7 +82,7 @@ def gather(
     return GlobalBatch(
         embeddings=gathered,
         labels=tf.bitcast(bits, labels.dtype),
-        rows=first + tf.range(tf.shape(labels)[0]),
+        rows=first + tf.range(here),
     )
 
 

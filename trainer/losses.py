@@ -33,7 +33,7 @@ class TripletResult:
       sums: [5] this replica's SUMS.
       count: scalar, triplets of all replicas, at least 1.
       costliest: for each of this replica's anchors, its triplet that costs most; rows of the
-        global batch.
+        global batch (if all replicas bring as many rows, where they mine apart).
     """
 
     loss: tf.Tensor
@@ -112,6 +112,11 @@ def batch_triplets(
     counts = tf.maximum(global_batch.global_sum(sums, across_replicas=across_replicas), 1.0)
     active, count = counts[SUMS.index("active")], counts[SUMS.index("triplets")]
     loss = total / (active if nonzero_mean else count)
+    costliest = dataclasses.replace(
+        costliest,
+        positive=costliest.positive + batch.before,
+        negative=costliest.negative + batch.before,
+    )
     return TripletResult(tf.cast(loss, dtype), tf.stop_gradient(sums), count, costliest)
 
 

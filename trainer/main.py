@@ -25,15 +25,16 @@ def main(_: list[str]) -> None:
     startup.import_tensorflow()
     import gin
 
-    from trainer import config
+    from trainer import config, workers
 
     model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir)
     finished = True
-    if FLAGS.mode == "train":
-        gin.get_configurable("evaluate")(check_only=True)
-        finished = gin.get_configurable("train")(on_ready=lambda: config.save(model_dir))
-    if finished:
-        gin.get_configurable("evaluate")()
+    with workers.ended_if_lost():
+        if FLAGS.mode == "train":
+            gin.get_configurable("evaluate")(check_only=True)
+            finished = gin.get_configurable("train")(on_ready=lambda: config.save(model_dir))
+        if finished:
+            gin.get_configurable("evaluate")()
 
 
 if __name__ == "__main__":

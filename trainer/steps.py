@@ -13,8 +13,9 @@ from preprocessing.index import DatasetIndex
 from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
 from trainer.damage import append_damaged, find_damaged, require_replaceable, unreadable_named
+from trainer.images import Images
 from trainer.input import chunks, train_batches
-from trainer.loop import Loop
+from trainer.loop import LastBatch, Loop
 from trainer.records import Records
 from trainer.telemetry import Telemetry
 from trainer.updates import Updates
@@ -56,6 +57,10 @@ class Steps:
     telemetry: Telemetry
     should_stop: Callable[[], bool]
 
+    def __post_init__(self) -> None:
+        # With the number of steps done and the table it was drawn with.
+        self._last: tuple[int, LastBatch, np.ndarray | None] | None = None
+
     def run(self, step: int, goal: int, centres: np.ndarray | None) -> tuple[int, bool]:
         """Trains up to a step, or until it is asked to stop.
 
@@ -79,6 +84,18 @@ class Steps:
                 if self.should_stop():
                     return step, True
         return step, False
+
+    def show_last(self, images: Images) -> None:
+        """Shows the last batch, if there was one; not where its rows lie on several hosts.
+
+        Args:
+          images: of the train split, as they are shown.
+        """
+        if self._last is None:
+            return
+        step, batch, centres = self._last
+        if len(batch.embeddings) == self.plan.batch_size:
+            self.telemetry.batch(step, batch, self._rows([step - 1], centres), images)
 
     def _loop(self, iterator: Iterator, step: int, count: int, centres: np.ndarray | None) -> None:
         """One call of TensorFlow."""
@@ -105,7 +122,8 @@ class Steps:
         }
         if loop.input_seconds is not None:
             numbers["input_share"] = loop.input_seconds / seconds
-        self.telemetry.training(step + count, numbers)
+        self.telemetry.training(step + count, numbers, loop.last)
+        self._last = step + count, loop.last, centres
 
     def _batches(self, first_step: int, num_steps: int, centres: np.ndarray | None) -> Iterator:
         def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:

@@ -5,30 +5,66 @@ import functools
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
+from trainer.workers import await_all, bounded, cluster
 
-NAMES = ("auto", "one_device", "mirrored")
+NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
-def make_strategy(*, name: str = "auto", cpu_replicas: int = 1) -> tf.distribute.Strategy:
+def make_strategy(
+    *,
+    name: str = "auto",
+    cpu_replicas: int = 1,
+    tpu: str = "local",
+    start_seconds: float = 300.0,
+) -> tf.distribute.Strategy:
     """A distribution strategy, one a process for the same arguments.
 
     TensorFlow would take the collective operations of two for each other's.
 
     Args:
       name: "one_device": the first GPU, else the CPU; "mirrored": all GPUs of this machine, or
-        `cpu_replicas` logical CPU devices; "auto": "mirrored" where there are several of either.
+        `cpu_replicas` logical CPU devices; "multi_worker": all devices of the processes in
+        TF_CONFIG; "tpu": all cores of a TPU; "auto": the first that fits of "multi_worker" where
+        TF_CONFIG has several workers, "tpu" where there is one, "mirrored" where there are several
+        devices, "one_device".
       cpu_replicas: replicas on the CPU, for trying out what several GPUs will do.
+      tpu: "local" on a TPU VM, or the name or address of a TPU.
+      start_seconds: how long to wait for other workers.
+
+    Raises:
+      UsageError: what is asked for is not there.
     """
     if name not in NAMES:
         raise UsageError(f"make_strategy.name {name!r}: one of {', '.join(NAMES)}")
     if cpu_replicas < 1:
         raise UsageError(f"make_strategy.cpu_replicas {cpu_replicas}: 1 or more")
-    return _strategy(name, cpu_replicas)
+    if not start_seconds > 0:
+        raise UsageError(f"make_strategy.start_seconds {start_seconds}: above 0")
+    return _strategy(name, cpu_replicas, tpu, start_seconds)
 
 
 @functools.cache
-def _strategy(name: str, cpu_replicas: int) -> tf.distribute.Strategy:
+def _strategy(
+    name: str, cpu_replicas: int, tpu: str, start_seconds: float
+) -> tf.distribute.Strategy:
+    workers = cluster() if name in ("auto", "multi_worker") else None
+    if name == "multi_worker" and workers is None:
+        raise UsageError(
+            "make_strategy.name 'multi_worker': no TF_CONFIG in the environment; see"
+            " docs/distributed.md"
+        )
+    if workers is not None and (name == "multi_worker" or len(workers[0]) > 1):
+        _require_no_replicas(cpu_replicas, "in a cluster each process is a replica")
+        # Nothing of TensorFlow's may run before, not even a look at its devices.
+        await_all(*workers, start_seconds)
+        with bounded(start_seconds):
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu" or (name == "auto" and tf.config.list_physical_devices("TPU")):
+        _require_no_replicas(cpu_replicas, "there is a TPU")
+        return _tpu(tpu)
     gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        _require_no_replicas(cpu_replicas, f"there are {len(gpus)} GPUs")
     replicas = len(gpus) or cpu_replicas
     if name == "one_device" or (name == "auto" and replicas == 1):
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
@@ -36,6 +72,22 @@ def _strategy(name: str, cpu_replicas: int) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy()
     _split_cpu(replicas)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def _require_no_replicas(cpu_replicas: int, why: str) -> None:
+    if cpu_replicas > 1:
+        raise UsageError(f"make_strategy.cpu_replicas {cpu_replicas}: {why}; leave it out")
+
+
+def _tpu(address: str) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"make_strategy.tpu {address!r}: no TPU there ({reason})") from error
 
 
 def _split_cpu(replicas: int) -> None:

@@ -1,15 +1,20 @@
-"""What a run tells of itself: metrics.jsonl, TensorBoard, and one progress line."""
+"""What a run tells of itself: metrics.jsonl, TensorBoard, one progress line, and warnings."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
-import tensorflow as tf
+import numpy as np
 
 from preprocessing.progress import Progress, duration
 from preprocessing.storage import write_file
+from trainer.health import Health, effective_rank, spread
+from trainer.images import Images
+from trainer.loop import LastBatch
+from trainer.tensorboard import TensorBoard
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -23,14 +28,19 @@ class Telemetry:
       first_step: where it begins; what metrics.jsonl says of later steps is cut off, since they
         are done again.
       steps: where it ends.
+      writes: False for a process that says and writes nothing, of several that train together.
     """
 
-    def __init__(self, model_dir: str, *, first_step: int, steps: int) -> None:
+    def __init__(self, model_dir: str, *, first_step: int, steps: int, writes: bool = True) -> None:
         self._path = os.path.join(model_dir, METRICS_FILE)
         self._steps = steps
+        self._writes = writes
+        if not writes:
+            return
         self._cut_back(first_step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._writer = tf.summary.create_file_writer(os.path.join(model_dir, TENSORBOARD_FOLDER))
+        self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER))
+        self._health = Health()
         self._progress = Progress()
         self._start = (time.monotonic(), first_step)
 
@@ -40,12 +50,30 @@ class Telemetry:
     def __exit__(
         self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
     ) -> None:
+        if not self._writes:
+            return
         self._progress.__exit__(kind, value, trace)
         self._file.close()
-        self._writer.close()
+        self._board.close()
 
-    def training(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Records what the last steps gave, and updates the progress line."""
+    def training(
+        self, step: int, numbers: Mapping[str, float], last: LastBatch | None = None
+    ) -> None:
+        """Records what the last steps gave, updates the progress line, and warns.
+
+        Args:
+          step: they ended with.
+          numbers: at least loss, active and images_per_second.
+          last: the last batch, whose spread and effective rank are recorded too.
+        """
+        if not self._writes:
+            return
+        if last is not None:
+            shape = {
+                "spread": spread(last.embeddings),
+                "effective_rank": effective_rank(last.embeddings),
+            }
+            numbers = {**numbers, **shape}
         self._record(step, "train", numbers)
         since, at = self._start
         pace = (time.monotonic() - since) / max(step - at, 1)
@@ -56,24 +84,39 @@ class Telemetry:
             + f"  {duration(pace * (self._steps - step))} left",
             force=step >= self._steps,
         )
+        for line in self._health.warnings(step, numbers):
+            self.line(line)
 
     def evaluation(self, step: int, numbers: Mapping[str, float], note: str) -> None:
         """Records and prints metrics on val."""
+        if not self._writes:
+            return
         self._record(step, "val", numbers)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         self._progress.line(f"step {step:,}  val: {shown}{note}")
 
+    def batch(self, step: int, last: LastBatch, rows: np.ndarray, images: Images) -> None:
+        """Shows the distances and the hardest triplets of a batch; see `TensorBoard.batch`."""
+        if self._writes:
+            self._board.batch(step, last, rows, images)
+
+    def points(self, embeddings: np.ndarray, rows: np.ndarray, images: Images) -> None:
+        """Shows embeddings [M, D] of a split as points; see `TensorBoard.points`."""
+        if self._writes:
+            self._board.points(embeddings, rows, images)
+
     def line(self, text: str) -> None:
         """Prints a line that stays."""
-        self._progress.line(text)
+        if self._writes:
+            self._progress.line(text)
 
     def _record(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
-        row = {"step": step, "kind": kind, **numbers}
-        self._file.write(json.dumps(row) + "\n")
+        # JSON has no NaN.
+        known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        row = json.dumps({"step": step, "kind": kind, **known}, allow_nan=False)
+        self._file.write(row + "\n")
         self._file.flush()
-        with self._writer.as_default():
-            for name, value in numbers.items():
-                tf.summary.scalar(f"{kind}/{name}", value, step=step)
+        self._board.scalars(step, kind, numbers)
 
     def _cut_back(self, first_step: int) -> None:
         if not os.path.exists(self._path):

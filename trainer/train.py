@@ -34,6 +34,7 @@ from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
+from trainer.workers import any_worker, is_chief, losses_named, require_same
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
@@ -101,6 +102,7 @@ def train(
 
     Raises:
       UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
+      WorkerLostError: another process that trains along does not answer.
     """
     require_local(model_dir, "model_dir")
     require_positive(
@@ -146,19 +148,28 @@ def train(
 
     # ---- Where the run stands; one process at a time.
     os.makedirs(model_dir, exist_ok=True)
-    lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"model_dir {model_dir}")
-    with lock, on_signals() as stop, contextlib.ExitStack() as stack:
+    chief = is_chief(strategy)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(losses_named(strategy))
+        stop = stack.enter_context(on_signals())
+        if chief:
+            what = f"model_dir {model_dir}"
+            stack.enter_context(exclusive(os.path.join(model_dir, LOCK_FILE), what))
+            claim_data(model_dir, index.info)
+        checkpoints = Checkpoints(model_dir, model, updates, keep=keep, writes=chief)
+        first_step = checkpoints.restore_latest()
+        require_same(strategy, first_step, f"the last step saved in model_dir {model_dir}")
 
         def should_stop() -> bool:
-            return stop.asked
+            return any_worker(strategy, stop.asked)
 
-        claim_data(model_dir, index.info)
-        checkpoints = Checkpoints(model_dir, model, updates, keep=keep)
-        first_step = checkpoints.restore_latest()
         if init_from is not None and not first_step:
             _start_from(init_from, model, updates)
-        on_ready()
-        telemetry = stack.enter_context(Telemetry(model_dir, first_step=first_step, steps=steps))
+        if chief:
+            on_ready()
+        telemetry = stack.enter_context(
+            Telemetry(model_dir, first_step=first_step, steps=steps, writes=chief)
+        )
         say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
         if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
@@ -174,6 +185,7 @@ def train(
             damaged=reading.damaged,
             strategy=strategy,
         )
+        train_images = seen_as(index, records)
         val = None
         if val_index is not None:
             val_index = reading.bring(val_index)
@@ -197,24 +209,26 @@ def train(
             image_size=image_size,
             steps_per_loop=steps_per_loop,
             damaged=reading.damaged,
-            model_dir=model_dir,
+            model_dir=model_dir if chief else None,
             telemetry=telemetry,
             should_stop=should_stop,
         )
         step, evaluated_step = first_step, int(checkpoints.evaluated_step)
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
+                training.show_last(train_images)
                 with updates.averaged():
                     if val is not None:
-                        metrics = measure(*embed(forward, val, "val"), val)
+                        found = embed(forward, val, "val")
+                        metrics = measure(*found, val)
+                        telemetry.points(*found, val)
                         best = checkpoints.save_if_best(step, metrics.map_at_r)
                         note = "  (best so far)" if best else ""
                         telemetry.evaluation(step, numbers(metrics), note)
                     if plan.hard_share:
-                        images = seen_as(index, records)
                         checkpoints.centres.assign(
                             class_centres(
-                                forward, images, plan, images_per_centre=images_per_centre
+                                forward, train_images, plan, images_per_centre=images_per_centre
                             )
                         )
                 evaluated_step = step
@@ -228,13 +242,16 @@ def train(
                         f"no higher MAP@R on val for {waited} evaluations: ended after step"
                         f" {step:,} of {steps:,}; the best is of step {checkpoints.best_step:,}"
                     )
-                    return True
+                    steps = step
+                    break
             goal = min(steps, (step // evaluate_every + 1) * evaluate_every)
             table = checkpoints.centres.numpy()
             step, stopped = training.run(step, goal, table if len(table) else None)
             if stopped:
                 checkpoints.save(step, evaluated_step=evaluated_step)
                 break
+        # Nobody reads, or leaves, before the chief has written.
+        any_worker(strategy, False)
         if step < steps:
             telemetry.line(
                 f"stopped after step {step:,} of {steps:,}, saved in {model_dir};"

@@ -23,7 +23,7 @@ def results(module: str, *arguments: object) -> dict[str, np.ndarray]:
 
 def workers(count: int, module: str, *arguments: object) -> list[dict[str, np.ndarray]]:
     """The same of processes that TensorFlow makes one cluster of."""
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     environments = [
         {
             "TF_CONFIG": json.dumps(
@@ -87,7 +87,8 @@ def _ending(code: int | None) -> str:
     return "still running, killed" if code is None else f"exit code {code}"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Of this machine."""
     with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in with_ports]
     for server in with_ports:

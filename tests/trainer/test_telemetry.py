@@ -1,13 +1,22 @@
-"""metrics.jsonl of a run that goes on, and the progress lines."""
+"""metrics.jsonl of a run that goes on, the progress lines, and who writes."""
 
 import json
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.health import STEPS
+from trainer.loop import LastBatch
 from trainer.telemetry import Telemetry
 
 NUMBERS = {"loss": 0.5, "active": 0.25, "images_per_second": 100.0}
+
+
+def last_batch(embeddings: np.ndarray) -> LastBatch:
+    """One without triplets."""
+    rows = np.zeros(len(embeddings), np.int32)
+    return LastBatch(embeddings, rows, rows, np.full(len(embeddings), -np.inf, np.float32))
 
 
 def steps(path) -> list[int]:
@@ -41,3 +50,47 @@ def test_tensorboard_reads_it(tmp_path):
     [scalar] = events.Tensors("train/loss")
     assert scalar.step == 3
     assert tf.make_ndarray(scalar.tensor_proto) == 0.5
+
+
+def test_metrics_are_strict_json(tmp_path):
+    def refuse(constant: str):
+        raise AssertionError(constant)
+
+    numbers = NUMBERS | {"gradient_norm": float("inf"), "learning_rate": float("nan")}
+    with Telemetry(str(tmp_path), first_step=0, steps=9) as telemetry:
+        telemetry.training(3, numbers)
+        telemetry.evaluation(3, {"map_at_r": np.float64(0.5), "recall": np.float32("nan")}, "")
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    train, val = (json.loads(line, parse_constant=refuse) for line in lines)
+    unknown = {"gradient_norm": None, "learning_rate": None}
+    assert train == {"step": 3, "kind": "train", **NUMBERS, **unknown}
+    assert val == {"step": 3, "kind": "val", "map_at_r": 0.5, "recall": None}
+
+
+def test_a_collapse_is_recorded_and_told_once(tmp_path, capsys):
+    cross = last_batch(np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32))
+    point = last_batch(np.full([4, 2], 0.5, np.float32))
+    with Telemetry(str(tmp_path), first_step=0, steps=200) as telemetry:
+        telemetry.training(10, NUMBERS, cross)
+        for step in range(20, 200, 10):
+            telemetry.training(step, NUMBERS, point)
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert found[0]["spread"] == 1
+    assert found[0]["effective_rank"] == pytest.approx(2)
+    assert (found[1]["spread"], found[1]["effective_rank"]) == (0, 1)
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warning.startswith(f"warning: step {20 + STEPS}: since step 20 embeddings have")
+
+
+def test_another_process_says_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 12}\n')
+    last, rows = last_batch(np.zeros([4, 2], np.float32)), np.arange(4)
+    with Telemetry(str(tmp_path), first_step=6, steps=9, writes=False) as telemetry:
+        telemetry.training(9, NUMBERS, last)
+        telemetry.evaluation(9, {"map_at_r": 0.5}, "")
+        telemetry.batch(9, last, rows, None)
+        telemetry.points(last.embeddings, rows, None)
+        telemetry.line("text")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert steps(tmp_path / "metrics.jsonl") == [12]
+    assert not any(capsys.readouterr())

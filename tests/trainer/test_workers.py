@@ -1,0 +1,199 @@
+"""Two processes that train together, on loopback: the same weights, one stop, and lost workers."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from preprocessing.errors import UsageError
+from tests.trainer.processes import free_ports
+from trainer.workers import cluster
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.gin")
+ENDLESS = ("STEPS = 100000", "train.evaluate_every = 100000")
+# A bound, not an expectation: what is waited for takes seconds.
+DEADLINE = 150
+
+
+def command(data_dir: Path, model_dir: Path, *params: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "trainer.main", f"--gin_file={TINY}"),
+        *(f"--data_dir={data_dir}", f"--model_dir={model_dir}"),
+        *(f"--gin_param={param}" for param in params),
+    ]
+
+
+class Worker:
+    """One of the processes, its output in a file."""
+
+    def __init__(self, arguments: list[str], log: Path, tf_config: str | None) -> None:
+        self._log = log
+        self._file = log.open("wb")
+        extra = {} if tf_config is None else {"TF_CONFIG": tf_config}
+        self.process = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env={**os.environ, "TF_DETERMINISTIC_OPS": "1", **extra},
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+        )
+
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for(self, pattern: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not re.search(pattern, self.output()):
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.05)
+
+    def code(self) -> int:
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.output()}") from None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._file.close()
+
+
+@contextlib.contextmanager
+def workers(
+    arguments: list[str], folder: Path, *, started: int = 2, mute: bool = False
+) -> Iterator[list[Worker]]:
+    """The first of two workers, or both; none outlives the block.
+
+    Mute: the second is something else, which takes connections and says nothing.
+    """
+    ports = free_ports(2)
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    running: list[Worker] = []
+    other = socket.create_server(("127.0.0.1", ports[1])) if mute else contextlib.nullcontext()
+    with other, contextlib.ExitStack() as stack:
+        for number in range(started):
+            task = {"type": "worker", "index": number}
+            config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+            running.append(Worker(arguments, folder / f"{number}.log", config))
+            stack.callback(running[-1].end)
+        yield running
+
+
+def weights(model_dir: Path) -> dict[str, np.ndarray]:
+    path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
+    names = [name for name, _ in tf.train.list_variables(path) if "VARIABLE_VALUE" in name]
+    return {
+        name: tf.train.load_variable(path, name) for name in names if "save_counter" not in name
+    }
+
+
+def assert_close(model_dir: Path, expected: Path, tolerance: float) -> None:
+    one, other = weights(model_dir), weights(expected)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
+    """The weights at the end are those of one process that was never stopped."""
+    arguments = command(data_dir, tmp_path / "run", "train.steps_per_loop = 1")
+    with workers(arguments, tmp_path) as (chief, other):
+        chief.wait_for(r"step [12] of 6")
+        other.process.send_signal(signal.SIGTERM)
+        assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
+    [step] = re.findall(r"stopped after step (\d) of 6, saved in", chief.output())
+    assert "stopped after" not in other.output()  # the chief speaks for all
+    with workers(arguments, tmp_path) as (chief, other):
+        assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
+    assert f"going on from step {step}" in chief.output()
+    assert "trained model" in chief.output()
+    alone = Worker(command(data_dir, tmp_path / "alone"), tmp_path / "alone.log", None)
+    try:
+        assert alone.code() == 0, alone.output()
+    finally:
+        alone.end()
+    assert_close(tmp_path / "run", tmp_path / "alone", 2e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_ends_the_other_with_one_line(data_dir, tmp_path, number):
+    arguments = command(data_dir, tmp_path / "run", *ENDLESS)
+    with workers(arguments, tmp_path) as (chief, other):
+        chief.wait_for(r"step \d+ of")
+        other.process.send_signal(number)
+        assert chief.code() == 1, chief.output()
+        assert "Traceback" not in chief.output()
+        [line] = re.findall(r"^error: a worker was lost: (.*)", chief.output(), re.MULTILINE)
+        assert "start all workers again" in line
+        if number == signal.SIGKILL:
+            assert "worker 1 (127.0.0.1:" in line
+
+
+def test_a_worker_that_never_comes(data_dir, tmp_path):
+    arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 12.0")
+    with workers(arguments, tmp_path, started=1) as (chief,):
+        chief.wait_for(r"waiting for worker 1 \(127.0.0.1:\d+\)")
+        assert chief.code() == 1
+    assert re.search(
+        r"error: not all of 2 workers have come in 12 s; missing: worker 1 \(127", chief.output()
+    )
+    assert "Traceback" not in chief.output()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_interrupted_while_waiting(data_dir, tmp_path, number, code):
+    with workers(command(data_dir, tmp_path / "run"), tmp_path, started=1) as (chief,):
+        chief.wait_for(r"waiting for worker 1")
+        chief.process.send_signal(number)
+        assert chief.code() == code
+
+
+def test_a_worker_that_is_seen_but_does_not_join(data_dir, tmp_path):
+    """TensorFlow waits for it with Python's lock held."""
+    arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 15.0")
+    with workers(arguments, tmp_path, started=1, mute=True) as (chief,):
+        assert chief.code() == -signal.SIGALRM
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"TF_CONFIG: .*\(JSONDecodeError"),
+        ('{"cluster": {}}', r"KeyError: 'worker'"),
+        ('{"cluster": {"worker": ["a:1"]}}', "KeyError: 'task'"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "index 1, but",
+        ),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "'chief'"),
+        ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "same"),
+        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "HOST:PORT"),
+    ],
+)
+def test_wrong_clusters(monkeypatch, text, message):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UsageError, match=message):
+        cluster()
+
+
+def test_a_cluster_and_none(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert cluster() is None
+    task = {"type": "worker", "index": "1"}
+    config = {"cluster": {"worker": ["a:1", "b:2"]}, "task": task}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert cluster() == (["a:1", "b:2"], 1)

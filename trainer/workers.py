@@ -1,0 +1,218 @@
+"""Several processes that train together: who writes, what all agree on, and who is missing."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from preprocessing.errors import UsageError
+
+LOST_EXIT_CODE = 1
+SAY_EVERY, ASK_EVERY, ANSWER_SECONDS = 10.0, 0.2, 1.0
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+_GO_ON = "start all workers again, with the same command: they go on from the newest checkpoint"
+
+
+class WorkerLostError(Exception):
+    """Another worker of the run does not answer; one line that says so and what to do."""
+
+
+# ---- What TF_CONFIG says.
+
+
+def cluster() -> tuple[list[str], int] | None:
+    """Addresses of the workers, and which of them this process is; None without a TF_CONFIG.
+
+    Raises:
+      UsageError: it is not what TensorFlow understands.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return None
+    try:
+        config = json.loads(text)
+        addresses = [str(address) for address in config["cluster"]["worker"]]
+        kind, number = config["task"]["type"], int(config["task"]["index"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            'TF_CONFIG: {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker",'
+            f' "index": N}}}}, not {text[:200]!r} ({type(error).__name__}: {error})'
+        ) from error
+    if kind != "worker" or {*config["cluster"]} != {"worker"}:
+        raise UsageError(f"TF_CONFIG: tasks of type 'worker' only, not {kind!r}")
+    if not 0 <= number < len(addresses):
+        raise UsageError(f"TF_CONFIG: task.index {number}, but {len(addresses)} workers")
+    if len({*addresses}) < len(addresses):
+        raise UsageError("TF_CONFIG: two workers have the same address")
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise UsageError(f"TF_CONFIG: worker {address!r}: HOST:PORT")
+    return addresses, number
+
+
+# ---- What all agree on.
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes."""
+    return _count(strategy) == 1 or strategy.cluster_resolver.task_id == 0
+
+
+def of_all(strategy: tf.distribute.Strategy, value: int) -> list[int]:
+    """A number of each process, from those that train together; every one has to ask."""
+    workers = _count(strategy)
+    if workers == 1:
+        return [value]
+    own = np.zeros([workers], np.int64)
+    own[strategy.cluster_resolver.task_id] = value
+    total = _summed(strategy)(tf.constant(own)).numpy()
+    return [int(each) for each in total // (strategy.num_replicas_in_sync // workers)]
+
+
+def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
+    """Whether any process has raised its flag; every one has to ask, and hears the same."""
+    return any(of_all(strategy, int(flag)))
+
+
+def require_same(strategy: tf.distribute.Strategy, value: int, what: str) -> None:
+    """Raises UsageError in every process unless the number is the same in all."""
+    values = of_all(strategy, value)
+    if len({*values}) > 1:
+        shown = ", ".join(f"{value:,}" for value in values)
+        raise UsageError(f"{what} is not the same for all workers: {shown}")
+
+
+def _count(strategy: tf.distribute.Strategy) -> int:
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    return len(strategy.cluster_resolver.cluster_spec().job_tasks("worker"))
+
+
+def _summed(strategy: tf.distribute.Strategy) -> Any:
+    """Kept with the strategy: traced once."""
+    if not hasattr(strategy, "_tripletmill_summed"):
+
+        @tf.function(autograph=False)
+        def summed(value: tf.Tensor) -> tf.Tensor:
+            shares = strategy.run(tf.identity, args=(value,))
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+
+        strategy._tripletmill_summed = summed
+    return strategy._tripletmill_summed
+
+
+# ---- Who is missing.
+
+
+@contextlib.contextmanager
+def losses_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Where another worker is lost, a WorkerLostError says which does not answer."""
+    try:
+        yield
+    except LOST as error:
+        if _count(strategy) == 1:
+            raise
+        addresses, number = cluster() or ([], 0)
+        silent = _silent(addresses, number)
+        whom = ", ".join(silent) if silent else "one that answers again, or stands still"
+        raise WorkerLostError(f"a worker was lost: {whom}; {_GO_ON}") from error
+
+
+@contextlib.contextmanager
+def ended_if_lost() -> Iterator[None]:
+    """Ends the process with one line where another worker is lost, and 1."""
+    try:
+        yield
+    except WorkerLostError as error:
+        _end(LOST_EXIT_CODE, f"error: {error}")
+
+
+def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
+    """Waits until all workers have been started, and says every ten seconds who is missing.
+
+    TensorFlow would wait for ever, without a word and deaf to Ctrl+C. Until all are there, each
+    listens at its own address, where TensorFlow does afterwards.
+
+    Args:
+      addresses: of all workers.
+      number: which of them this process is.
+      seconds: how long to wait.
+
+    Raises:
+      UsageError: this worker's port is taken.
+      WorkerLostError: some did not come in time.
+    """
+    port = int(addresses[number].rpartition(":")[2])
+    try:
+        listener = socket.create_server(("", port))
+    except OSError as error:
+        raise UsageError(
+            f"TF_CONFIG: worker {number} ({addresses[number]}) cannot use its port"
+            f" ({error.strerror})"
+        ) from error
+    began = said = time.monotonic()
+    with listener:
+        while missing := _silent(addresses, number):
+            now = time.monotonic()
+            if now - began >= seconds:
+                raise WorkerLostError(
+                    f"not all of {len(addresses)} workers have come in {seconds:.0f} s; missing:"
+                    f" {', '.join(missing)}; start all workers, with the same command"
+                )
+            if now - said >= SAY_EVERY:
+                print(f"waiting for {', '.join(missing)}", file=sys.stderr, flush=True)
+                said = now
+            time.sleep(ASK_EVERY)
+
+
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Ends the process where this takes longer, by the system: no thread of Python's may run.
+
+    That is so while TensorFlow waits for a worker that has died since it was seen. Ctrl+C and
+    SIGTERM end the process at once.
+    """
+    signals = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, signal.SIG_DFL) for each in signals]
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+def _end(code: int, line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+    # TensorFlow is waiting for the others, and would at its own end too.
+    os._exit(code)
+
+
+def _silent(addresses: Sequence[str], number: int) -> list[str]:
+    """The other workers to which no connection can be made."""
+    found = []
+    for other, address in enumerate(addresses):
+        if other == number:
+            continue
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        except OSError:
+            found.append(f"worker {other} ({address})")
+    return found

@@ -85,7 +85,12 @@ def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
             clip_norm=CLIP_NORM if everything else None,
             average_decay=DECAY if everything else None,
         )
-    triplets = functools.partial(batch_triplets, margin=0.5, jit_compile=False)
+    triplets = functools.partial(
+        batch_triplets,
+        margin=0.5,
+        jit_compile=False,
+        across_replicas=case.options != "apart",
+    )
     replicas = strategy.num_replicas_in_sync
     here = ROWS // replicas
     run_steps = make_loop(
@@ -126,6 +131,9 @@ def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
         "weights": np.concatenate([w.ravel() for w in model.get_weights()]),
         "averages": np.concatenate(averages) if averages else np.zeros(1),
         "embeddings": loops[-1].last.embeddings,
+        "positive": loops[-1].last.positive,
+        "negative": loops[-1].last.negative,
+        "term": loops[-1].last.term,
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer import processes
-from tests.trainer.step_replicas import CLIP_NORM, STEPS, Case, run
+from tests.trainer.step_replicas import CLIP_NORM, ROWS, STEPS, Case, batches, run
 
 SCRIPT = "tests.trainer.step_replicas"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -35,6 +35,10 @@ def check(found: dict[str, np.ndarray], cases: list[Case]) -> None:
             ("statistics", 1e-5),
         ):
             assert error(found, case, key) <= tolerance, (case, key)
+        if len(found[f"{case}/term"]) == ROWS:
+            for key in ("positive", "negative"):
+                one = on_one(case.options, case.dtype)[key]
+                np.testing.assert_array_equal(found[f"{case}/{key}"], one)
 
 
 def test_the_case_is_worth_the_test():
@@ -68,10 +72,25 @@ def test_replicas_change_nothing(replicas):
         Case("float32", 2, "xla"),
         Case("float64", 1, "norm"),
     ]
+    apart = Case("float64", 1, "apart")
     broken = Case("float64", 1, "all", "clip_before_the_sum")
-    found = processes.results(SCRIPT, replicas, *cases, broken)
+    found = processes.results(SCRIPT, replicas, *cases, apart, broken)
     check(found, cases)
+    check_mined_apart(found, apart, replicas)
     assert error(found, broken, "weights") > 1e-3
+
+
+def check_mined_apart(found: dict[str, np.ndarray], case: Case, replicas: int) -> None:
+    """Triplets name rows of the global batch also where replicas mine apart."""
+    here = ROWS // replicas
+    labels = batches(case.dtype)[1][-1]
+    of = {key: found[f"{case}/{key}"] for key in ("positive", "negative", "term")}
+    anchors = np.flatnonzero(np.isfinite(of["term"]))
+    assert len(anchors) > here
+    for anchor in anchors:
+        positive, negative = of["positive"][anchor], of["negative"][anchor]
+        assert anchor // here == positive // here == negative // here
+        assert labels[anchor] == labels[positive] != labels[negative]
 
 
 def test_on_two_worker_processes():

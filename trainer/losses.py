@@ -18,6 +18,13 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from trainer import global_batch
 from trainer.distances import DistanceMetric, check_metric, distance
+from trainer.loss_inputs import (
+    check_embeddings,
+    check_margin,
+    check_shapes,
+    computable,
+    flat_labels,
+)
 from trainer.tiles import SUMS, Rule, Triplets, triplet_sums
 
 POSITIVES = ("all", "hard", "easy")
@@ -96,10 +103,11 @@ def batch_triplets(
     ):
         if value not in known:
             raise UsageError(f"{name} {value!r}: one of {', '.join(known)}")
-    margin = _check(margin, distance_metric)
-    labels, embeddings = _labels(labels), tf.convert_to_tensor(embeddings)
-    _check_shapes(labels, embeddings)
-    dtype, embeddings = embeddings.dtype, _computable(embeddings)
+    margin = check_margin(margin)
+    check_metric(distance_metric)
+    labels, embeddings = flat_labels(labels), tf.convert_to_tensor(embeddings)
+    check_shapes(labels, embeddings)
+    dtype, embeddings = embeddings.dtype, computable(embeddings)
     batch = global_batch.gather(labels, embeddings, across_replicas=across_replicas)
     total, sums, costliest = triplet_sums(
         batch.embeddings,
@@ -250,12 +258,13 @@ def triplet_loss(
     Returns:
       [N] losses of the embeddings' type, not averaged and without regard to replicas.
     """
-    margin = _check(margin, distance_metric)
+    margin = check_margin(margin)
+    check_metric(distance_metric)
     given = [tf.convert_to_tensor(x) for x in (anchor, positive, negative)]
     for x in given:
-        _check_embeddings(x)
+        check_embeddings(x)
     dtype = given[0].dtype
-    anchor, positive, negative = map(_computable, given)
+    anchor, positive, negative = map(computable, given)
     difference = distance(anchor, positive, distance_metric) - distance(
         anchor, negative, distance_metric
     )
@@ -268,7 +277,8 @@ class _TripletLoss(keras.losses.Loss):
     def __init__(self, *, margin: float, distance_metric: DistanceMetric, name: str | None) -> None:
         # Keras must not average: a scalar comes out, in parts that add up over replicas.
         super().__init__(name=name, reduction=None)
-        self.margin = _check(margin, distance_metric)
+        self.margin = check_margin(margin)
+        check_metric(distance_metric)
         self.distance_metric = distance_metric
 
     def __call__(
@@ -355,49 +365,3 @@ class TripletSemiHardLoss(_TripletLoss):
         return triplet_semihard_loss(
             y_true, y_pred, margin=self.margin, distance_metric=self.distance_metric
         )
-
-
-def _check(margin: float, metric: DistanceMetric) -> float:
-    """The margin as a number."""
-    try:
-        value = float(margin)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise UsageError(f"margin {margin}: a number, 0 or more")
-    check_metric(metric)
-    return value
-
-
-def _labels(labels: tf.Tensor) -> tf.Tensor:
-    """[b] int32, or int64 where that is what they are or what holds them."""
-    labels = tf.convert_to_tensor(labels)
-    if not labels.dtype.is_integer:
-        raise UsageError(
-            f"labels are {labels.dtype.name}: integers, one a row (for a function in"
-            " model.compile Keras makes them floats: use the class)"
-        )
-    if labels.shape.rank not in (None, 1) and labels.shape[1:] not in ([1], [None]):
-        raise UsageError(f"labels have the shape {labels.shape}: [b] or [b, 1], not one-hot")
-    wide = labels.dtype in (tf.int64, tf.uint64, tf.uint32)
-    return tf.cast(tf.reshape(labels, [-1]), tf.int64 if wide else tf.int32)
-
-
-def _check_shapes(labels: tf.Tensor, embeddings: tf.Tensor) -> None:
-    _check_embeddings(embeddings)
-    rows, given = embeddings.shape[0], labels.shape[0]
-    if None in (rows, given):
-        tf.debugging.assert_equal(tf.size(labels), tf.shape(embeddings)[0], "labels: one a row")
-    elif rows != given:
-        raise UsageError(f"{given} labels for {rows} embeddings: one each")
-
-
-def _check_embeddings(embeddings: tf.Tensor) -> None:
-    if not embeddings.dtype.is_floating:
-        raise UsageError(f"embeddings are {embeddings.dtype.name}: floats [b, D]")
-    if embeddings.shape.rank != 2:
-        raise UsageError(f"embeddings have the shape {embeddings.shape}: [b, D]")
-
-
-def _computable(x: tf.Tensor) -> tf.Tensor:
-    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)

@@ -1,6 +1,5 @@
 """What every main.py does around its one call: flags, gin, and errors in one line."""
 
-import logging
 import os
 import sys
 import types
@@ -8,13 +7,19 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import gin
+import gin.resource_reader
 from absl import flags
 
 from preprocessing.errors import UsageError
 
-# Gin logs an error for every folder that an include is not in, before it finds it in the next.
-logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("Path not found"))
+# gin also looks for an include among Python packages; any folder of the same name where the command
+# is run, such as data/, passes for one, and breaks it. Nothing here includes from packages.
+gin.config._FILE_READERS.remove(
+    (gin.resource_reader.system_path_reader, gin.resource_reader.system_path_file_exists)
+)
 
+# What any file may include.
+SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gin")
 PLAIN_KINDS = {int, float, bool, str, type(None)}
 
 flags.DEFINE_multi_string("gin_file", [], "Gin configuration file, may be repeated")
@@ -100,6 +105,7 @@ def parse_gin(
             raise UsageError(f"--gin_file {file}: no such file")
         # A file includes its neighbours by name, wherever the command is run from.
         gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
+    gin.add_config_file_search_path(SHIPPED)
     bindings = [*flags.FLAGS["gin_param"].value, *flag_bindings]
     try:
         gin.parse_config(list(defaults))

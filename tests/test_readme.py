@@ -23,7 +23,8 @@ STEPS = 20
 
 def in_project(command: list[str], project: Path) -> str:
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs this
+    # Of the `make test` that runs this, and what was set on its command line.
+    for name in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "ARGS"):
         environment.pop(name, None)
     if command[0] == "make":
         command = [*command, f"VENV={VENV}", f"--old-file={VENV / '.installed-cpu'}"]

@@ -252,7 +252,9 @@ def train(
                 break
         # Nobody reads, or leaves, before the chief has written.
         any_worker(strategy, False)
-        if step < steps:
+        if not step:
+            telemetry.line("stopped before the first step; nothing was saved")
+        elif step < steps:
             telemetry.line(
                 f"stopped after step {step:,} of {steps:,}, saved in {model_dir};"
                 " the same command goes on from there"

@@ -116,7 +116,8 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
     long = ("STEPS = 120", "train.evaluate_every = 60", "train.steps_per_loop = 1")
     arguments = command(data_dir, tmp_path / "run", *long)
     with workers(arguments, tmp_path) as (chief, other):
-        chief.wait_until((tmp_path / "run" / "metrics.jsonl").exists)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        chief.wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0)
         other.process.send_signal(signal.SIGTERM)
         assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
     [step] = re.findall(r"stopped after step (\d+) of 120, saved in", chief.output())

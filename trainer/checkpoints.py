@@ -175,7 +175,8 @@ class Checkpoints:
                 f" ({_first_line(error)}); choose another --model_dir, or the configuration it was"
                 " made with"
             ) from error
-        except (tf.errors.OpError, OSError) as error:
+        except (tf.errors.OpError, OSError, IndexError, RuntimeError) as error:
+            # TensorFlow's reader gives Python's own errors for a file that was cut short.
             raise _UnreadableError(_first_line(error)) from error
 
 

@@ -1,5 +1,9 @@
 """What a checkpoint brings back."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -83,3 +87,157 @@ def test_another_model_is_refused(tmp_path):
     ):
         with pytest.raises(UsageError, match="does not fit the model"):
             restore()
+
+
+def saved_twice(folder: Path) -> dict[int, list[np.ndarray]]:
+    """A run with checkpoints of steps 3 and 7; the weights of each."""
+    model, updates = make()
+    checkpoints = Checkpoints(str(folder), model, updates)
+    weights = {}
+    for step in (3, 7):
+        fit(model, updates)
+        checkpoints.save(step, evaluated_step=3)
+        weights[step] = model.get_weights()
+    return weights
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flipped, cut, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("file", ["ckpt-7.data-00000-of-00001", "ckpt-7.index"])
+def test_from_a_damaged_one_to_the_one_before(tmp_path, damage, file):
+    weights = saved_twice(tmp_path)
+    damage(tmp_path / "checkpoints" / file)
+    model, updates = make()
+    said: list[str] = []
+    assert Checkpoints(str(tmp_path), model, updates).restore_latest(said.append) == 3
+    for one, other in zip(model.get_weights(), weights[3], strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Without its index a checkpoint was never finished, and is none.
+    whole = damage is not Path.unlink or not file.endswith(".index")
+    assert len(said) == whole
+    for line in said:
+        assert "ckpt-7: cannot be read" in line
+        assert "going on from the one before, step 3" in line
+    # And the damaged one is written anew.
+    fit(model, updates)
+    Checkpoints(str(tmp_path), model, updates).save(7, evaluated_step=3)
+    again, updates_again = make()
+    assert Checkpoints(str(tmp_path), again, updates_again).restore_latest() == 7
+
+
+def test_all_damaged(tmp_path):
+    """Training does not begin anew over what a person may still want to save."""
+    saved_twice(tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*.data-*"):
+        cut(path)
+    with pytest.raises(UsageError, match=r"ckpt-7: cannot be read .*, nor can any other there"):
+        Checkpoints(str(tmp_path), *make()).restore_latest()
+
+
+def test_without_the_list_that_tensorflow_keeps(tmp_path):
+    saved_twice(tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint").unlink()
+    assert Checkpoints(str(tmp_path), *make()).restore_latest() == 7
+    assert Checkpoints.exist(str(tmp_path))
+
+
+def steps_saved(folder: Path) -> list[int]:
+    files = (folder / "checkpoints").glob("ckpt-*.index")
+    return sorted(int(path.stem.removeprefix("ckpt-")) for path in files)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_as_many_as_asked_for_are_kept(tmp_path, keep):
+    model, updates = make()
+    for steps in ((1, 2, 3), (4, 5, 6)):  # a run that goes on counts those before
+        checkpoints = Checkpoints(str(tmp_path), model, updates, keep=keep)
+        checkpoints.restore_latest()
+        for step in steps:
+            checkpoints.save(step, evaluated_step=0)
+    assert steps_saved(tmp_path) == [1, 2, 3, 4, 5, 6][-keep:]
+
+
+def test_one_that_does_not_write(tmp_path):
+    """Of several workers all but one; what is best they agree on."""
+    model, updates = make()
+    checkpoints = Checkpoints(str(tmp_path), model, updates, writes=False)
+    checkpoints.save(1, evaluated_step=1)
+    assert checkpoints.save_if_best(1, 0.5)
+    assert not checkpoints.save_if_best(2, 0.4)
+    assert checkpoints.best_step == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
+    """Where none was best yet the newest checkpoint has both."""
+
+    def averaging():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        return model, Updates(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
+
+    model, updates = averaging()
+    fit(model, updates, steps=3)
+    Checkpoints(str(tmp_path), model, updates).save(3, evaluated_step=0)
+    plain = model.get_weights()
+    with updates.averaged():
+        averaged = model.get_weights()
+    assert np.abs(plain[0] - averaged[0]).max() > 1e-3
+
+    used, _ = averaging()
+    assert Checkpoints(str(tmp_path), used).restore_best() == 3
+    trained, trained_updates = averaging()
+    assert Checkpoints(str(tmp_path), trained, trained_updates).restore_latest() == 3
+    for i, (one, other) in enumerate(zip(used.get_weights(), trained.get_weights(), strict=True)):
+        np.testing.assert_array_equal(one, averaged[i])
+        np.testing.assert_array_equal(other, plain[i])
+
+
+# Files larger than this cannot be written, as on a disk that is full.
+FULL = """
+import resource, sys
+from preprocessing.errors import UsageError
+from tests.trainer.test_checkpoints import fit, make
+from trainer.checkpoints import Checkpoints
+model, updates = make(20_000)
+checkpoints = Checkpoints(sys.argv[1], model, updates)
+fit(model, updates)
+checkpoints.save(1, evaluated_step=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+for save in (checkpoints.save, checkpoints.save_if_best):
+    try:
+        save(2, evaluated_step=0) if save == checkpoints.save else save(2, 0.5)
+    except UsageError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+again = Checkpoints(sys.argv[1], *make(20_000))
+print("restored", again.restore_latest())
+checkpoints.save(2, evaluated_step=0)
+print("restored", again.restore_latest())
+"""
+
+
+def test_full_disk(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    latest, best, before, after = done.stdout.splitlines()
+    for line, folder in ((latest, "checkpoints"), (best, "checkpoints/best")):
+        assert line.startswith(f"step 2 could not be saved in {tmp_path / folder} (")
+        assert "what was saved before is kept; make room" in line
+    assert (before, after) == ("restored 1", "restored 2")
+    assert not list(tmp_path.rglob("*tempstate*"))

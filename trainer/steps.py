@@ -1,7 +1,9 @@
 """Training from one evaluation to the next: batches in, weights moved, what happened told."""
 
+import contextlib
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -21,6 +23,20 @@ from trainer.telemetry import Telemetry
 from trainer.updates import Updates
 
 NAMED = 5
+
+
+@contextlib.contextmanager
+def memory_named(batch_size: int) -> Iterator[None]:
+    """Raises UsageError, with what to do, where a step of so many images does not fit."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        what = re.search(r"OOM when allocating .*?(?= and type|$)", str(error), re.MULTILINE)
+        raise UsageError(
+            f"a step of {batch_size:,} images does not fit into memory"
+            f" ({what.group() if what else str(error).splitlines()[0]}); raise"
+            " train.microbatches: neither loss nor gradients change by it"
+        ) from error
 
 
 @dataclasses.dataclass
@@ -73,7 +89,7 @@ class Steps:
           How many are done now, and whether it was asked to stop.
 
         Raises:
-          UsageError: the loss is not finite, or a record is damaged.
+          UsageError: the loss is not finite, a record is damaged, or memory is not enough.
         """
         for first_step, num_steps in chunks(step, goal, self.plan.batch_size):
             iterator = self._batches(first_step, num_steps, centres)
@@ -102,7 +118,7 @@ class Steps:
         rows = functools.partial(self._rows, range(step, step + count), centres)
         rates = self.updates.learning_rates
         began = time.monotonic()
-        with unreadable_named(self.index, rows):
+        with unreadable_named(self.index, rows), memory_named(self.plan.batch_size):
             loop = self.run_steps(iterator, count)
         seconds = time.monotonic() - began
         if loop.finite_steps < count:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from preprocessing.errors import UsageError
 from tests.trainer import processes
 from tests.trainer.step_replicas import CLIP_NORM, ROWS, STEPS, Case, batches, run
+from trainer.steps import memory_named
 
 SCRIPT = "tests.trainer.step_replicas"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -50,6 +52,16 @@ def test_the_case_is_worth_the_test():
     assert (norm > 2 * CLIP_NORM).all()
     assert np.abs(one["weights"] - one["averages"]).max() > 1e-4
     assert np.abs(one["weights"] - on_one("plain", "float64")["weights"]).max() > 1e-2
+
+
+def test_a_batch_that_is_too_large_for_memory():
+    with (
+        pytest.raises(
+            UsageError, match=r"^a step of 2,048 .*shape\[17592186044416\]\); raise train"
+        ),
+        memory_named(2048),
+    ):
+        tf.function(lambda: tf.random.uniform([1 << 44]))()
 
 
 @pytest.mark.parametrize("microbatches", [2, 4, 8, 16])

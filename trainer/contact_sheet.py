@@ -84,6 +84,7 @@ def contact_sheet(
     neighbours: Sequence[Sequence[Tile]],
     *,
     title: str,
+    headings: Sequence[str] = ("query",),
     tile_size: int = 96,
     font_file: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
@@ -91,6 +92,7 @@ def contact_sheet(
 
     neighbours: for each query its neighbours in order of distance; rows may differ in length, what
     is missing stays white.
+    headings: of the first columns; the others have the number of the neighbour.
     tile_size: side in pixels of the square that holds an image, 32 and up; an image keeps its
     aspect ratio and is scaled, up too, to fill it.
     font_file: a TrueType or OpenType font for scripts that Pillow's own (plain Latin) lacks.
@@ -115,7 +117,7 @@ def contact_sheet(
     lefts = [MARGIN]
     for column in range(max(map(len, neighbours), default=0)):
         lefts.append(lefts[-1] + cell + (GAP if column else QUERY_GAP))
-    legend = [(True, "same class as the query"), (False, "another class")]
+    legend = [(True, f"same class as the {headings[0]}"), (False, "another class")]
     legend_steps = [LINE + 4 + MARK + 5 + text.width(words) + 20 for _, words in legend]
     width = max(lefts[-1] + cell, MARGIN + sum(legend_steps)) + MARGIN
     heads_top = MARGIN + 24 + LINE + 8
@@ -133,7 +135,8 @@ def contact_sheet(
         x += step
     if queries:
         for column, left in enumerate(lefts):
-            text.draw(draw, (left, heads_top), str(column) if column else "query", cell)
+            name = headings[column] if column < len(headings) else str(column)
+            text.draw(draw, (left, heads_top), name, cell)
     if queries and len(lefts) > 1:
         line = lefts[1] - QUERY_GAP // 2 - 1
         draw.line((line, heads_top, line, sheet.height - MARGIN), (190, 190, 190))

@@ -153,7 +153,7 @@ class TensorBoard:
         with self._writer.as_default(step):
             tf.summary.histogram("train/mined/positive", triplets.to_positive)
             tf.summary.histogram("train/mined/negative", triplets.to_negative)
-            sheet = _sheet(f"step {step:,}: anchor, positive, negative", triplets, rows, images)
+            sheet = _sheet(f"step {step:,}", triplets, rows, images)
             tf.summary.image("train/hardest_triplets", np.asarray(sheet)[None])
 
     def points(self, embeddings: np.ndarray, rows: np.ndarray, images: Images) -> None:
@@ -243,4 +243,5 @@ def _sheet(title: str, triplets: Mined, rows: np.ndarray, images: Images) -> Ima
                     tile(negative, False, triplets.to_negative[place]),
                 ]
             )
-    return contact_sheet(anchors, others, title=title, tile_size=TILE)
+    headings = ("anchor", "positive", "negative")
+    return contact_sheet(anchors, others, title=title, headings=headings, tile_size=TILE)

@@ -54,12 +54,13 @@ def train_batches(
       and its n-th spare stands in its place, SPARES + 1 where those were too and it is black.
     """
     slots = plan.slots
+    classes = slots // plan.images_per_class
     centres = None if centres is None else exact(centres)
     rows, drawn = [], []
     for step in range(first_step, first_step + num_steps):
         rows.append(plan.batch(step, spares=SPARES, centres=centres))
         size = (index.height[rows[-1]], index.width[rows[-1]])
-        drawn.append(augmentation.draw(plan.seed, step, slots, *size, image_size))
+        drawn.append(augmentation.draw(plan.seed, step, slots, *size, image_size, classes))
     per_replica = len(slots) // replicas
     candidates = np.stack(rows, axis=1).reshape(1 + SPARES, -1)
     windows = np.stack([each.pop("window") for each in drawn], axis=1)

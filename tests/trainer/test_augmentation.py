@@ -53,6 +53,9 @@ def test_names_types_and_shapes():
 
 def test_only_what_is_asked_for():
     assert [*draw(Augmentation(flip=False))] == ["window"]
+    turning = Augmentation(flip=False, class_turns=True)
+    classes = SLOTS // 4
+    assert [*turning.draw(0, 0, SLOTS, SLOTS + 9, SLOTS + 9, 64, classes)] == ["window", "affine"]
     assert [*draw(Augmentation())] == ["window", "flip"]
     for name, share in COLOURS.items():
         assert [*draw(Augmentation(flip=False, **{name: share}))] == ["window", "colour"]
@@ -477,6 +480,36 @@ def test_only_the_window_is_decoded_but_rightly(top, left, subsampling):
     data = jpeg(smooth(64, 80), subsampling=subsampling)
     [image] = run([data], 33, [[top, left, 33, 33]])
     assert_close(image, decoded(data)[top : top + 33, left : left + 33])
+
+
+def test_a_class_is_turned_as_a_whole():
+    """By quarter turns, exactly; each class by its own, anew in each step, alike on any host."""
+    turning = Augmentation(min_area=1.0, max_aspect=1.0, flip=False, class_turns=True)
+    data, classes = jpeg(smooth(40, 40)), np.arange(48) // 4
+    size = np.full(48, 40)
+    [upright] = run([data], 40, [[0, 0, 40, 40]])
+    by_step = []
+    for step in range(30):
+        drawn = turning.draw(7, step, np.arange(48), size, size, 40, classes)
+        found = run([data] * 48, 40, **drawn)
+        turns = [
+            next(k for k in range(4) if np.abs(np.rot90(upright, k) - image.astype(int)).max() <= 1)
+            for image in found[::4].astype(int)
+        ]
+        for image, turn in zip(found, np.repeat(turns, 4), strict=True):
+            np.testing.assert_allclose(image.astype(int), np.rot90(upright, turn), atol=1)
+        by_step.append(turns)
+        half = turning.draw(7, step, np.arange(24, 48), size[24:], size[24:], 40, classes[24:])
+        np.testing.assert_array_equal(half["affine"], drawn["affine"][24:])
+    counts = np.bincount(np.ravel(by_step), minlength=4)
+    assert counts.sum() == 360
+    assert (abs(counts - 90) < 40).all()
+    assert len({tuple(turns) for turns in by_step}) == 30
+
+
+def test_class_turns_need_the_classes():
+    with pytest.raises(ValueError, match="classes are needed"):
+        Augmentation(class_turns=True).draw(0, 0, np.arange(2), np.ones(2), np.ones(2), 8)
 
 
 def test_the_whole_crop_at_its_own_size_is_the_image():

@@ -189,7 +189,9 @@ def test_an_image_is_never_twice_the_same(index):
 def test_seeds_crop_differently(index):
     """Also where they would read the same rows."""
     plan = plan_of(index)
-    other = SimpleNamespace(batch=plan.batch, slots=plan.slots, seed=plan.seed + 1)
+    other = SimpleNamespace(
+        batch=plan.batch, slots=plan.slots, seed=plan.seed + 1, images_per_class=2
+    )
     [(one, labels, _)], [(another, same, _)] = (
         trained(index, each, steps=1, how=PLAIN) for each in (plan, other)
     )

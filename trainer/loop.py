@@ -84,8 +84,10 @@ def make_loop(
     def replica_step(
         images: tf.Tensor, labels: tf.Tensor, spares: tf.Tensor, still_finite: tf.Tensor
     ) -> tf.Tensor:
-        # Several workers' iterators forget the size.
-        images = tf.ensure_shape(images, [batch_size, *images.shape[1:]])
+        # Before the step begins the clock is looked at, also where one thread does all.
+        with tf.control_dependencies([still_finite]):
+            # Several workers' iterators forget the size.
+            images = tf.ensure_shape(images, [batch_size, *images.shape[1:]])
         found = gradients(images, tf.ensure_shape(labels, [batch_size]))
         norm = updates.apply(found.of_weights)
         last.assign(found, still_finite)
@@ -111,7 +113,9 @@ def make_loop(
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 waited += clock() - began
-            shares = strategy.run(replica_step, args=(*batch, tf.math.is_finite(total[0])))
+            with tf.control_dependencies([waited]):
+                still_finite = tf.math.is_finite(total[0])
+            shares = strategy.run(replica_step, args=(*batch, still_finite))
             total += strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
             finite_steps += tf.cast(tf.math.is_finite(total[0]), tf.int32)
         return total, finite_steps, waited

@@ -49,6 +49,16 @@ def check_compiles(model: keras.Model, replicas: int, microbatches: int, jit_com
         )
 
 
+def check_same_weights(model: keras.Model, shown: keras.Model) -> None:
+    """Raises UsageError unless the model that is trained on crops has the weights of the other."""
+    shapes = [[variable.shape for variable in each.variables] for each in (model, shown)]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            f"train.crop_size {model.input_shape[1]}: the backbone's weights depend on the size of"
+            f" its images, {shown.input_shape[1]}; leave it out"
+        )
+
+
 def say_start(
     say: Callable[[str], None],
     strategy: tf.distribute.Strategy,

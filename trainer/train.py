@@ -27,7 +27,13 @@ from trainer.gradients import make_gradients
 from trainer.images import Images
 from trainer.loop import make_loop
 from trainer.losses import TripletResult
-from trainer.opening import check_compiles, check_divides, check_triplets, say_start
+from trainer.opening import (
+    check_compiles,
+    check_divides,
+    check_same_weights,
+    check_triplets,
+    say_start,
+)
 from trainer.reading import Reading, checked
 from trainer.steps import Steps
 from trainer.stop import on_signals
@@ -56,6 +62,7 @@ def train(
     jit_compile: bool = False,
     init_from: str | None = None,
     augmentation: Augmentation | None = None,
+    crop_size: int | None = None,
     reading: Reading | None = None,
     central_share: float = 1.0,
     images_per_centre: int = 8,
@@ -85,6 +92,10 @@ def train(
       jit_compile: whether XLA compiles the model's forward and backward pass.
       init_from: folder of an earlier run; a new run begins with the weights of its best model.
       augmentation: how crops are drawn.
+      crop_size: side of the crops, pixels; None for the model's image_size. Things in a random crop
+        look larger than in a whole image, so smaller crops train not only faster, but often better
+        (Touvron et al.: Fixing the train-test resolution discrepancy, 2019). For backbones whose
+        weights fit any size.
       reading: how records are read.
       central_share: for val, side of the central square that is kept, as a share of the short side.
       images_per_centre: for hard batches, images of each class whose mean embedding is its centre.
@@ -114,6 +125,7 @@ def train(
         microbatches=microbatches,
         keep=keep,
         **({} if patience is None else {"patience": patience}),
+        **({} if crop_size is None else {"crop_size": crop_size}),
     )
     check_central_share(central_share)
     if not 0 <= seed < 2**32:
@@ -134,7 +146,9 @@ def train(
     check_divides(plan, replicas, microbatches)
     keras.utils.set_random_seed(seed)
     with strategy.scope():
-        model = build_model()
+        model = build_model() if crop_size is None else build_model(image_size=crop_size)
+        shown = model if crop_size is None else build_model()
+        check_same_weights(model, shown)
         check_compiles(model, replicas, microbatches, jit_compile)
         updates = Updates(
             model,
@@ -144,7 +158,6 @@ def train(
             average_decay=average_decay,
         )
     check_triplets(triplets, model)
-    image_size = int(model.input_shape[1])
 
     # ---- Where the run stands; one process at a time.
     os.makedirs(model_dir, exist_ok=True)
@@ -179,7 +192,7 @@ def train(
         records = reading.records(index)
         seen_as = functools.partial(
             Images,
-            image_size=image_size,
+            image_size=int(shown.input_shape[1]),
             central_share=central_share,
             batch_size=EVALUATION_BATCH,
             damaged=reading.damaged,
@@ -190,7 +203,7 @@ def train(
         if val_index is not None:
             val_index = reading.bring(val_index)
             val = seen_as(val_index, reading.records(val_index))
-        forward = forward_function(strategy, model)
+        forward = forward_function(strategy, shown)
         run_steps = make_loop(
             strategy,
             make_gradients(model, triplets, microbatches=microbatches, jit_compile=jit_compile),
@@ -206,7 +219,7 @@ def train(
             plan=plan,
             records=records,
             augmentation=augmentation,
-            image_size=image_size,
+            image_size=int(model.input_shape[1]),
             steps_per_loop=steps_per_loop,
             damaged=reading.damaged,
             model_dir=model_dir if chief else None,
@@ -218,6 +231,7 @@ def train(
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 training.show_last(train_images)
                 with updates.averaged():
+                    _copy_weights(model, shown)
                     if val is not None:
                         found = embed(forward, val, "val")
                         metrics = measure(*found, val)
@@ -277,6 +291,12 @@ def _val_index(info: DatasetInfo) -> DatasetIndex | None:
         return None
     index = load_index(info.directory, "val")
     return index if has_queries(index) else None
+
+
+def _copy_weights(model: keras.Model, shown: keras.Model) -> None:
+    if shown is not model:
+        for variable, trained in zip(shown.variables, model.variables, strict=True):
+            variable.assign(tf.identity(trained.value))
 
 
 def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> None:

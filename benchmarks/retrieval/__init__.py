@@ -1,0 +1,1 @@
+"""How well losses train, not how fast."""

@@ -2,14 +2,13 @@
 
 import os
 import sys
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import gin.resource_reader
 from absl import flags
 
+from preprocessing.bindings import check, is_set, value_of
 from preprocessing.errors import UsageError
 
 # gin also looks for an include among Python packages; any folder of the same name where the command
@@ -20,7 +19,6 @@ gin.config._FILE_READERS.remove(
 
 # What any file may include.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gin")
-PLAIN_KINDS = {int, float, bool, str, type(None)}
 
 flags.DEFINE_multi_string("gin_file", [], "Gin configuration file, may be repeated")
 flags.DEFINE_multi_string(
@@ -84,6 +82,7 @@ def parse_gin(
     *,
     required: Mapping[str, str],
     defaults: Sequence[str] = (),
+    called: Sequence[Callable] = (),
 ) -> None:
     """Applies defaults, then --gin_file, then --gin_param, then bindings that come from flags.
 
@@ -92,6 +91,7 @@ def parse_gin(
       flag_bindings: such as "preprocess.input = 'photos'".
       defaults: bindings that all others win over.
       required: parameters or %MACROS that must be set, with the flag that sets each.
+      called: those of the configurables that are called with nothing more than gin gives.
 
     Raises:
       UsageError: a file that is missing, a name or parameter that does not exist, bad syntax, a
@@ -111,55 +111,13 @@ def parse_gin(
         gin.parse_config(list(defaults))
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
         for parameter, flag in required.items():
-            if not _is_set(parameter) or not _value(parameter):
+            if not is_set(parameter) or not value_of(parameter):
                 raise UsageError(f"--{flag} is missing; see --help")
         gin.finalize()
     except (ValueError, SyntaxError, OSError, AttributeError, ImportError, TypeError) as error:
         # Some of gin's messages end in the whole configuration.
         raise UsageError(f"gin: {str(error).split(' in config string')[0]}") from error
-    for configurable in configurables:
-        _check_kinds(configurable)
-
-
-def _check_kinds(configurable: Callable) -> None:
-    """Raises UsageError where a parameter has another kind of value than it is annotated with.
-
-    Looks at numbers, texts, truth values and functions; whatever else checks itself.
-    """
-    init = vars(configurable).get("__init__", configurable)
-    for name, hint in typing.get_type_hints(init).items():
-        parameter = f"{configurable.__name__}.{name}"
-        if not _is_set(parameter):
-            continue
-        value = _value(parameter)
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if typing.get_origin(hint) is Callable:
-            reference = isinstance(value, gin.config.ConfigurableReference)
-            fits, expected = reference and not value.evaluate, "an @reference, without ()"
-        elif set(kinds) <= PLAIN_KINDS:
-            fits = type(value) in kinds or (type(value) is int and float in kinds)
-            fits = fits or isinstance(value, gin.config.ConfigurableReference)
-            expected = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
-        else:
-            continue
-        if not fits:
-            raise UsageError(f"gin: {parameter} = {value!r}: must be {expected}")
-
-
-def _value(parameter: str) -> typing.Any:
-    """What gin has for a parameter, looking through macros."""
-    value = gin.query_parameter(parameter)
-    while isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
-        value = gin.query_parameter(f"%{value.scoped_selector.removesuffix('/gin.macro')}")
-    return value
-
-
-def _is_set(parameter: str) -> bool:
-    try:
-        gin.query_parameter(parameter)
-    except ValueError:
-        return False
-    return True
+    check(configurables, called)
 
 
 def bindings(configurable: str, *names: str) -> list[str]:

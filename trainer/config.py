@@ -5,7 +5,7 @@ import inspect
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -58,8 +58,19 @@ CONFIGURABLE: tuple[Callable[..., Any], ...] = (
 )
 
 
-def load(gin_files: list[str], data_dir: str | None, model_dir: str | None) -> str:
+def load(
+    gin_files: list[str],
+    data_dir: str | None,
+    model_dir: str | None,
+    called: Sequence[Callable[..., Any]] = (evaluate,),
+) -> str:
     """Parses the configuration of a command line; without a file, the one that lies in model_dir.
+
+    Args:
+      gin_files: of --gin_file.
+      data_dir: of --data_dir.
+      model_dir: of --model_dir.
+      called: which of the configurables will be, and need all their values.
 
     Returns:
       The folder of the run.
@@ -75,6 +86,7 @@ def load(gin_files: list[str], data_dir: str | None, model_dir: str | None) -> s
         CONFIGURABLE,
         [f"{name} = {path!r}" for name, path in folders.items() if path],
         required={f"%{name}": name.lower() for name in folders},
+        called=called,
     )
     return gin.query_parameter("%MODEL_DIR")
 

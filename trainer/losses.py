@@ -10,7 +10,7 @@ batch, and so are its gradients. docs/losses.md has formulas, edge cases and a w
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import tensorflow as tf
@@ -27,8 +27,9 @@ from trainer.loss_inputs import (
 )
 from trainer.tiles import SUMS, Rule, Triplets, triplet_sums
 
-POSITIVES = ("all", "hard", "easy")
-NEGATIVES = ("all", "hard", "semihard", "band")
+Positive = Literal["all", "hard", "easy"]
+Negative = Literal["all", "hard", "semihard", "band"]
+POSITIVES, NEGATIVES = get_args(Positive), get_args(Negative)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,8 @@ def batch_triplets(
     labels: tf.Tensor,
     embeddings: tf.Tensor,
     *,
-    positive: str = "all",
-    negative: str = "semihard",
+    positive: Positive = "all",
+    negative: Negative = "semihard",
     margin: float = 1.0,
     soft: bool = False,
     nonzero_mean: bool = False,

@@ -27,7 +27,8 @@ def main(_: list[str]) -> None:
 
     from trainer import config, workers
 
-    model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir)
+    called = (config.train, config.evaluate) if FLAGS.mode == "train" else (config.evaluate,)
+    model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir, called)
     finished = True
     with workers.ended_if_lost():
         if FLAGS.mode == "train":

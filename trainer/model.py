@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import keras
 
@@ -9,7 +10,8 @@ from preprocessing.errors import UsageError
 from trainer.backbones import build_backbone
 
 HEAD = "head"
-DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+DtypePolicy = Literal["float32", "mixed_bfloat16"]
+DTYPE_POLICIES = get_args(DtypePolicy)
 
 
 def build_model(
@@ -19,7 +21,7 @@ def build_model(
     weights: str | None = None,
     embedding_dim: int | None = 128,
     freeze_batch_norm: bool = True,
-    dtype_policy: str = "float32",
+    dtype_policy: DtypePolicy = "float32",
 ) -> keras.Model:
     """A backbone, a linear head, and scaling to unit length.
 
@@ -38,8 +40,10 @@ def build_model(
     """
     if embedding_dim is not None and embedding_dim < 1:
         raise UsageError(f"embedding_dim {embedding_dim}: 1 or more, or None for no head")
-    if dtype_policy not in DTYPE_POLICIES:
-        raise UsageError(f"dtype_policy {dtype_policy!r}: one of {', '.join(DTYPE_POLICIES)}")
+    if dtype_policy not in get_args(DtypePolicy):
+        raise UsageError(
+            f"dtype_policy {dtype_policy!r}: one of {', '.join(get_args(DtypePolicy))}"
+        )
     with _policy(dtype_policy):
         trunk = build_backbone(
             backbone, image_size=image_size, weights=weights, freeze_batch_norm=freeze_batch_norm

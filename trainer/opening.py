@@ -27,14 +27,27 @@ def check_triplets(
 def check_divides(plan: BatchPlan, replicas: int, microbatches: int) -> None:
     """Raises UsageError unless each replica's microbatches are of one size."""
     parts = replicas * microbatches
-    if plan.batch_size % parts:
-        size = plan.images_per_class * parts // math.gcd(plan.images_per_class, parts)
-        nearest = max(1, round(plan.batch_size / size)) * size // plan.images_per_class
-        of = f" of {microbatches} microbatches each" if microbatches > 1 else ""
-        raise UsageError(
-            f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
-            f" {replicas} replicas{of}; the nearest that is has classes_per_batch = {nearest}"
+    if plan.batch_size % parts == 0:
+        return
+    of = f"{replicas} replicas" if replicas > 1 else ""
+    of += " of " if replicas > 1 and microbatches > 1 else ""
+    of += f"{microbatches} microbatches" if microbatches > 1 else ""
+    unit = parts // math.gcd(plan.images_per_class, parts)
+    nearest = max(1, round(plan.classes_per_batch / unit)) * unit
+    if nearest > plan.num_classes:
+        nearest = plan.num_classes // unit * unit
+    if nearest < 2:
+        images = max(1, round(plan.images_per_class / parts)) * parts
+        advice = (
+            f"no number of classes up to {plan.num_classes} is, at {plan.images_per_class} images"
+            f" each; images_per_class = {images} would be"
         )
+    else:
+        advice = f"the nearest that is has classes_per_batch = {nearest}"
+    raise UsageError(
+        f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
+        f" {of}; {advice}"
+    )
 
 
 def check_compiles(model: keras.Model, replicas: int, microbatches: int, jit_compile: bool) -> None:

@@ -50,7 +50,7 @@ def train(
     *,
     data_dir: str,
     model_dir: str,
-    build_model: Callable[[], keras.Model],
+    build_model: Callable[..., keras.Model],
     triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
     make_optimizer: MakeOptimizer,
     make_plan: Callable[..., BatchPlan],

@@ -6,10 +6,17 @@ import tensorflow as tf
 from benchmarks.mining.contestants import MATMUL, REPLICAS, share
 from benchmarks.mining.steps import tensorflow_step
 from benchmarks.mining.worker import Contestant, Step, serve
-from trainer.losses import batch_triplets, triplet_hard_loss, triplet_semihard_loss
+from trainer.losses import (
+    Negative,
+    Positive,
+    batch_triplets,
+    triplet_hard_loss,
+    triplet_semihard_loss,
+)
 from trainer.tiles import Rule, triplet_sums
 
-HARD, SEMIHARD = ("hard", "hard"), ("all", "semihard")
+HARD: tuple[Positive, Negative] = ("hard", "hard")
+SEMIHARD: tuple[Positive, Negative] = ("all", "semihard")
 
 
 def matmul(labels: np.ndarray, embeddings: np.ndarray) -> Step:
@@ -28,7 +35,7 @@ def matmul(labels: np.ndarray, embeddings: np.ndarray) -> Step:
     return step
 
 
-def triplets(positive: str, negative: str, *, jit_compile: bool = True) -> Contestant:
+def triplets(positive: Positive, negative: Negative, *, jit_compile: bool = True) -> Contestant:
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
         return batch_triplets(
             labels, embeddings, positive=positive, negative=negative, jit_compile=jit_compile

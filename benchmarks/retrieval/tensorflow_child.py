@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +13,7 @@ from benchmarks.retrieval.plain import EPSILON, MARGIN, SIDE, Task, run
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def ours(positive: str, negative: str) -> Loss:
+def ours(positive: Any, negative: Any) -> Loss:
     from trainer.losses import batch_triplets
 
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:

@@ -65,7 +65,7 @@ def test_small_conv_gives_features_of_each_place_and_a_gradient_to_every_weight(
     with tf.GradientTape() as tape:
         features = model(images(size), training=True)
         loss = tf.reduce_sum(features**2)
-    assert features.shape == (2, 128 * (size // 16) ** 2)
+    assert features.shape == (2, 256 * (size // 16) ** 2)
     for gradient in tape.gradient(loss, model.trainable_variables):
         assert np.all(np.isfinite(gradient))
         assert np.any(gradient != 0)

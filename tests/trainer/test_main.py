@@ -451,3 +451,26 @@ def test_diverged_run_stops_and_names_the_step(data_dir, tmp_path, steps_per_loo
     assert done.returncode == 2
     why = "no embedding is finite: the weights have diverged"
     assert f"error: the loss is not finite in step 2 ({why})" in done.stderr
+
+
+def test_smaller_crops_train_what_larger_images_show(data_dir, tmp_path):
+    """Val is looked at in the model's own size, with the weights that the crops have trained."""
+    params = (
+        "build_model.backbone = 'efficientnet_lite0'",
+        "build_model.image_size = 64",
+        "train.crop_size = 32",
+        "train.make_head_optimizer = None",
+        "build_model.embedding_dim = None",
+        "STEPS = 3",
+        "evaluate.split = 'val'",
+    )
+    done = run(*arguments(data_dir, tmp_path / "run", *params))
+    (row,) = (
+        row
+        for row in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+        if row["kind"] == "val"
+    )
+    results = json.loads((tmp_path / "run/evaluation/val.json").read_text())["results"]
+    assert row["map_at_r"] == pytest.approx(results["trained model"]["map_at_r"], abs=1e-6)
+    assert row["map_at_r"] != pytest.approx(results["model before training"]["map_at_r"], abs=1e-6)
+    assert "step 3 of 3" in done.stderr

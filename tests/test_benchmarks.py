@@ -17,6 +17,7 @@ from benchmarks.timing import print_columns, turns
 from benchmarks.train import forward_flops
 from preprocessing.index import load_index
 from preprocessing.records import decode_example, read_record
+from tests.fixtures.datasets import small_data_set
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,6 +133,31 @@ def test_input_refuses(flag):
 def test_input_whole(tmp_path):
     printed = batches_by_offset(tmp_path, "--classes", "32", "64", f"--peers={tmp_path}")
     for row in ("a chunk as in training", "choose_from_datasets, 32 class files", "make peers"):
+        assert row in printed
+
+
+def retrieval(data: Path, *flags: str) -> str:
+    """What `python -m benchmarks.retrieval` prints."""
+    command = [sys.executable, "-m", "benchmarks.retrieval", f"--data={data}", "--steps=2"]
+    batch = ["--classes=4", "--images=2", "--seeds=1"]
+    done = subprocess.run([*command, *batch, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_retrieval_with_our_losses_alone(tmp_path):
+    printed = retrieval(small_data_set(tmp_path), "--parts=peers", f"--peers={tmp_path}")
+    rows = [line.split() for line in printed.splitlines()]
+    assert sum("absent" in row for row in rows) == 7
+    scores = [float(row[-6]) for row in rows if row and row[0] in ("semi-hard,", "hard")]
+    assert len(scores) == 3
+    assert all(0 < score <= 1 for score in scores)
+
+
+@pytest.mark.slow
+def test_retrieval_within_and_over_replicas(tmp_path):
+    printed = retrieval(small_data_set(tmp_path), "--parts=replicas", "--losses", "hard")
+    for row in ("hard, mined over all 4 replicas", "hard, mined within each replica"):
         assert row in printed
 
 

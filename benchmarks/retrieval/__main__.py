@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.retrieval.peers import peers
-from benchmarks.retrieval.replicas import replicas
+from benchmarks.retrieval.replicas import LOSSES, replicas
 from benchmarks.timing import machine
 from preprocessing.arguments import Parser, positive
 
@@ -30,6 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", default=600, type=positive, metavar="N", help="of training (600)")
     add("--classes", default=32, type=positive, metavar="P", help="in a batch (32)")
     add("--images", default=8, type=positive, metavar="K", help="of each of them (8)")
+    add("--losses", default=[*LOSSES], choices=LOSSES, nargs="+", help="of the replicas' runs")
     add("--seeds", default=3, type=positive, metavar="N", help="of the replicas' runs (3)")
     add("--peers", default=Path(".peers"), type=Path, help="folder of their environments")
     return parser.parse_args(arguments)

@@ -17,7 +17,6 @@ COMMON = {
     "build_model.embedding_dim": 64,
     "Augmentation.class_turns": False,
     "train.average_decay": None,
-    "WarmupCosine.warmup_steps": 50,
 }
 LOSSES: dict[str, dict[str, object]] = {
     "semi-hard": {
@@ -26,7 +25,7 @@ LOSSES: dict[str, dict[str, object]] = {
     },
     "hard": {
         "train.triplets": "@hard_triplets",
-        "hard_triplets.margin": 0.2,
+        "hard_triplets.soft": True,
         "hard_triplets.distance_metric": "'squared-L2'",
         "WarmupCosine.peak": 1e-3,
     },
@@ -36,7 +35,8 @@ LOSSES: dict[str, dict[str, object]] = {
 def replicas(flags: argparse.Namespace) -> None:
     """The same batches and steps, for each seed."""
     rows = []
-    for loss, params in LOSSES.items():
+    for loss in flags.losses:
+        params = LOSSES[loss]
         found: dict[bool, list[float]] = {True: [], False: []}
         name = "semihard_triplets" if loss == "semi-hard" else "hard_triplets"
         for seed in range(flags.seeds):
@@ -56,7 +56,11 @@ def replicas(flags: argparse.Namespace) -> None:
 
 def map_at_r(flags: argparse.Namespace, params: dict[str, object]) -> float:
     """Trains and evaluates with `trainer.main`."""
-    steps = {"STEPS": flags.steps, "train.evaluate_every": flags.steps}
+    steps = {
+        "STEPS": flags.steps,
+        "train.evaluate_every": flags.steps,
+        "WarmupCosine.warmup_steps": flags.steps // 10,
+    }
     plan = {
         "BatchPlan.classes_per_batch": flags.classes,
         "BatchPlan.images_per_class": flags.images,

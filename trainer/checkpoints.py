@@ -18,6 +18,10 @@ from trainer.updates import Updates
 
 LATEST, BEST = "checkpoints", "best"
 DATA_FILE = "data.json"
+DIVERGED = (
+    "(the model has diverged); what was saved before is kept; lower the learning rate, or set"
+    " train.clip_norm"
+)
 
 
 class Checkpoints:
@@ -57,6 +61,8 @@ class Checkpoints:
             np.zeros([0, 0], np.int8), trainable=False, shape=[None, None], dtype=tf.int8
         )
         weights = [v.value for v in model.variables]
+        averages = updates.averages if updates else []
+        self._finite = [v for v in (*weights, *averages) if v.dtype.is_floating]
         self._best_checkpoint = tf.train.Checkpoint(step=self.step, model=weights)
         self._checkpoint = tf.train.Checkpoint(
             step=self.step,
@@ -66,7 +72,7 @@ class Checkpoints:
             centres=self.centres,
             model=weights,
             optimizer=[v.value for v in updates.variables] if updates else [],
-            averages=updates.averages if updates else [],
+            averages=averages,
         )
         self._folder = os.path.join(model_dir, LATEST)
         self._latest = tf.train.CheckpointManager(self._checkpoint, self._folder, max_to_keep=keep)
@@ -127,7 +133,11 @@ class Checkpoints:
         return int(self.step)
 
     def save(self, step: int, *, evaluated_step: int) -> None:
-        """Saves the newest state, and the last step that was evaluated."""
+        """Saves the newest state, and the last step that was evaluated.
+
+        Raises:
+          UsageError: it could not be written, or a weight is not finite; nothing is saved then.
+        """
         self.step.assign(step)
         self.evaluated_step.assign(evaluated_step)
         self._write(self._latest, step)
@@ -138,7 +148,7 @@ class Checkpoints:
         return int(self._best_step)
 
     def save_if_best(self, step: int, metric: float) -> bool:
-        """Keeps the model if its metric is the highest so far."""
+        """Keeps the model if its metric is the highest so far; errors as `save`."""
         if not metric > float(self._best_metric):
             return False
         self.step.assign(step)
@@ -148,6 +158,9 @@ class Checkpoints:
         return True
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> None:
+        # Every process looks, also one that does not write: the weights are the same in all, so all
+        # end here, and none waits for another.
+        self._require_finite(step)
         if not self._writes:
             return
         try:
@@ -161,6 +174,15 @@ class Checkpoints:
                 f" ({_first_line(error)}); what was saved before is kept; make room, and the same"
                 " command goes on"
             ) from error
+
+    def _require_finite(self, step: int) -> None:
+        """The loss of a step tells nothing of the weights that the step leaves.
+
+        Their squares are looked at: of a weight of 1e30 nothing can be computed either.
+        """
+        sums = [tf.reduce_sum(tf.square(tf.convert_to_tensor(v))) for v in self._finite]
+        if not all(bool(tf.math.is_finite(each)) for each in sums):
+            raise UsageError(f"the weights are not finite after step {step:,} {DIVERGED}")
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
         try:

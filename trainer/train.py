@@ -112,7 +112,8 @@ def train(
       hand and save.
 
     Raises:
-      UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
+      UsageError: the data, the batch or the checkpoint do not fit, or the run diverges; then
+        nothing of it is saved.
       WorkerLostError: another process that trains along does not answer.
     """
     require_local(model_dir, "model_dir")
@@ -226,9 +227,15 @@ def train(
             telemetry=telemetry,
             should_stop=should_stop,
         )
+
+        def require_finite() -> None:
+            _copy_weights(model, shown)
+            training.require_finite(forward, train_images)
+
         step, evaluated_step = first_step, int(checkpoints.evaluated_step)
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
+                require_finite()
                 training.show_last(train_images)
                 with updates.averaged():
                     _copy_weights(model, shown)
@@ -262,6 +269,7 @@ def train(
             table = checkpoints.centres.numpy()
             step, stopped = training.run(step, goal, table if len(table) else None)
             if stopped:
+                require_finite()
                 checkpoints.save(step, evaluated_step=evaluated_step)
                 break
         # Nobody reads, or leaves, before the chief has written.

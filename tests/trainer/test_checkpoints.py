@@ -77,6 +77,30 @@ def test_nan_is_never_best(tmp_path):
     assert not Checkpoints(str(tmp_path), make()[0]).save_if_best(1, float("nan"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("what", ["weights", "averages"])
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_is_not_finite_is_not_saved(tmp_path, what, bad, writes):
+    """Nor do processes that do not write go on."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    updates = Updates(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
+    checkpoints = Checkpoints(str(tmp_path), model, updates, writes=writes)
+    checkpoints.save(1, evaluated_step=1)
+    variable = model.layers[0].bias.value if what == "weights" else updates.averages[1]
+    variable.assign([0.0, bad, 0.0])
+    for save in (
+        lambda: checkpoints.save(2, evaluated_step=2),
+        lambda: checkpoints.save_if_best(2, 0.5),
+    ):
+        with pytest.raises(UsageError, match=r"not finite after step 2: .* saved before is kept"):
+            save()
+    assert checkpoints.best_step == 0
+    again = Checkpoints(str(tmp_path), model, updates)
+    assert again.restore_latest() == (1 if writes else 0)
+    assert not list(tmp_path.rglob("ckpt-2*"))
+
+
 def test_another_model_is_refused(tmp_path):
     model, updates = make()
     checkpoints = Checkpoints(str(tmp_path), model, updates)

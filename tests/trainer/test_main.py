@@ -443,3 +443,53 @@ def test_diverged_run_stops_and_names_the_step(data_dir, tmp_path, steps_per_loo
     assert done.returncode == 2
     why = "no embedding is finite: the weights have diverged"
     assert f"error: the loss is not finite in step 2 ({why})" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def without_val(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("without_val")
+    class_folder(folder / "images", classes=6)
+    return make_data_set(folder)
+
+
+# As on the command line; but asked to stop when so many steps are done, the third argument.
+STOPPED = """
+import os, signal, sys
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import main, telemetry
+record, last = telemetry.Telemetry.training, int(sys.argv.pop(1))
+def training(self, step, *rest):
+    record(self, step, *rest)
+    if step == last:
+        os.kill(os.getpid(), signal.SIGTERM)
+telemetry.Telemetry.training = training
+commandline.run(main.main, description="")
+"""
+
+
+def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        env=DETERMINISTIC,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_weights_that_have_diverged_are_not_saved(without_val, tmp_path, stopped):
+    """Without val nobody looks at embeddings between the last update and the checkpoint."""
+    diverges = ("WarmupCosine.peak = 1e38", f"train.evaluate_every = {6 if stopped else 1}")
+    split = "evaluate.split = 'train'"
+    flags = arguments(without_val, tmp_path / "run", *diverges, split)
+    done = run_script(STOPPED, 1 if stopped else 0, *flags)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "after step 1 (the model has diverged); what was saved before is kept" in line
+    assert "lower the learning rate" in line
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").rglob("ckpt-*"))

@@ -21,8 +21,8 @@ def written(path: str) -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, OSError) as error:
-        known = isinstance(error, OSError) and error.errno
-        why = os.strerror(error.errno) if known else first_line(error)
+        number = error.errno if isinstance(error, OSError) else None
+        why = os.strerror(number) if number else first_line(error)
         raise UsageError(f"{path} could not be written ({why}); {GO_ON}") from error
 
 

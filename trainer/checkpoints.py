@@ -4,7 +4,7 @@ import contextlib
 import glob
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,10 +14,32 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from preprocessing.index import DatasetInfo
 from preprocessing.storage import write_file
+from trainer.disk import GO_ON, first_line, written
 from trainer.updates import Updates
 
+_VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
 LATEST, BEST = "checkpoints", "best"
 DATA_FILE = "data.json"
+DIVERGED = (
+    "(the model has diverged); what was saved before is kept; lower the learning rate, or set"
+    " train.clip_norm"
+)
+
+
+class MisfitError(UsageError):
+    """A checkpoint that was made with another configuration.
+
+    Args:
+      path: of the checkpoint.
+      what: of it does not fit, and how.
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(
+            f"checkpoint {path}: {what}; choose another --model_dir, or the configuration it was"
+            " made with"
+        )
+        self.path, self.what = path, what
 
 
 class Checkpoints:
@@ -57,6 +79,15 @@ class Checkpoints:
             np.zeros([0, 0], np.int8), trainable=False, shape=[None, None], dtype=tf.int8
         )
         weights = [v.value for v in model.variables]
+        averages = updates.averages if updates else []
+        self._finite = [v for v in (*weights, *averages) if v.dtype.is_floating]
+        trainable = model.trainable_variables
+        # By the name they are saved under: what each part consists of, by name and variable.
+        self._parts: dict[str, list[tuple[str, tf.Variable]]] = {
+            "model": [(v.path, v.value) for v in model.variables],
+            "optimizer": [(v.path, v.value) for v in updates.variables] if updates else [],
+            "averages": [(v.path, a) for v, a in zip(trainable, averages, strict=False)],
+        }
         self._best_checkpoint = tf.train.Checkpoint(step=self.step, model=weights)
         self._checkpoint = tf.train.Checkpoint(
             step=self.step,
@@ -66,7 +97,7 @@ class Checkpoints:
             centres=self.centres,
             model=weights,
             optimizer=[v.value for v in updates.variables] if updates else [],
-            averages=updates.averages if updates else [],
+            averages=averages,
         )
         self._folder = os.path.join(model_dir, LATEST)
         self._latest = tf.train.CheckpointManager(self._checkpoint, self._folder, max_to_keep=keep)
@@ -87,10 +118,15 @@ class Checkpoints:
 
         Returns:
           The step it is from, 0 where there is none.
+
+        Raises:
+          MisfitError: model, optimizer or averages are others; nothing is restored then.
+          UsageError: none can be read.
         """
         unreadable: list[str] = []
         for path in _saved(self._folder):
             try:
+                self._require_fit(path, *self._parts)
                 self._restore(self._checkpoint, path)
             except _UnreadableError as error:
                 unreadable.append(f"checkpoint {path}: cannot be read ({error})")
@@ -110,10 +146,15 @@ class Checkpoints:
 
         Of the newest, with averaged weights if there are any. Without any checkpoint nothing is
         restored, and it is 0.
+
+        Raises:
+          MisfitError: the model is another one; nothing is restored then.
+          UsageError: it cannot be read.
         """
         best = _saved(os.path.join(self._folder, BEST))
         for path in best + _saved(self._folder):
             try:
+                self._require_fit(path, "model")
                 self._restore(self._best_checkpoint, path, partly=path not in best)
                 if path not in best and _has_averages(path):
                     averages = [v.value for v in self._model.trainable_variables]
@@ -127,7 +168,11 @@ class Checkpoints:
         return int(self.step)
 
     def save(self, step: int, *, evaluated_step: int) -> None:
-        """Saves the newest state, and the last step that was evaluated."""
+        """Saves the newest state, and the last step that was evaluated.
+
+        Raises:
+          UsageError: it could not be written, or a weight is not finite; nothing is saved then.
+        """
         self.step.assign(step)
         self.evaluated_step.assign(evaluated_step)
         self._write(self._latest, step)
@@ -138,7 +183,7 @@ class Checkpoints:
         return int(self._best_step)
 
     def save_if_best(self, step: int, metric: float) -> bool:
-        """Keeps the model if its metric is the highest so far."""
+        """Keeps the model if its metric is the highest so far; errors as `save`."""
         if not metric > float(self._best_metric):
             return False
         self.step.assign(step)
@@ -148,6 +193,9 @@ class Checkpoints:
         return True
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> None:
+        # Every process looks, also one that does not write: the weights are the same in all, so all
+        # end here, and none waits for another.
+        self._require_finite(step)
         if not self._writes:
             return
         try:
@@ -158,9 +206,26 @@ class Checkpoints:
                     os.remove(part)
             raise UsageError(
                 f"step {step:,} could not be saved in {manager.directory}"
-                f" ({_first_line(error)}); what was saved before is kept; make room, and the same"
-                " command goes on"
+                f" ({first_line(error)}); {GO_ON}"
             ) from error
+
+    def _require_finite(self, step: int) -> None:
+        """The loss of a step tells nothing of the weights that the step leaves.
+
+        Their squares are looked at: of a weight of 1e30 nothing can be computed either.
+        """
+        sums = [tf.reduce_sum(tf.square(tf.convert_to_tensor(v))) for v in self._finite]
+        if not all(bool(tf.math.is_finite(each)) for each in sums):
+            raise UsageError(f"the weights are not finite after step {step:,} {DIVERGED}")
+
+    def _require_fit(self, path: str, *parts: str) -> None:
+        """Raises MisfitError where a part of a checkpoint is not what is to be restored."""
+        saved = _contents(path)
+        for part in parts:
+            if how := _difference(saved, part, self._parts[part]):
+                raise MisfitError(
+                    path, f"does not fit {_CALLED[part]} of this configuration ({how})"
+                )
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
         try:
@@ -170,18 +235,54 @@ class Checkpoints:
             else:
                 status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
-            raise UsageError(
-                f"checkpoint {path}: does not fit the model of this configuration"
-                f" ({_first_line(error)}); choose another --model_dir, or the configuration it was"
-                " made with"
-            ) from error
+            what = f"does not fit this configuration ({first_line(error)})"
+            raise MisfitError(path, what) from error
         except (tf.errors.OpError, OSError, IndexError, RuntimeError) as error:
             # TensorFlow's reader gives Python's own errors for a file that was cut short.
-            raise _UnreadableError(_first_line(error)) from error
+            raise _UnreadableError(first_line(error)) from error
 
 
 class _UnreadableError(Exception):
     """Files that are damaged or lost, whatever the model."""
+
+
+_CALLED = {
+    "model": "the model",
+    "optimizer": "the optimizer (train.make_optimizer, train.make_head_optimizer)",
+    "averages": "the average of the weights (train.average_decay)",
+}
+
+
+def _contents(path: str) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of each variable in a checkpoint, by the name it is saved under."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except (tf.errors.OpError, OSError, IndexError, RuntimeError, ValueError) as error:
+        raise _UnreadableError(first_line(error)) from error
+    return {
+        name.removesuffix(_VARIABLE): (list(shapes[name]), types[name].name)
+        for name in shapes
+        if name.endswith(_VARIABLE)
+    }
+
+
+def _difference(
+    saved: Mapping[str, tuple[list[int], str]], part: str, wanted: Sequence[tuple[str, tf.Variable]]
+) -> str | None:
+    """How what was saved of a part differs from what is wanted; None where it does not."""
+    number = sum(name.startswith(f"{part}/") for name in saved)
+    if not number and wanted:
+        return "there was none, now there is one"
+    if number and not wanted:
+        return "there was one, now there is none"
+    for place, (name, variable) in enumerate(wanted):
+        own = (list(variable.shape), variable.dtype.name)
+        there = saved.get(f"{part}/{place}", own)
+        if there != own:
+            shown = [f"{kind} {shape}" for shape, kind in (there, own)]
+            return f"{name} was {shown[0]}, is {shown[1]}"
+    return f"{number} variables, now {len(wanted)}" if number != len(wanted) else None
 
 
 def _saved(folder: str) -> list[str]:
@@ -199,10 +300,6 @@ def _saved(folder: str) -> list[str]:
 
 def _has_averages(path: str) -> bool:
     return any(name.startswith("averages/") for name, _ in tf.train.list_variables(path))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
@@ -225,9 +322,10 @@ def claim_data(model_dir: str, info: DatasetInfo) -> None:
             f"model_dir {model_dir}: the run there was trained on another data set than"
             f" {info.directory}; choose another --model_dir"
         )
-    os.makedirs(os.path.join(model_dir, LATEST), exist_ok=True)
     path = os.path.join(model_dir, LATEST, DATA_FILE)
-    write_file(path, json.dumps(_identity(info), sort_keys=True).encode())
+    with written(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_file(path, json.dumps(_identity(info), sort_keys=True).encode())
 
 
 def _identity(info: DatasetInfo) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from preprocessing.errors import UsageError
 from preprocessing.storage import write_file
 from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
+from trainer.disk import written
 from trainer.evaluate import evaluate
 from trainer.losses import batch_triplets, hard_triplets, semihard_triplets
 from trainer.model import build_model
@@ -91,30 +92,43 @@ def load(
     return gin.query_parameter("%MODEL_DIR")
 
 
+def show_changes(model_dir: str) -> None:
+    """Says what differs from the configuration that lies in the run's folder, if one does."""
+    path = os.path.join(model_dir, CONFIG_FILE)
+    if shown := _changes(path):
+        print(f"note: {path} is from another configuration; what differs:")
+        # What comes next may be an error, which is not to overtake this.
+        print("\n".join(f"  {line}" for line in shown), flush=True)
+
+
 def save(model_dir: str) -> None:
     """Writes the configuration into the run's folder.
 
-    Says what differs from the one that lies there, which is kept as config.1.gin, config.2.gin, ...
+    Another one that lies there is kept as config.1.gin, config.2.gin, ...
     """
     path = os.path.join(model_dir, CONFIG_FILE)
-    config = gin.config_str()
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            before = file.read()
-        changes = difflib.unified_diff(_statements(before), _statements(config), n=0)
-        shown = [line for line in changes if not line.startswith(("@", "---", "+++"))]
-        if shown:
-            print(f"note: {path} is from another configuration; what differs:")
-            print("\n".join(f"  {line}" for line in shown))
-            kept = next(
-                name
-                for number in itertools.count(1)
-                if not os.path.exists(name := f"{path.removesuffix('.gin')}.{number}.gin")
-            )
-            write_file(kept, before.encode())
-            print(f"  the former one is kept as {kept}")
-    os.makedirs(model_dir, exist_ok=True)
-    write_file(path, config.encode())
+    if _changes(path):
+        kept = next(
+            name
+            for number in itertools.count(1)
+            if not os.path.exists(name := f"{path.removesuffix('.gin')}.{number}.gin")
+        )
+        with open(path, encoding="utf-8") as file, written(kept):
+            write_file(kept, file.read().encode())
+        print(f"the former {path} is kept as {kept}")
+    with written(path):
+        os.makedirs(model_dir, exist_ok=True)
+        write_file(path, gin.config_str().encode())
+
+
+def _changes(path: str) -> list[str]:
+    """Statements that the configuration in a file has and this one has not, and the reverse."""
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        before = file.read()
+    changes = difflib.unified_diff(_statements(before), _statements(gin.config_str()), n=0)
+    return [line for line in changes if not line.startswith(("@", "---", "+++"))]
 
 
 def _statements(config: str) -> list[str]:

@@ -13,6 +13,7 @@ from preprocessing import storage
 from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from preprocessing.records import DamagedRecord, decode_example, read_record
+from trainer.disk import written
 
 DAMAGED_FILE = "damaged.jsonl"
 STOP, REPLACE = "stop", "replace"
@@ -115,10 +116,14 @@ def require_replaceable(found: Sequence[Damaged], replaced: int, black: int, dam
 
 
 def append_damaged(model_dir: str, found: Sequence[Damaged], replaced: int) -> list[str]:
-    """Adds those to model_dir's list that are not in it yet; a line to print for each of these."""
+    """Adds those to model_dir's list that are not in it yet; a line to print for each of these.
+
+    Raises:
+      UsageError: the list cannot be written.
+    """
     path = os.path.join(model_dir, DAMAGED_FILE)
     rows = [json.dumps(dataclasses.asdict(each)) + "\n" for each in found]
-    with open(path, "a+", encoding="utf-8") as file:
+    with written(path), open(path, "a+", encoding="utf-8") as file:
         file.seek(0)
         known = {*file}
         new = [number for number, row in enumerate(rows) if row not in known]

@@ -8,6 +8,8 @@ Flags win over --gin_param, that over --gin_file. Training goes on where it stop
 an evaluation on the test split.
 """
 
+import shlex
+
 from absl import flags
 
 from preprocessing import commandline
@@ -25,7 +27,7 @@ def main(_: list[str]) -> None:
     startup.import_tensorflow()
     import gin
 
-    from trainer import config, workers
+    from trainer import config, stop, workers
 
     called = (config.train, config.evaluate) if FLAGS.mode == "train" else (config.evaluate,)
     model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir, called)
@@ -33,9 +35,14 @@ def main(_: list[str]) -> None:
     with workers.ended_if_lost():
         if FLAGS.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
-            finished = gin.get_configurable("train")(on_ready=lambda: config.save(model_dir))
+            finished = gin.get_configurable("train")(
+                before_restoring=lambda: config.show_changes(model_dir),
+                on_ready=lambda: config.save(model_dir),
+            )
         if finished:
-            gin.get_configurable("evaluate")()
+            command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
+            with stop.told(f"stopped before the evaluation had ended; to do it again: {command}"):
+                gin.get_configurable("evaluate")()
 
 
 if __name__ == "__main__":

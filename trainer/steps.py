@@ -14,8 +14,9 @@ from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
+from trainer.checkpoints import DIVERGED
 from trainer.damage import append_damaged, find_damaged, require_replaceable, unreadable_named
-from trainer.images import Images
+from trainer.images import Forward, Images
 from trainer.input import chunks, train_batches
 from trainer.loop import LastBatch, Loop
 from trainer.records import Records
@@ -112,6 +113,29 @@ class Steps:
         step, batch, centres = self._last
         if len(batch.embeddings) == self.plan.batch_size:
             self.telemetry.batch(step, batch, self._rows([step - 1], centres), images)
+
+    def require_finite(self, forward: Forward, images: Images) -> None:
+        """Sees that the model has not diverged in the last step, of which its loss tells nothing.
+
+        Args:
+          forward: embeds images by the model as it is now.
+          images: of the train split.
+
+        Raises:
+          UsageError: it has, by the images of the last batch.
+        """
+        if self._last is None:
+            return
+        step, _, centres = self._last
+        rows = np.unique(self._rows([step - 1], centres))[: images.batch_size]
+        embeddings, _ = images.map(forward, "last batch", rows)
+        bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
+        # What is scaled to unit length after it has overflowed comes out as zero.
+        if bad or not embeddings.any():
+            what = (
+                f"{bad} of {len(embeddings)} embeddings are not finite" if bad else "all are zero"
+            )
+            raise UsageError(f"embeddings of the last batch: {what} after step {step:,} {DIVERGED}")
 
     def _loop(self, iterator: Iterator, step: int, count: int, centres: np.ndarray | None) -> None:
         """One call of TensorFlow."""

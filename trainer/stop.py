@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Stop:
@@ -24,10 +24,28 @@ def on_signals() -> Iterator[Stop]:
         # Not print: this may have come in the middle of another one.
         os.write(2, b"\nfinishing the steps in hand; Ctrl+C again stops at once\n")
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, ask) for number in signals]
-    try:
+    with _handled(ask):
         yield stop
+
+
+@contextlib.contextmanager
+def told(line: str) -> Iterator[None]:
+    """Where Ctrl+C or SIGTERM ends what is within, the line says what to do; exit code as ever."""
+
+    def end(number: int, _: object) -> None:
+        os.write(2, f"\n{line}\n".encode())
+        raise SystemExit(128 + number)
+
+    with _handled(end):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handler) for number in signals]
+    try:
+        yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+        for number, former in zip(signals, before, strict=True):
+            signal.signal(number, former)

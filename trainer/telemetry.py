@@ -9,8 +9,10 @@ from types import TracebackType
 
 import numpy as np
 
+from preprocessing.errors import UsageError
 from preprocessing.progress import Progress, duration
 from preprocessing.storage import write_file
+from trainer.disk import written
 from trainer.health import Health, effective_rank, spread
 from trainer.images import Images
 from trainer.loop import LastBatch
@@ -23,10 +25,12 @@ TENSORBOARD_FOLDER = "tensorboard"
 class Telemetry:
     """Records numbers by step, and shows how far the run is.
 
+    Whatever is called raises UsageError where a file cannot be written, as on a full disk.
+
     Args:
       model_dir: folder of the run.
       first_step: where it begins; what metrics.jsonl says of later steps is cut off, since they
-        are done again.
+        are done again, and TensorBoard is told to forget it.
       steps: where it ends.
       writes: False for a process that says and writes nothing, of several that train together.
     """
@@ -37,9 +41,10 @@ class Telemetry:
         self._writes = writes
         if not writes:
             return
-        self._cut_back(first_step)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER))
+        with written(self._path):
+            self._cut_back(first_step)
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - see __exit__
+        self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER), first_step)
         self._health = Health()
         self._progress = Progress()
         self._start = (time.monotonic(), first_step)
@@ -53,8 +58,15 @@ class Telemetry:
         if not self._writes:
             return
         self._progress.__exit__(kind, value, trace)
-        self._file.close()
-        self._board.close()
+        # Both write what they still hold. Where the disk is full, that was said already by an error
+        # that is on its way, or it is said now.
+        try:
+            with written(self._path):
+                self._file.close()
+            self._board.close()
+        except UsageError:
+            if kind is None:
+                raise
 
     def training(
         self, step: int, numbers: Mapping[str, float], last: LastBatch | None = None
@@ -114,8 +126,9 @@ class Telemetry:
         # JSON has no NaN.
         known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = json.dumps({"step": step, "kind": kind, **known}, allow_nan=False)
-        self._file.write(row + "\n")
-        self._file.flush()
+        with written(self._path):
+            self._file.write(row + "\n")
+            self._file.flush()
         self._board.scalars(step, kind, numbers)
 
     def _cut_back(self, first_step: int) -> None:

@@ -7,6 +7,7 @@ It is not needed to write these files. It reads the points when it is started, a
 
 import dataclasses
 import os
+import time
 from collections.abc import Mapping
 from io import BytesIO
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from preprocessing.storage import write_file
 from trainer.contact_sheet import Tile, contact_sheet
+from trainer.disk import written
 from trainer.images import Images, on_replicas
 from trainer.loop import LastBatch
 
@@ -118,22 +120,36 @@ def sprite(thumbnails: np.ndarray) -> Image.Image:
 class TensorBoard:
     """The files of a run.
 
+    Whatever writes raises UsageError where it cannot, as on a full disk.
+
     Args:
       folder: where they lie.
+      first_step: where the run begins; what earlier files say of later steps is not shown.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, first_step: int = 0) -> None:
         self._folder = folder
-        self._writer = tf.summary.create_file_writer(folder)
+        # TensorBoard takes back what it has read of this step and later ones; but at the first such
+        # event of a folder it does not, so that a new run needs one too.
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        event = tf.compat.v1.Event(
+            wall_time=time.time(), step=first_step + 1, session_log=start
+        ).SerializeToString()
+        with written(folder):
+            self._writer = tf.summary.create_file_writer(folder)
+            # Nothing that is public writes events that are not summaries.
+            tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event)
+            self._writer.flush()
         self._points = np.zeros(0, np.int64)
 
     def close(self) -> None:
         """Nothing is written later."""
-        self._writer.close()
+        with written(self._folder):
+            self._writer.close()
 
     def scalars(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
         """Points of curves KIND/NAME."""
-        with self._writer.as_default(step):
+        with written(self._folder), self._writer.as_default(step):
             for name, value in numbers.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
 
@@ -150,10 +166,10 @@ class TensorBoard:
         triplets = mined(last)
         if not len(triplets):
             return
-        with self._writer.as_default(step):
+        sheet = _sheet(f"step {step:,}", triplets, rows, images)
+        with written(self._folder), self._writer.as_default(step):
             tf.summary.histogram("train/mined/positive", triplets.to_positive)
             tf.summary.histogram("train/mined/negative", triplets.to_negative)
-            sheet = _sheet(f"step {step:,}", triplets, rows, images)
             tf.summary.image("train/hardest_triplets", np.asarray(sheet)[None])
 
     def points(self, embeddings: np.ndarray, rows: np.ndarray, images: Images) -> None:
@@ -171,7 +187,7 @@ class TensorBoard:
             self._describe(rows[chosen], images)
             self._points = rows[chosen]
         values = embeddings[chosen].astype("<f4")
-        self._write("tensors.bytes", values.tobytes())
+        self._write(f"{POINTS_FOLDER}/tensors.bytes", values.tobytes())
         config = _CONFIG.format(
             name=images.index.split,
             count=len(values),
@@ -179,7 +195,7 @@ class TensorBoard:
             folder=POINTS_FOLDER,
             side=min(THUMBNAIL, images.image_size),
         )
-        write_file(os.path.join(self._folder, CONFIG_FILE), config.encode())
+        self._write(CONFIG_FILE, config.encode())
 
     def _describe(self, rows: np.ndarray, images: Images) -> None:
         """What the points stand for: names and thumbnails."""
@@ -189,19 +205,22 @@ class TensorBoard:
         lines = ["class\tsource_id"]
         for label, source in zip(index.label[rows].tolist(), sources, strict=True):
             lines.append("\t".join(" ".join(text.split()) for text in (names[label], source)))
-        self._write("metadata.tsv", ("\n".join(lines) + "\n").encode(errors="replace"))
+        self._write(
+            f"{POINTS_FOLDER}/metadata.tsv", ("\n".join(lines) + "\n").encode(errors="replace")
+        )
         thumbnails, found = pictures(images, rows, THUMBNAIL)
         # A place each: an image that has become unreadable since stays white.
         placed = np.full([len(rows), *thumbnails.shape[1:]], 255, np.uint8)
         placed[np.searchsorted(rows, found)] = thumbnails
         file = BytesIO()
         sprite(placed).save(file, format="PNG")
-        self._write("sprite.png", file.getvalue())
+        self._write(f"{POINTS_FOLDER}/sprite.png", file.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:
-        folder = os.path.join(self._folder, POINTS_FOLDER)
-        os.makedirs(folder, exist_ok=True)
-        write_file(os.path.join(folder, name), data)
+        path = os.path.join(self._folder, name)
+        with written(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_file(path, data)
 
 
 _CONFIG = """\

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shlex
 from collections.abc import Callable
 
 import keras
@@ -13,7 +14,7 @@ from preprocessing.index import DatasetIndex, DatasetInfo, load_index
 from preprocessing.storage import exclusive, require_local
 from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
-from trainer.checkpoints import Checkpoints, claim_data
+from trainer.checkpoints import Checkpoints, MisfitError, claim_data
 from trainer.class_centres import class_centres
 from trainer.evaluate import (
     check_central_share,
@@ -72,6 +73,7 @@ def train(
     steps_per_loop: int = 10,
     seed: int = 0,
     make_strategy: Callable[[], tf.distribute.Strategy] = default_strategy,
+    before_restoring: Callable[[], None] = lambda: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> bool:
     """Trains a model on the train split, watching the val split, and resumes where it stopped.
@@ -105,6 +107,7 @@ def train(
       steps_per_loop: steps in one call of TensorFlow.
       seed: of the weights, the batches and the crops.
       make_strategy: makes the distribution strategy.
+      before_restoring: called before a checkpoint is looked at, which may not fit.
       on_ready: called once all is set up and restored, before anything is written or trained.
 
     Returns:
@@ -112,7 +115,8 @@ def train(
       hand and save.
 
     Raises:
-      UsageError: the data, the batch or the checkpoint do not fit, or the loss is not finite.
+      UsageError: the data, the batch or the checkpoint do not fit, or the run diverges; then
+        nothing of it is saved.
       WorkerLostError: another process that trains along does not answer.
     """
     require_local(model_dir, "model_dir")
@@ -169,6 +173,7 @@ def train(
             what = f"model_dir {model_dir}"
             stack.enter_context(exclusive(os.path.join(model_dir, LOCK_FILE), what))
             claim_data(model_dir, index.info)
+            before_restoring()
         checkpoints = Checkpoints(model_dir, model, updates, keep=keep, writes=chief)
         first_step = checkpoints.restore_latest()
         require_same(strategy, first_step, f"the last step saved in model_dir {model_dir}")
@@ -226,9 +231,15 @@ def train(
             telemetry=telemetry,
             should_stop=should_stop,
         )
+
+        def require_finite() -> None:
+            _copy_weights(model, shown)
+            training.require_finite(forward, train_images)
+
         step, evaluated_step = first_step, int(checkpoints.evaluated_step)
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
+                require_finite()
                 training.show_last(train_images)
                 with updates.averaged():
                     _copy_weights(model, shown)
@@ -262,6 +273,7 @@ def train(
             table = checkpoints.centres.numpy()
             step, stopped = training.run(step, goal, table if len(table) else None)
             if stopped:
+                require_finite()
                 checkpoints.save(step, evaluated_step=evaluated_step)
                 break
         # Nobody reads, or leaves, before the chief has written.
@@ -271,7 +283,7 @@ def train(
         elif step < steps:
             telemetry.line(
                 f"stopped after step {step:,} of {steps:,}, saved in {model_dir};"
-                " the same command goes on from there"
+                f" to go on: python -m trainer.main --model_dir={shlex.quote(model_dir)}"
             )
     return step >= steps
 
@@ -302,5 +314,13 @@ def _copy_weights(model: keras.Model, shown: keras.Model) -> None:
 def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> None:
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"train.init_from {model_dir}: no checkpoint there")
-    Checkpoints(model_dir, model, writes=False).restore_best()
+    try:
+        Checkpoints(model_dir, model, writes=False).restore_best()
+    except MisfitError as error:
+        raise UsageError(
+            f"train.init_from {model_dir}: checkpoint {error.path} {error.what}; set build_model as"
+            " it was there, or leave train.init_from out"
+        ) from error
+    except UsageError as error:
+        raise UsageError(f"train.init_from {model_dir}: {error}") from error
     updates.start_averages()

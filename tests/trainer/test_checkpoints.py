@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, MisfitError
 from trainer.updates import Updates
 
 
@@ -77,6 +77,30 @@ def test_nan_is_never_best(tmp_path):
     assert not Checkpoints(str(tmp_path), make()[0]).save_if_best(1, float("nan"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("what", ["weights", "averages"])
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_is_not_finite_is_not_saved(tmp_path, what, bad, writes):
+    """Nor do processes that do not write go on."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    updates = Updates(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
+    checkpoints = Checkpoints(str(tmp_path), model, updates, writes=writes)
+    checkpoints.save(1, evaluated_step=1)
+    variable = model.layers[0].bias.value if what == "weights" else updates.averages[1]
+    variable.assign([0.0, bad, 0.0])
+    for save in (
+        lambda: checkpoints.save(2, evaluated_step=2),
+        lambda: checkpoints.save_if_best(2, 0.5),
+    ):
+        with pytest.raises(UsageError, match=r"not finite after step 2 .* saved before is kept"):
+            save()
+    assert checkpoints.best_step == 0
+    again = Checkpoints(str(tmp_path), model, updates)
+    assert again.restore_latest() == (1 if writes else 0)
+    assert not list(tmp_path.rglob("ckpt-2*"))
+
+
 def test_another_model_is_refused(tmp_path):
     model, updates = make()
     checkpoints = Checkpoints(str(tmp_path), model, updates)
@@ -85,8 +109,50 @@ def test_another_model_is_refused(tmp_path):
         Checkpoints(str(tmp_path), *make(5)).restore_latest,
         Checkpoints(str(tmp_path), make(5)[0]).restore_best,
     ):
-        with pytest.raises(UsageError, match="does not fit the model"):
+        with pytest.raises(
+            MisfitError, match=r"does not fit the model .* \(\S+ was .*\[4, 3\], is .*\[4, 5\]\)"
+        ):
             restore()
+
+
+def built(make_optimizer, **settings):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    return model, Updates(model, make_optimizer, **settings)
+
+
+def sgd() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (
+            (sgd, 0.9),
+            (sgd, None),
+            r"the average of the weights \(train.average_decay\) of this configuration"
+            r" \(there was one, now there is none\)",
+        ),
+        ((sgd, None), (sgd, 0.9), r".*train.average_decay\) .*was none, now there is one"),
+        ((sgd, 0.9), (keras.optimizers.Adam, 0.9), r"the optimizer \(train.make_opt.*, now "),
+        ((keras.optimizers.Adam, None), (sgd, None), r"the optimizer \(train.make_opt.*, now "),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, before, now, message):
+    """And the model is as it was: nothing is restored by halves."""
+    model, updates = built(before[0], average_decay=before[1])
+    fit(model, updates)
+    Checkpoints(str(tmp_path), model, updates).save(1, evaluated_step=1)
+    other, updates = built(now[0], average_decay=now[1])
+    fresh = other.get_weights()
+    with pytest.raises(MisfitError, match=f"ckpt-1: does not fit {message}") as raised:
+        Checkpoints(str(tmp_path), other, updates).restore_latest()
+    assert "the model" not in str(raised.value)
+    for one, expected in zip(other.get_weights(), fresh, strict=True):
+        np.testing.assert_array_equal(one, expected)
+    # What only uses the model asks for neither.
+    assert Checkpoints(str(tmp_path), other).restore_best() == 1
 
 
 def saved_twice(folder: Path) -> dict[int, list[np.ndarray]]:

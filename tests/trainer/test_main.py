@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -148,16 +149,19 @@ def assert_equal_runs(model_dir: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, number):
-    model_dir = tmp_path / "run"
+    model_dir = tmp_path / "a run"
     process = start(*arguments(data_dir, model_dir))
     wait_for_step(model_dir, 1)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
-    assert "the same command goes on from there" in stderr
-    step = int(re.search(r"stopped after step (\d) of 6", stderr).group(1))
+    found = re.search(r"stopped after step (\d) of 6, saved in .*; to go on: (.*)\n", stderr)
+    step = int(found.group(1))
     assert 1 <= step < 6
-    resumed = run(*arguments(data_dir, model_dir))
+    python, *flags = shlex.split(found.group(2))
+    assert [python, *flags[:2]] == ["python", "-m", "trainer.main"]
+    resumed = run(*flags[2:])
+    assert "another configuration" not in resumed.stdout
     assert f"going on from step {step}" in resumed.stderr
     assert_equal_runs(model_dir, trained[0])
 
@@ -400,13 +404,36 @@ def test_errors_of_use_are_one_line(data_dir, tmp_path, changes, message):
     assert "Traceback" not in done.stderr
 
 
-def test_checkpoint_of_another_model(data_dir, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("before", "now", "names"),
+    [
+        ("build_model.embedding_dim = 8", "build_model.embedding_dim = 9", "the model of"),
+        ("train.make_optimizer = @SGD", "train.make_optimizer = @AdamW", "the optimizer (train."),
+        ("train.average_decay = 0.5", "train.average_decay = None", "(train.average_decay) of"),
+    ],
+)
+def test_checkpoint_of_another_configuration(data_dir, trained, tmp_path, before, now, names):
+    """What does not fit is named, what differs is shown, and all is left as it was."""
     model_dir = shutil.copytree(trained[0], tmp_path / "run")
-    before = weights(model_dir)
-    done = run(*arguments(data_dir, model_dir, "build_model.embedding_dim = 9"), check=False)
+    done = run(*arguments(data_dir, model_dir, now), check=False)
     assert done.returncode == 2
-    assert "does not fit the model" in done.stderr.splitlines()[-1]
-    np.testing.assert_equal(weights(model_dir), before)
+    line = done.stderr.splitlines()[-1]
+    assert f"does not fit {names}" in line or ("does not fit the average" in line and names in line)
+    assert f"-{before}\n" in done.stdout
+    assert f"+{now}\n" in done.stdout
+    np.testing.assert_equal(weights(model_dir), weights(trained[0]))
+    assert (model_dir / "config.gin").read_text() == (trained[0] / "config.gin").read_text()
+    assert not (model_dir / "config.1.gin").exists()
+
+
+def test_a_run_that_does_not_begin_with_another_model(data_dir, trained, tmp_path):
+    params = (f"train.init_from = '{trained[0]}'", "build_model.embedding_dim = 9")
+    done = run(*arguments(data_dir, tmp_path / "run", *params), check=False)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: train.init_from {trained[0]}: checkpoint {trained[0]}")
+    assert "does not fit the model" in line
+    assert "--model_dir" not in line
 
 
 def test_another_data_set(data_dir, trained, tmp_path):
@@ -474,3 +501,116 @@ def test_smaller_crops_train_what_larger_images_show(data_dir, tmp_path):
     assert row["map_at_r"] == pytest.approx(results["trained model"]["map_at_r"], abs=1e-6)
     assert row["map_at_r"] != pytest.approx(results["model before training"]["map_at_r"], abs=1e-6)
     assert "step 3 of 3" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def without_val(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("without_val")
+    class_folder(folder / "images", classes=6)
+    return make_data_set(folder)
+
+
+# As on the command line; but asked to stop when so many steps are done, the third argument.
+STOPPED = """
+import os, signal, sys
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import main, telemetry
+record, last = telemetry.Telemetry.training, int(sys.argv.pop(1))
+def training(self, step, *rest):
+    record(self, step, *rest)
+    if step == last:
+        os.kill(os.getpid(), signal.SIGTERM)
+telemetry.Telemetry.training = training
+commandline.run(main.main, description="")
+"""
+
+
+def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        env=DETERMINISTIC,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_weights_that_have_diverged_are_not_saved(without_val, tmp_path, stopped):
+    """Without val nobody looks at embeddings between the last update and the checkpoint."""
+    diverges = ("WarmupCosine.peak = 1e38", f"train.evaluate_every = {6 if stopped else 1}")
+    split = "evaluate.split = 'train'"
+    flags = arguments(without_val, tmp_path / "run", *diverges, split)
+    done = run_script(STOPPED, 1 if stopped else 0, *flags)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "after step 1 (the model has diverged); what was saved before is kept" in line
+    assert "lower the learning rate" in line
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").rglob("ckpt-*"))
+
+
+# As on the command line; but before step 4 is told of, the largest file gets a limit, the third
+# argument: larger ones cannot be written, as on a disk that is full.
+FULL = """
+import resource, sys
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import main, telemetry
+record, limit = telemetry.Telemetry.training, int(sys.argv.pop(1))
+def training(self, step, *rest):
+    if step == 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    record(self, step, *rest)
+telemetry.Telemetry.training = training
+commandline.run(main.main, description="")
+"""
+
+
+@pytest.mark.parametrize(("limit", "file"), [(1_000, "metrics.jsonl"), (4_000, "tensorboard")])
+def test_full_disk(data_dir, trained, tmp_path, limit, file):
+    """What is written most often names itself too; then the same command goes on."""
+    flags = arguments(data_dir, tmp_path / "run")
+    done = run_script(FULL, limit, *flags)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: {tmp_path / 'run' / file} could not be written (")
+    assert "what was saved before is kept; make room" in line
+    assert "Traceback" not in done.stderr
+    assert "going on from step 3\n" in run(*flags).stderr
+    assert_equal_runs(tmp_path / "run", trained[0])
+
+
+STOPPED_EVALUATION = """
+import os, signal, sys
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import evaluate, main
+embed, number = evaluate.embed, int(sys.argv.pop(1))
+def stopped(*rest):
+    os.kill(os.getpid(), number)
+    return embed(*rest)
+evaluate.embed = stopped
+commandline.run(main.main, description="")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_evaluation_at_the_end(data_dir, trained, tmp_path, number):
+    model_dir = shutil.copytree(trained[0], tmp_path / "a run")
+    table = model_dir / "evaluation/test.json"
+    table.unlink()
+    done = run_script(STOPPED_EVALUATION, int(number), *arguments(data_dir, model_dir))
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    what, _, again = line.partition(": ")
+    assert what == "stopped before the evaluation had ended; to do it again"
+    assert not table.exists()
+    run(*shlex.split(again)[3:])
+    assert table.read_text() == (trained[0] / "evaluation/test.json").read_text()

@@ -1,6 +1,8 @@
 """The law of replicas for whole training steps, and of microbatches for gradients."""
 
+import contextlib
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from tests.trainer import processes
 from tests.trainer.step_replicas import CLIP_NORM, ROWS, STEPS, Case, batches, run
-from trainer.steps import memory_named
+from trainer.steps import Steps, memory_named
 
 SCRIPT = "tests.trainer.step_replicas"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -62,6 +64,30 @@ def test_a_batch_that_is_too_large_for_memory():
         memory_named(2048),
     ):
         tf.function(lambda: tf.random.uniform([1 << 44]))()
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "says"),
+    [
+        ([[1.0, 2], [np.nan, 0], [3, 4]], "1 of 3 embeddings are not finite after step 7"),
+        ([[0.0, 0], [0, 0], [0, 0]], "all are zero after step 7"),
+        ([[1.0, 2], [0, 0], [3, 4]], None),
+    ],
+)
+def test_a_model_that_has_diverged_in_its_last_step(embeddings, says):
+    asked = []
+
+    def embed(forward, what, rows):
+        asked.append(rows.tolist())
+        return np.array(embeddings), rows
+
+    images = SimpleNamespace(batch_size=3, map=embed)
+    batch = np.array([5, 2, 2, 9, 11])
+    steps = SimpleNamespace(_last=(7, None, None), _rows=lambda steps, centres: batch)
+    expected = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()
+    with expected:
+        Steps.require_finite(steps, None, images)
+    assert asked == [[2, 5, 9]]
 
 
 @pytest.mark.parametrize("microbatches", [2, 4, 8, 16])

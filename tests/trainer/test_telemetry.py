@@ -1,6 +1,9 @@
 """metrics.jsonl of a run that goes on, the progress lines, and who writes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +53,57 @@ def test_tensorboard_reads_it(tmp_path):
     [scalar] = events.Tensors("train/loss")
     assert scalar.step == 3
     assert tf.make_ndarray(scalar.tensor_proto) == 0.5
+
+
+def test_tensorboard_forgets_what_is_done_again(tmp_path):
+    """By the reader that TensorBoard has; what is of the step that a run goes on from stays."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
+    for first_step, steps in ((0, (3, 6, 9, 12)), (6, (8, 10)), (8, (9,))):
+        with Telemetry(str(tmp_path), first_step=first_step, steps=9) as telemetry:
+            for step in steps:
+                telemetry.training(step, NUMBERS)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Tensors("train/loss")] == [3, 6, 8, 9]
+
+
+# Files larger than this cannot be written, as on a disk that is full.
+FULL = """
+import resource, sys
+import numpy as np
+from preprocessing.errors import UsageError
+from trainer.damage import Damaged, append_damaged
+from trainer.telemetry import Telemetry
+what, folder = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    if what == "damaged":
+        append_damaged(folder, [Damaged("f", n, "s" * 90, "p") for n in range(500)], 500)
+    with Telemetry(folder, first_step=0, steps=999) as telemetry:
+        for step in range(1, 999):
+            numbers = {"x" * 2000: 0.5} if what == "metrics" else {"a": 0.5, "b": 0.5}
+            telemetry.evaluation(step, numbers, "")
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "file"),
+    [("damaged", "damaged.jsonl"), ("metrics", "metrics.jsonl"), ("tensorboard", "tensorboard")],
+)
+def test_full_disk(tmp_path, what, file):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, what, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith(f"{tmp_path / file} could not be written (")
+    assert line.endswith("what was saved before is kept; make room, and the same command goes on")
 
 
 def test_metrics_are_strict_json(tmp_path):

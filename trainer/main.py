@@ -29,12 +29,15 @@ def main(_: list[str]) -> None:
 
     model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir)
     finished = True
+    configuration = f"--mode={FLAGS.mode}\n{config.common()}"
     with workers.ended_if_lost():
         if FLAGS.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
-            finished = gin.get_configurable("train")(on_ready=lambda: config.save(model_dir))
+            finished = gin.get_configurable("train")(
+                configuration=configuration, on_ready=lambda: config.save(model_dir)
+            )
         if finished:
-            gin.get_configurable("evaluate")()
+            gin.get_configurable("evaluate")(configuration=configuration)
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ def run(
             raise UsageError(f"unexpected argument {rest[0]!r}; see --help")
         main(rest)
     except (UsageError, flags.Error) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # A file or folder that cannot be had; others carry no number.
         if not str(error).startswith("[Errno"):
             raise
-        print(f"error: {_one_line(error).partition('] ')[2]}", file=sys.stderr)
+        print(f"error: {one_line(error).partition('] ')[2]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -71,7 +71,8 @@ def _flag_help() -> str:
     return "\n".join(f"  --{flag.name:11} {flag.help.split(';')[0]}" for flag in shown)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an exception says, as an error is shown."""
     # Gin appends the call that an exception passed through.
     return " ".join(str(error).split("\n  In call to configurable")[0].split())
 

@@ -27,6 +27,16 @@ from trainer.strategy import make_strategy
 from trainer.train import train
 
 CONFIG_FILE = "config.gin"
+_LONGEST = 10_000
+# What may differ from host to host: its disks, its memory, its patience.
+_OF_HOST = (
+    "MODEL_DIR",
+    "DATA_DIR",
+    "Reading.cache",
+    "Reading.folder",
+    "Reading.stream",
+    "make_strategy.start_seconds",
+)
 
 
 # bfloat16 needs no scaling of the loss; a head's own rate is train.make_head_optimizer; and the
@@ -99,6 +109,13 @@ def show_changes(model_dir: str) -> None:
         print(f"note: {path} is from another configuration; what differs:")
         # What comes next may be an error, which is not to overtake this.
         print("\n".join(f"  {line}" for line in shown), flush=True)
+
+
+def common() -> str:
+    """What all workers must have in common of the configuration, a line a statement."""
+    # Else a long path would take several lines.
+    lines = _statements(gin.config_str(max_line_length=_LONGEST))
+    return "\n".join(line for line in lines if line and line.partition(" = ")[0] not in _OF_HOST)
 
 
 def save(model_dir: str) -> None:

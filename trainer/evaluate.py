@@ -18,7 +18,7 @@ from trainer.contact_sheet import Tile, choose_queries, contact_sheet
 from trainer.images import Forward, Images, on_replicas
 from trainer.reading import Reading, checked
 from trainer.retrieval import RetrievalMetrics, nearest_neighbours, retrieval_metrics
-from trainer.workers import is_chief, losses_named
+from trainer.workers import is_chief, losses_named, require_agreement
 
 FOLDER = "evaluation"
 RECALL_AT = (1, 2, 4, 8)
@@ -65,6 +65,7 @@ def evaluate(
     num_neighbours: int = 8,
     reading: Reading | None = None,
     make_strategy: Callable[[], tf.distribute.Strategy] = tf.distribute.get_strategy,
+    configuration: str = "",
     check_only: bool = False,
 ) -> None:
     """Evaluates the best checkpoint of a run beside raw pixels and the untrained model.
@@ -84,6 +85,7 @@ def evaluate(
       num_neighbours: its columns.
       reading: how records are read.
       make_strategy: makes the distribution strategy.
+      configuration: all that several workers must have in common, as text; they compare it.
       check_only: only sees that all that is asked for can be had, before a long training.
 
     Raises:
@@ -108,27 +110,28 @@ def evaluate(
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
     strategy = make_strategy()
-
-    def untrained(**changes: None) -> keras.Model:
-        keras.utils.set_random_seed(seed)
-        with strategy.scope():
-            return build_model(**changes)
-
-    model = untrained()
-    images = Images(
-        index,
-        reading.records(index),
-        image_size=int(model.input_shape[1]),
-        central_share=central_share,
-        batch_size=batch_size,
-        damaged=reading.damaged,
-        strategy=strategy,
-    )
-
-    def measured(forward: Forward, what: str) -> RetrievalMetrics:
-        return measure(*embed(forward, images, what), images)
-
     with losses_named(strategy):
+        require_agreement(strategy, configuration, index.info)
+
+        def untrained(**changes: None) -> keras.Model:
+            keras.utils.set_random_seed(seed)
+            with strategy.scope():
+                return build_model(**changes)
+
+        model = untrained()
+        images = Images(
+            index,
+            reading.records(index),
+            image_size=int(model.input_shape[1]),
+            central_share=central_share,
+            batch_size=batch_size,
+            damaged=reading.damaged,
+            strategy=strategy,
+        )
+
+        def measured(forward: Forward, what: str) -> RetrievalMetrics:
+            return measure(*embed(forward, images, what), images)
+
         forward = forward_function(strategy, model)
         before = measured(forward, "model before training")
         step = Checkpoints(model_dir, model).restore_best()

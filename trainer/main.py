@@ -32,17 +32,19 @@ def main(_: list[str]) -> None:
     called = (config.train, config.evaluate) if FLAGS.mode == "train" else (config.evaluate,)
     model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir, called)
     finished = True
+    configuration = f"--mode={FLAGS.mode}\n{config.common()}"
     with workers.ended_if_lost():
         if FLAGS.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
             finished = gin.get_configurable("train")(
+                configuration=configuration,
                 before_restoring=lambda: config.show_changes(model_dir),
                 on_ready=lambda: config.save(model_dir),
             )
         if finished:
             command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
             with stop.told(f"stopped before the evaluation had ended; to do it again: {command}"):
-                gin.get_configurable("evaluate")()
+                gin.get_configurable("evaluate")(configuration=configuration)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Steps:
         return step, False
 
     def show_last(self, images: Images) -> None:
-        """Shows the last batch, if there was one; not where its rows lie on several hosts.
+        """Shows the last batch, if there was one; of several hosts, what this one has of it.
 
         Args:
           images: of the train split, as they are shown.
@@ -111,8 +111,8 @@ class Steps:
         if self._last is None:
             return
         step, batch, centres = self._last
-        if len(batch.embeddings) == self.plan.batch_size:
-            self.telemetry.batch(step, batch, self._rows([step - 1], centres), images)
+        # The first host, which shows it, has the first rows of the batch.
+        self.telemetry.batch(step, batch, self._rows([step - 1], centres), images)
 
     def require_finite(self, forward: Forward, images: Images) -> None:
         """Sees that the model has not diverged in the last step, of which its loss tells nothing.

@@ -5,7 +5,7 @@ import functools
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
-from trainer.workers import await_all, bounded, cluster
+from trainer.workers import await_all, cluster, joining
 
 NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -33,6 +33,7 @@ def make_strategy(
 
     Raises:
       UsageError: what is asked for is not there.
+      WorkerLostError: other workers are not.
     """
     if name not in NAMES:
         raise UsageError(f"make_strategy.name {name!r}: one of {', '.join(NAMES)}")
@@ -57,7 +58,7 @@ def _strategy(
         _require_no_replicas(cpu_replicas, "in a cluster each process is a replica")
         # Nothing of TensorFlow's may run before, not even a look at its devices.
         await_all(*workers, start_seconds)
-        with bounded(start_seconds):
+        with joining(*workers, start_seconds):
             return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu" or (name == "auto" and tf.config.list_physical_devices("TPU")):
         _require_no_replicas(cpu_replicas, "there is a TPU")

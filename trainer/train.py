@@ -41,7 +41,7 @@ from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
-from trainer.workers import any_worker, is_chief, losses_named, require_same
+from trainer.workers import any_worker, is_chief, losses_named, require_agreement, require_same
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
@@ -74,6 +74,7 @@ def train(
     seed: int = 0,
     make_strategy: Callable[[], tf.distribute.Strategy] = default_strategy,
     before_restoring: Callable[[], None] = lambda: None,
+    configuration: str = "",
     on_ready: Callable[[], None] = lambda: None,
 ) -> bool:
     """Trains a model on the train split, watching the val split, and resumes where it stopped.
@@ -108,6 +109,7 @@ def train(
       seed: of the weights, the batches and the crops.
       make_strategy: makes the distribution strategy.
       before_restoring: called before a checkpoint is looked at, which may not fit.
+      configuration: all that several workers must have in common, as text; they compare it.
       on_ready: called once all is set up and restored, before anything is written or trained.
 
     Returns:
@@ -146,28 +148,29 @@ def train(
 
     # ---- Model and optimizer, on the devices.
     strategy = make_strategy()
-    replicas = strategy.num_replicas_in_sync
-    check_divides(plan, replicas, microbatches)
-    keras.utils.set_random_seed(seed)
-    with strategy.scope():
-        model = build_model() if crop_size is None else build_model(image_size=crop_size)
-        shown = model if crop_size is None else build_model()
-        check_same_weights(model, shown)
-        check_compiles(model, replicas, microbatches, jit_compile)
-        updates = Updates(
-            model,
-            make_optimizer,
-            make_head_optimizer,
-            clip_norm=clip_norm,
-            average_decay=average_decay,
-        )
-    check_triplets(triplets, model)
-
-    # ---- Where the run stands; one process at a time.
-    os.makedirs(model_dir, exist_ok=True)
-    chief = is_chief(strategy)
     with contextlib.ExitStack() as stack:
         stack.enter_context(losses_named(strategy))
+        require_agreement(strategy, configuration, index.info)
+        replicas = strategy.num_replicas_in_sync
+        check_divides(plan, replicas, microbatches)
+        keras.utils.set_random_seed(seed)
+        with strategy.scope():
+            model = build_model() if crop_size is None else build_model(image_size=crop_size)
+            shown = model if crop_size is None else build_model()
+            check_same_weights(model, shown)
+            check_compiles(model, replicas, microbatches, jit_compile)
+            updates = Updates(
+                model,
+                make_optimizer,
+                make_head_optimizer,
+                clip_norm=clip_norm,
+                average_decay=average_decay,
+            )
+        check_triplets(triplets, model)
+
+        # ---- Where the run stands; one process at a time.
+        os.makedirs(model_dir, exist_ok=True)
+        chief = is_chief(strategy)
         stop = stack.enter_context(on_signals())
         if chief:
             what = f"model_dir {model_dir}"

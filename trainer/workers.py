@@ -1,10 +1,13 @@
 """Several processes that train together: who writes, what all agree on, and who is missing."""
 
 import contextlib
+import ctypes
+import hashlib
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,10 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from preprocessing import commandline
 from preprocessing.errors import UsageError
+from preprocessing.index import DatasetInfo
+from trainer import watchdog
 
 LOST_EXIT_CODE = 1
-SAY_EVERY, ASK_EVERY, ANSWER_SECONDS = 10.0, 0.2, 1.0
+SAY_EVERY, ASK_EVERY = 10.0, 0.2
 LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -97,6 +103,40 @@ def require_same(strategy: tf.distribute.Strategy, value: int, what: str) -> Non
         raise UsageError(f"{what} is not the same for all workers: {shown}")
 
 
+def require_agreement(
+    strategy: tf.distribute.Strategy, configuration: str, info: DatasetInfo
+) -> None:
+    """Raises UsageError in every process unless all have the same configuration and data set.
+
+    Args:
+      strategy: of all of them.
+      configuration: what they must have in common, as text.
+      info: of the data set.
+    """
+    data = [info.input_fingerprint, dict(info.settings), dict(info.num_images)]
+    _require_same_text(
+        strategy,
+        configuration,
+        "the workers differ in their configuration: that of {} is not that of worker 0; start all"
+        " with the same --mode, --gin_file and --gin_param",
+    )
+    _require_same_text(
+        strategy,
+        json.dumps(data, sort_keys=True),
+        "the workers differ in their data set: that of {} is not that of worker 0"
+        "; give all the same --data_dir, or copies of it",
+    )
+
+
+def _require_same_text(strategy: tf.distribute.Strategy, text: str, message: str) -> None:
+    # So many bits that they can be summed over the replicas of a worker.
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    digests = of_all(strategy, digest)
+    others = [f"worker {i}" for i, other in enumerate(digests) if other != digests[0]]
+    if others:
+        raise UsageError(message.format(", ".join(others)))
+
+
 def _count(strategy: tf.distribute.Strategy) -> int:
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 1
@@ -127,10 +167,13 @@ def losses_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
     except LOST as error:
         if _count(strategy) == 1:
             raise
-        addresses, number = cluster() or ([], 0)
-        silent = _silent(addresses, number)
-        whom = ", ".join(silent) if silent else "one that answers again, or stands still"
-        raise WorkerLostError(f"a worker was lost: {whom}; {_GO_ON}") from error
+        raise _lost(*(cluster() or ([], 0))) from error
+
+
+def _lost(addresses: Sequence[str], number: int) -> WorkerLostError:
+    silent = watchdog.silent(addresses, number)
+    whom = ", ".join(silent) if silent else "one that answers again, or stands still"
+    return WorkerLostError(f"a worker was lost: {whom}; {_GO_ON}")
 
 
 @contextlib.contextmanager
@@ -139,7 +182,7 @@ def ended_if_lost() -> Iterator[None]:
     try:
         yield
     except WorkerLostError as error:
-        _end(LOST_EXIT_CODE, f"error: {error}")
+        _end(LOST_EXIT_CODE, f"error: {commandline.one_line(error)}")
 
 
 def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
@@ -167,7 +210,7 @@ def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
         ) from error
     began = said = time.monotonic()
     with listener:
-        while missing := _silent(addresses, number):
+        while missing := watchdog.silent(addresses, number):
             now = time.monotonic()
             if now - began >= seconds:
                 raise WorkerLostError(
@@ -181,38 +224,45 @@ def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """Ends the process where this takes longer, by the system: no thread of Python's may run.
+def joining(addresses: Sequence[str], number: int, seconds: float) -> Iterator[None]:
+    """Ends the process, with a line that says who is missing, where this takes longer.
 
-    That is so while TensorFlow waits for a worker that has died since it was seen. Ctrl+C and
-    SIGTERM end the process at once.
+    A process of its own watches: while TensorFlow waits for a worker that has died since it was
+    seen, it holds Python's lock. Ctrl+C and SIGTERM end this one at once.
+
+    Args:
+      addresses: of all workers.
+      number: which of them this process is.
+      seconds: how long it may take.
+
+    Raises:
+      WorkerLostError: one was lost before all had joined.
     """
-    signals = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
+    signals = (watchdog.SIGNAL, signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(each, signal.SIG_DFL) for each in signals]
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    _exit_by(watchdog.SIGNAL)
+    command = [sys.executable, "-I", watchdog.__file__, str(os.getpid()), str(seconds)]
     try:
-        yield
+        # A session of its own: Ctrl+C is not for the watchdog.
+        with subprocess.Popen(
+            [*command, str(number), *addresses], stdin=subprocess.PIPE, start_new_session=True
+        ):
+            yield
+    except LOST as error:
+        raise _lost(addresses, number) from error
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in zip(signals, before, strict=True):
             signal.signal(each, handler)
+
+
+def _exit_by(number: int) -> None:
+    """A signal ends the process with its number as exit code, also where Python cannot run."""
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    library.signal(number, ctypes.cast(library._exit, ctypes.c_void_p))
 
 
 def _end(code: int, line: str) -> None:
     print(line, file=sys.stderr, flush=True)
     # TensorFlow is waiting for the others, and would at its own end too.
     os._exit(code)
-
-
-def _silent(addresses: Sequence[str], number: int) -> list[str]:
-    """The other workers to which no connection can be made."""
-    found = []
-    for other, address in enumerate(addresses):
-        if other == number:
-            continue
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        except OSError:
-            found.append(f"worker {other} ({address})")
-    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,5 +134,10 @@ def check_mined_apart(found: dict[str, np.ndarray], case: Case, replicas: int) -
 
 def test_on_two_worker_processes():
     cases = [Case("float64"), Case("float64", 4)]
-    for found in processes.workers(2, SCRIPT, "workers", *cases):
+    parts = processes.workers(2, SCRIPT, "workers", *cases)
+    for found in parts:
         check(found, cases)
+    # What each has of the last batch are its rows, the first worker's first.
+    for case, key in itertools.product(cases, ("positive", "negative", "embeddings")):
+        of_all = np.concatenate([found[f"{case}/{key}"] for found in parts])
+        np.testing.assert_allclose(of_all, on_one(case.options, case.dtype)[key], rtol=1e-5)

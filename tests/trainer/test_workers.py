@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.errors import UsageError
+from preprocessing.index import load_info
 from tests.trainer.processes import free_ports
 from trainer.workers import cluster
 
@@ -77,11 +79,17 @@ class Worker:
 
 @contextlib.contextmanager
 def workers(
-    arguments: list[str], folder: Path, *, started: int = 2, mute: bool = False
+    arguments: list[str],
+    folder: Path,
+    *,
+    started: int = 2,
+    second: list[str] | None = None,
+    mute: bool = False,
 ) -> Iterator[list[Worker]]:
     """The first of two workers, or both; none outlives the block.
 
-    Mute: the second is something else, which takes connections and says nothing.
+    Second: the other's arguments, where they are not the same. Mute: the second is something else,
+    which takes connections and says nothing.
     """
     ports = free_ports(2)
     addresses = [f"127.0.0.1:{port}" for port in ports]
@@ -91,9 +99,30 @@ def workers(
         for number in range(started):
             task = {"type": "worker", "index": number}
             config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-            running.append(Worker(arguments, folder / f"{number}.log", config))
+            own = second if second is not None and number else arguments
+            running.append(Worker(own, folder / f"{number}.log", config))
             stack.callback(running[-1].end)
         yield running
+
+
+def assert_lost(worker: Worker) -> str:
+    """It ended with one line about the worker that was lost: what that says."""
+    assert worker.code() == 1, worker.output()
+    assert "Traceback" not in worker.output()
+    last = worker.output().splitlines()[-1]
+    assert last.startswith("error: a worker was lost: "), worker.output()
+    assert "start all workers again" in last
+    return last
+
+
+def tags(model_dir: Path) -> set[str]:
+    """Names of what TensorBoard shows."""
+    return {
+        value.tag
+        for file in (model_dir / "tensorboard").glob("events*")
+        for record in tf.data.TFRecordDataset(str(file))
+        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
+    }
 
 
 def weights(model_dir: Path) -> dict[str, np.ndarray]:
@@ -134,18 +163,82 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
     assert_close(tmp_path / "run", tmp_path / "alone", 5e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_worker_ends_the_other_with_one_line(data_dir, tmp_path, number):
-    arguments = command(data_dir, tmp_path / "run", *ENDLESS)
+def test_the_first_workers_triplets_are_shown(data_dir, tmp_path):
+    # All are active then.
+    arguments = command(data_dir, tmp_path / "run", "STEPS = 3", "semihard_triplets.margin = 2.0")
     with workers(arguments, tmp_path) as (chief, other):
-        chief.wait_for(r"step \d+ of")
-        other.process.send_signal(number)
-        assert chief.code() == 1, chief.output()
-        assert "Traceback" not in chief.output()
-        [line] = re.findall(r"^error: a worker was lost: (.*)", chief.output(), re.MULTILINE)
-        assert "start all workers again" in line
+        assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
+    shown = {"train/mined/positive", "train/mined/negative", "train/hardest_triplets"}
+    assert shown <= tags(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("number", "lost"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)]
+)
+def test_a_lost_worker_ends_the_other_with_one_line(data_dir, tmp_path, number, lost):
+    arguments = command(data_dir, tmp_path / "run", *ENDLESS)
+    with workers(arguments, tmp_path) as both:
+        both[0].wait_for(r"step \d+ of")
+        both[lost].process.send_signal(number)
+        line = assert_lost(both[1 - lost])
         if number == signal.SIGKILL:
-            assert "worker 1 (127.0.0.1:" in line
+            assert f"worker {lost} (127.0.0.1:" in line
+
+
+@pytest.mark.slow
+def test_started_again_after_one_was_killed(data_dir, tmp_path):
+    model_dir = tmp_path / "run"
+    arguments = command(data_dir, model_dir, "STEPS = 400", "train.evaluate_every = 200")
+    with workers(arguments, tmp_path) as (chief, other):
+        chief.wait_until(lambda: bool([*model_dir.glob("checkpoints/ckpt-*.index")]))
+        other.process.kill()
+        assert_lost(chief)
+    with workers(arguments, tmp_path) as (chief, other):
+        assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
+    assert "going on from step 200" in chief.output()
+    assert "trained model" in chief.output()
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_a_worker_that_is_gone_before_the_first_step(data_dir, tmp_path, mode):
+    """It has joined, and agreed with the other on what to do."""
+    arguments = [*command(data_dir, tmp_path / "run"), f"--mode={mode}"]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    if mode == "evaluate":
+        (tmp_path / "run" / "checkpoints" / "ckpt-1.index").touch()
+    python, _, _, *rest = arguments
+    gone = [python, "-m", "tests.trainer.leaves", "keras.utils.set_random_seed", *rest]
+    with workers(arguments, tmp_path, second=gone) as (chief, other):
+        assert other.code() == 0, other.output()
+        assert "worker 1 (127.0.0.1:" in assert_lost(chief)
+
+
+def assert_refused(both: list[Worker], pattern: str) -> None:
+    for worker in both:
+        assert worker.code() == 2, worker.output()
+        [line] = worker.output().splitlines()
+        assert re.match(f"error: the workers differ in their {pattern}", line)
+
+
+def test_workers_with_other_configurations(data_dir, tmp_path):
+    arguments = command(data_dir, tmp_path / "run")
+    second = [*arguments, "--gin_param=WarmupCosine.peak = 0.06"]
+    with workers(arguments, tmp_path, second=second) as both:
+        assert_refused(both, "configuration: that of worker 1 is not that of worker 0; start all")
+
+
+def test_workers_with_other_data(data_dir, tmp_path):
+    """Where it lies, and how it is read, may differ."""
+    other_data = tmp_path / "other data"
+    shutil.copytree(data_dir, other_data)
+    path = other_data / "dataset_info.json"
+    content = path.read_text()
+    fingerprint = load_info(str(data_dir)).input_fingerprint
+    path.write_text(content.replace(fingerprint, fingerprint[::-1]))
+    arguments = command(data_dir, tmp_path / "run")
+    second = command(other_data, tmp_path / "run", "Reading.cache = True")
+    with workers(arguments, tmp_path, second=second) as both:
+        assert_refused(both, "data set: that of worker 1 is not that of worker 0; give all")
 
 
 def test_a_worker_that_never_comes(data_dir, tmp_path):
@@ -169,9 +262,15 @@ def test_interrupted_while_waiting(data_dir, tmp_path, number, code):
 
 def test_a_worker_that_is_seen_but_does_not_join(data_dir, tmp_path):
     """TensorFlow waits for it with Python's lock held."""
-    arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 15.0")
+    arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 3.0")
     with workers(arguments, tmp_path, started=1, mute=True) as (chief,):
-        assert chief.code() == -signal.SIGALRM
+        assert chief.code() == 1
+    [line] = chief.output().splitlines()
+    assert re.match(
+        r"error: not all of 2 workers have joined in 3 s; all answer \(worker 1"
+        r" \(127.0.0.1:\d+\)\), but not as workers of this run; see that nothing else",
+        line,
+    )
 
 
 @pytest.mark.parametrize(

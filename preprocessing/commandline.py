@@ -9,7 +9,7 @@ import gin.resource_reader
 from absl import flags
 
 from preprocessing.bindings import check, is_set, value_of
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, one_line
 
 # gin also looks for an include among Python packages; any folder of the same name where the command
 # is run, such as data/, passes for one, and breaks it. Nothing here includes from packages.
@@ -69,12 +69,6 @@ def _flag_help() -> str:
     ours = flags.FLAGS.flags_by_module_dict()
     shown = [flag for module in (sys.argv[0], __name__) for flag in ours[module]]
     return "\n".join(f"  --{flag.name:11} {flag.help.split(';')[0]}" for flag in shown)
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, as an error is shown."""
-    # Gin appends the call that an exception passed through.
-    return " ".join(str(error).split("\n  In call to configurable")[0].split())
 
 
 def parse_gin(

@@ -10,3 +10,9 @@ def require_positive(owner: str, **values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UsageError(f"{owner}.{name} {value}: 1 or more")
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, as an error is shown."""
+    # Gin appends the call that an exception passed through.
+    return " ".join(str(error).split("\n  In call to configurable")[0].split())

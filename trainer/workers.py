@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from preprocessing import commandline
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, one_line
 from preprocessing.index import DatasetInfo
 from trainer import watchdog
 
@@ -182,7 +181,7 @@ def ended_if_lost() -> Iterator[None]:
     try:
         yield
     except WorkerLostError as error:
-        _end(LOST_EXIT_CODE, f"error: {commandline.one_line(error)}")
+        _end(LOST_EXIT_CODE, f"error: {one_line(error)}")
 
 
 def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:

@@ -24,6 +24,8 @@ from trainer.evaluate import worse
 
 ROOT = Path(__file__).parents[2]
 TINY = str(Path(__file__).with_name("tiny.gin"))
+# A margin that the first batch does not keep, and a step from there to the end of the numbers.
+DIVERGES = ("semihard_triplets.margin = 2.0", "WarmupCosine.peak = 1e38")
 DETERMINISTIC = {**os.environ, "TF_DETERMINISTIC_OPS": "1"}
 
 
@@ -473,8 +475,8 @@ def test_two_trainers_of_one_run(data_dir, trained, tmp_path):
 
 @pytest.mark.parametrize("steps_per_loop", [1, 3])
 def test_diverged_run_stops_and_names_the_step(data_dir, tmp_path, steps_per_loop):
-    params = ("WarmupCosine.peak = 1e38", f"train.steps_per_loop = {steps_per_loop}")
-    done = run(*arguments(data_dir, tmp_path / "run", *params), check=False)
+    loop = f"train.steps_per_loop = {steps_per_loop}"
+    done = run(*arguments(data_dir, tmp_path / "run", *DIVERGES, loop), check=False)
     assert done.returncode == 2
     why = "no embedding is finite: the weights have diverged"
     assert f"error: the loss is not finite in step 2 ({why})" in done.stderr
@@ -541,9 +543,9 @@ def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("stopped", [False, True])
 def test_weights_that_have_diverged_are_not_saved(without_val, tmp_path, stopped):
     """Without val nobody looks at embeddings between the last update and the checkpoint."""
-    diverges = ("WarmupCosine.peak = 1e38", f"train.evaluate_every = {6 if stopped else 1}")
+    every = f"train.evaluate_every = {6 if stopped else 1}"
     split = "evaluate.split = 'train'"
-    flags = arguments(without_val, tmp_path / "run", *diverges, split)
+    flags = arguments(without_val, tmp_path / "run", *DIVERGES, every, split)
     done = run_script(STOPPED, 1 if stopped else 0, *flags)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]

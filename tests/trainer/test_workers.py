@@ -164,8 +164,9 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
 
 
 def test_the_first_workers_triplets_are_shown(data_dir, tmp_path):
-    # All are active then.
-    arguments = command(data_dir, tmp_path / "run", "STEPS = 3", "semihard_triplets.margin = 2.0")
+    # All are active then, and of so many some lie within the first worker's rows whole.
+    params = ("semihard_triplets.margin = 2.0", "BatchPlan.classes_per_batch = 6", "STEPS = 12")
+    arguments = command(data_dir, tmp_path / "run", *params)
     with workers(arguments, tmp_path) as (chief, other):
         assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
     shown = {"train/mined/positive", "train/mined/negative", "train/hardest_triplets"}

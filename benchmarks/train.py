@@ -246,6 +246,7 @@ def start_command(
         "BatchPlan.classes_per_batch": classes,
         "BatchPlan.images_per_class": images,
         "train.steps_per_loop": 1,
+        "evaluate.split": "'train'",
     }
     return [
         sys.executable,

@@ -10,7 +10,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from preprocessing.progress import Progress
 from trainer.damage import STOP, find_damaged, summary
-from trainer.input import evaluation_batches
+from trainer.input import evaluation_batches, iterated
 from trainer.records import Records
 
 Forward = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
@@ -85,8 +85,8 @@ class Images:
         rows = np.arange(len(self.index)) if rows is None else rows
         values: list[np.ndarray] = []
         places: list[np.ndarray] = []
-        with Progress() as progress:
-            for batch in self._batches(rows):
+        with Progress() as progress, iterated(self._batches(rows)) as batches:
+            for batch in batches():
                 result, of, mask = (tensor.numpy() for tensor in forward(*batch))
                 values.append(result[mask > 0])
                 places.append(of[mask > 0])

@@ -1,8 +1,10 @@
 """Rows of the index to pixels: records read, decoded, augmented, as a tf.data graph."""
 
+import contextlib
 import functools
 import io
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -137,6 +139,23 @@ def evaluation_batches(
     ).prefetch(2 * replicas)
 
 
+@contextlib.contextmanager
+def iterated(
+    dataset: tf.data.Dataset | tf.distribute.DistributedDataset,
+) -> Iterator[Callable[[], Iterator]]:
+    """Gives a function that returns an iterator, the same at each call, and ends it at the end.
+
+    In the background: TensorFlow may wait, with nothing to do, until its tuner looks again, and the
+    longer an iterator has lived the rarer that is, up to once a minute. `tf.distribute` adds a
+    stage with a tuner of its own that no option turns off.
+    """
+    held = [iter(dataset)]
+    try:
+        yield lambda: held[0]
+    finally:
+        threading.Thread(target=held.clear, daemon=True).start()
+
+
 def _images(
     records: Records,
     rows: np.ndarray,
@@ -197,11 +216,15 @@ def _images(
     def flatten(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return tf.nest.map_structure(lambda x: tf.reshape(x, [batch_size, *x.shape[2:]]), batch)
 
+    # There is nothing to tune, see `iterated` for what it would cost.
+    options = tf.data.Options()
+    options.autotune.enabled = False
     return (
         tf.data.Dataset.from_tensor_slices(arrays)
         .map(load, num_parallel_calls=records.parallel_calls, deterministic=True)
         .batch(batch_size // group, drop_remainder=True)
         .map(flatten)
+        .with_options(options)
     )
 
 

@@ -17,7 +17,7 @@ from trainer.batching import BatchPlan
 from trainer.checkpoints import DIVERGED
 from trainer.damage import append_damaged, find_damaged, require_replaceable, unreadable_named
 from trainer.images import Forward, Images
-from trainer.input import chunks, train_batches
+from trainer.input import chunks, iterated, train_batches
 from trainer.loop import LastBatch, Loop
 from trainer.records import Records
 from trainer.telemetry import Telemetry
@@ -93,13 +93,13 @@ class Steps:
           UsageError: the loss is not finite, a record is damaged, or memory is not enough.
         """
         for first_step, num_steps in chunks(step, goal, self.plan.batch_size):
-            iterator = self._batches(first_step, num_steps, centres)
-            while step < first_step + num_steps:
-                count = min(self.steps_per_loop, first_step + num_steps - step)
-                self._loop(iterator, step, count, centres)
-                step += count
-                if self.should_stop():
-                    return step, True
+            with iterated(self._batches(first_step, num_steps, centres)) as batches:
+                while step < first_step + num_steps:
+                    count = min(self.steps_per_loop, first_step + num_steps - step)
+                    self._loop(batches(), step, count, centres)
+                    step += count
+                    if self.should_stop():
+                        return step, True
         return step, False
 
     def show_last(self, images: Images) -> None:
@@ -165,7 +165,9 @@ class Steps:
         self.telemetry.training(step + count, numbers, loop.last)
         self._last = step + count, loop.last, centres
 
-    def _batches(self, first_step: int, num_steps: int, centres: np.ndarray | None) -> Iterator:
+    def _batches(
+        self, first_step: int, num_steps: int, centres: np.ndarray | None
+    ) -> tf.distribute.DistributedDataset:
         def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
             self._host = (context.input_pipeline_id, context.num_input_pipelines)
             return train_batches(
@@ -180,7 +182,7 @@ class Steps:
                 centres=centres,
             )
 
-        return iter(self.strategy.distribute_datasets_from_function(of_host))
+        return self.strategy.distribute_datasets_from_function(of_host)
 
     def _rows(self, steps: Iterable[int], centres: np.ndarray | None) -> np.ndarray:
         return np.concatenate([self.plan.batch(step, centres=centres) for step in steps])

@@ -19,7 +19,7 @@ MIN_ERASED_AREA, MAX_ERASED_ASPECT = 0.02, 3.3
 MID_GREY = 127.5
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-_AUGMENTATION, _CLASS_TURNS = 4, 5  # keep their random numbers apart from those of batches
+_AUGMENTATION, _CLASSES = 4, 5  # keep their random numbers apart from those of batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Augmentation:
         another one, so there are four times as many classes to learn from (Santoro et al.:
         Meta-Learning with Memory-Augmented Neural Networks, 2016); a class and itself turned never
         meet in a batch, so symmetrical ones do no harm.
+      class_mirrors: whether half of the classes of a batch are mirrored as a whole, likewise.
       brightness: all values times 1 - brightness to 1 + brightness, 0 to 1.
       contrast: the distance to mid-grey, likewise.
       saturation: the distance to the pixel's own grey, likewise.
@@ -55,6 +56,7 @@ class Augmentation:
     rotate: float = 0.0
     shear: float = 0.0
     class_turns: bool = False
+    class_mirrors: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -109,7 +111,8 @@ class Augmentation:
             each slot, which are drawn alike.
           width: [..., N] likewise.
           image_size: side of the square that crops are brought to, pixels.
-          classes: [N] for class_turns, the place of each image's class in the global batch.
+          classes: [N] for class_turns and class_mirrors, the place of each image's class in the
+            global batch.
 
         Returns:
           What `pixels` takes, by name: "window" [..., N, 4] int32 (top, left, height, width of the
@@ -122,9 +125,9 @@ class Augmentation:
         drawn = {"window": self._windows(numbers[:4], height, width)}
         if self.flip:
             drawn["flip"] = numbers[4] < 0.5
-        if self.rotate or self.shear or self.class_turns:
-            turns = self._turns(seed, step, slots, classes)
-            drawn["affine"] = self._affine(turns, numbers[17], numbers[18], image_size)
+        if self.rotate or self.shear or self.class_turns or self.class_mirrors:
+            whole = self._of_classes(seed, step, slots, classes)
+            drawn["affine"] = self._affine(*whole, numbers[17], numbers[18], image_size)
         if self._colours:
             drawn["colour"] = self._colour_matrices(*numbers[5:9])
         if self.erase:
@@ -140,24 +143,35 @@ class Augmentation:
         left = np.floor(numbers[3] * (width - crop_width + 1))
         return np.stack([top, left, crop_height, crop_width], axis=-1).astype(np.int32)
 
-    def _turns(
+    def _of_classes(
         self, seed: int, step: int, slots: np.ndarray, classes: np.ndarray | None
-    ) -> np.ndarray:
-        """Quarter turns of each image, [N], 0 to 3."""
-        if not self.class_turns:
-            return np.zeros(len(slots))
-        if classes is None:
-            raise ValueError("class_turns: classes are needed")
-        return np.floor(4 * uniform(key(seed, _CLASS_TURNS, step, classes), 1)[:, 0])
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Quarter turns of each image, [N], 0 to 3, and what x is multiplied by, [N], 1 or -1."""
+        turns, signs = np.zeros(len(slots)), np.ones(len(slots))
+        if self.class_turns or self.class_mirrors:
+            if classes is None:
+                raise ValueError("class_turns, class_mirrors: classes are needed")
+            numbers = uniform(key(seed, _CLASSES, step, classes), 2).T
+            if self.class_turns:
+                turns = np.floor(4 * numbers[0])
+            if self.class_mirrors:
+                signs = np.where(numbers[1] < 0.5, -1.0, 1.0)
+        return turns, signs
 
     def _affine(
-        self, turns: np.ndarray, rotate: np.ndarray, shear: np.ndarray, size: int
+        self,
+        turns: np.ndarray,
+        signs: np.ndarray,
+        rotate: np.ndarray,
+        shear: np.ndarray,
+        size: int,
     ) -> np.ndarray:
         """About the centre; rows of [[a0, a1, a2], [a3, a4, a5]] and two zeros, x before y."""
         angle = np.pi / 2 * turns + np.deg2rad(self.rotate) * (2 * rotate - 1)
         slant = np.tan(np.deg2rad(self.shear) * (2 * shear - 1))
         cos, sin, centre = np.cos(angle), np.sin(angle), (size - 1) / 2
         linear = np.stack([[cos, cos * slant - sin], [sin, sin * slant + cos]])  # [2, 2, N]
+        linear[0] *= signs  # of the crop: the class is mirrored before its images are turned
         offset = centre - linear.sum(axis=1) * centre
         rows = [*linear[0], offset[0], *linear[1], offset[1], 0 * angle, 0 * angle]
         return np.stack(rows, axis=1).astype(np.float32)

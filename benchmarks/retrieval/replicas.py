@@ -16,6 +16,7 @@ COMMON = {
     "build_model.image_size": 28,
     "build_model.embedding_dim": 64,
     "Augmentation.class_turns": False,
+    "Augmentation.class_mirrors": False,
     "train.average_decay": None,
 }
 LOSSES: dict[str, dict[str, object]] = {

@@ -507,9 +507,33 @@ def test_a_class_is_turned_as_a_whole():
     assert len({tuple(turns) for turns in by_step}) == 30
 
 
-def test_class_turns_need_the_classes():
+def test_a_class_is_mirrored_as_a_whole():
+    """Then turned: all eight of a square's symmetries, each class's own."""
+    both = Augmentation(
+        min_area=1.0, max_aspect=1.0, flip=False, class_turns=True, class_mirrors=True
+    )
+    data, classes = jpeg(smooth(40, 40)), np.arange(256) // 2
+    size = np.full(256, 40)
+    [upright] = run([data], 40, [[0, 0, 40, 40]])
+    symmetries = [np.rot90(image, k) for image in (upright, upright[:, ::-1]) for k in range(4)]
+    found = run([data] * 256, 40, **both.draw(7, 3, np.arange(256), size, size, 40, classes))
+    which = [
+        next(n for n, image in enumerate(symmetries) if np.abs(image - one.astype(int)).max() <= 1)
+        for one in found
+    ]
+    assert which[::2] == which[1::2]
+    counts = np.bincount(which[::2], minlength=8)
+    assert (abs(counts - 16) < 12).all()
+    turned = Augmentation(min_area=1.0, max_aspect=1.0, flip=False, class_turns=True)
+    found = run([data] * 256, 40, **turned.draw(7, 3, np.arange(256), size, size, 40, classes))
+    for image, symmetry in zip(found, which, strict=True):
+        np.testing.assert_allclose(image.astype(int), np.rot90(upright, symmetry % 4), atol=1)
+
+
+@pytest.mark.parametrize("name", ["class_turns", "class_mirrors"])
+def test_whole_classes_need_the_classes(name):
     with pytest.raises(ValueError, match="classes are needed"):
-        Augmentation(class_turns=True).draw(0, 0, np.arange(2), np.ones(2), np.ones(2), 8)
+        Augmentation(**{name: True}).draw(0, 0, np.arange(2), np.ones(2), np.ones(2), 8)
 
 
 def test_the_whole_crop_at_its_own_size_is_the_image():

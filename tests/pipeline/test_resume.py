@@ -16,6 +16,7 @@ from PIL import Image
 from preprocessing import index, shards
 from preprocessing.claim import Claim, read_plan
 from preprocessing.errors import UsageError
+from preprocessing.sidecars import Sidecar, read_sidecar
 from tests.fixtures.folders import class_folder
 from tests.fixtures.jobs import ROOT, SETTINGS, command, content, run, start
 
@@ -38,18 +39,18 @@ def data_set(images, tmp_path_factory) -> Path:
     return output
 
 
-def sidecars(output: Path) -> dict[str, shards.Sidecar]:
+def sidecars(output: Path) -> dict[str, Sidecar]:
     """Of the finished shards of an unfinished job, by file name."""
     plan = read_plan(str(output))
     if plan is None:
         return {}
     folder = Claim(str(output), plan).folder
     names = [p.name.removesuffix(".sidecar.parquet") for p in Path(folder).glob("*.sidecar.*")]
-    found = {name: shards.read_sidecar(folder, name) for name in names if ".partial" not in name}
+    found = {name: read_sidecar(folder, name) for name in names if ".partial" not in name}
     return {name: sidecar for name, sidecar in found.items() if sidecar is not None}
 
 
-def num_images(finished: dict[str, shards.Sidecar]) -> int:
+def num_images(finished: dict[str, Sidecar]) -> int:
     return sum(len(sidecar.rows) + len(sidecar.rejected) for sidecar in finished.values())
 
 

@@ -1,8 +1,11 @@
 """The exported model on a worker, as RunInference takes it."""
 
+import contextlib
 import dataclasses
+import os
+import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,11 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from pipeline.embedding.card import ModelCard
 from pipeline.embedding.tasks import Image, Task
-from preprocessing import sidecars
+from preprocessing import sidecars, storage
 from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
 from preprocessing.notices import without_notices
+from preprocessing.storage import bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +149,24 @@ def _load(card: ModelCard) -> Any:
         # Without it the GPU's libraries choose a way of computing by what was fastest just now.
         tf.config.experimental.enable_op_determinism()
     try:
-        model = tf.saved_model.load(card.saved_model)
+        with _on_disk(card.saved_model) as folder:
+            model = tf.saved_model.load(folder)
         return tf, model, model.signatures["serving_default"]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         text = " ".join(str(error).split())[:300]
         raise UsageError(f"{card.saved_model}: cannot be loaded ({text})") from error
+
+
+@contextlib.contextmanager
+def _on_disk(folder: str) -> Iterator[str]:
+    """The folder; of a bucket, a copy, so that TensorFlow needs no access of its own."""
+    if not storage.is_bucket(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for info in bucket.list_tree(folder):
+            path = os.path.join(copy, info.path.removeprefix(f"{folder}/"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(storage.read(info.path))
+        yield copy

@@ -12,14 +12,14 @@ import pytest
 
 from pipeline.embedding import model as models
 from preprocessing import embeddings, sidecars
-from preprocessing.claim import Claim, read_plan
+from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
 from tests.fixtures import exported, jobs
 from tests.fixtures.datasets import make_data_set
 from tests.fixtures.embedding_jobs import BATCH, MODULE, run
 from tests.fixtures.exported import SIDE, export_model
 from tests.fixtures.folders import class_folder
-from tests.fixtures.jobs import ROOT, command, content
+from tests.fixtures.jobs import ROOT, command, content, sidecars_in
 
 CLASSES, IMAGES = 5, 6
 
@@ -46,18 +46,6 @@ def of_images(photos, model, tmp_path_factory) -> Path:
     return output
 
 
-def finished(output: Path) -> dict[str, sidecars.Sidecar]:
-    """Sidecars of an unfinished job, by file name."""
-    plan = read_plan(str(output))
-    if plan is None:
-        return {}
-    folder = Claim(str(output), plan).folder
-    paths = Path(folder).glob("*.sidecar.parquet")
-    names = [path.name.removesuffix(".sidecar.parquet") for path in paths]
-    found = {name: sidecars.read_sidecar(folder, name) for name in names}
-    return {name: sidecar for name, sidecar in found.items() if sidecar is not None}
-
-
 @pytest.mark.parametrize("what", ["input", "data"])
 def test_killed_and_started_again(photos, model, tmp_path, what):
     """A real process, by kill -9 between two shards."""
@@ -72,11 +60,11 @@ def test_killed_and_started_again(photos, model, tmp_path, what):
     ]
     process = subprocess.Popen([sys.executable, "-m", MODULE, *flags], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while not finished(tmp_path / "out") and time.monotonic() < deadline:
+    while not sidecars_in(tmp_path / "out") and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = finished(tmp_path / "out")
+    before = sidecars_in(tmp_path / "out")
     kept = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before}
     assert kept
     assert not embeddings.is_finished(str(tmp_path / "out"))
@@ -116,7 +104,7 @@ def break_off(monkeypatch, model: Path, output: Path, *, batches: int = 4, **arg
 
 def test_nothing_finished_is_embedded_again(photos, model, of_images, tmp_path, monkeypatch):
     break_off(monkeypatch, model, tmp_path / "out", input=photos / "images")
-    before = finished(tmp_path / "out")
+    before = sidecars_in(tmp_path / "out")
     assert 1 <= len(before) <= 3
     rows = sum(len(sidecar.rows) for sidecar in before.values())
     with monkeypatch.context() as patch:
@@ -129,7 +117,7 @@ def test_nothing_finished_is_embedded_again(photos, model, of_images, tmp_path, 
 
 def test_a_shard_that_lost_its_end_is_made_again(photos, model, of_images, tmp_path, monkeypatch):
     break_off(monkeypatch, model, tmp_path / "out", input=photos / "images")
-    os.truncate(tmp_path / "out" / min(finished(tmp_path / "out")), 100)
+    os.truncate(tmp_path / "out" / min(sidecars_in(tmp_path / "out")), 100)
     run(model, tmp_path / "out", input=photos / "images")
     assert content(tmp_path / "out") == content(of_images)
 

@@ -120,6 +120,15 @@ def test_some_splits(photos, model, of_records, tmp_path):
     np.testing.assert_array_equal(found.embedding, both.embedding[both.split == "test"])
 
 
+def test_the_model_is_loaded_once(photos, model, tmp_path, monkeypatch):
+    from pipeline.embedding import model as models
+
+    load, loaded = models._load, []
+    monkeypatch.setattr(models, "_load", lambda card: loaded.append(card) or load(card))
+    run(model, tmp_path / "out", data=photos / "data")
+    assert len(loaded) == 1
+
+
 @pytest.fixture(scope="module")
 def of_images(photos, model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("images") / "embeddings"

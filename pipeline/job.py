@@ -1,6 +1,5 @@
 """What every step of a preprocessing job knows, and what lies in its output."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -9,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from preprocessing import index, storage
-from preprocessing.claim import read_plan, work_folder
-from preprocessing.errors import UsageError
+from pipeline.outputs import DATA_SET_NOUN, Kind
+from preprocessing import index
+from preprocessing.commit import remove_data_set
 from preprocessing.images import ImageSettings, encoder_versions
 from preprocessing.splits import SplitRule
 
@@ -62,52 +61,15 @@ def _rule(rule: Any) -> dict[str, Any]:
     return {"rule": type(rule).__name__, **nested}
 
 
-def found_in(output: str) -> Mapping[str, Any] | None:
-    """Settings and input fingerprint of the data set in an output, finished or not."""
-    if index.is_finished(output):
-        info = index.load_info(output)
-        return {"settings": info.settings, "input_fingerprint": info.input_fingerprint}
-    return read_plan(output)
+def _read(output: str) -> Mapping[str, Any]:
+    info = index.load_info(output)
+    return {"settings": info.settings, "input_fingerprint": info.input_fingerprint}
 
 
-def check_output(job: Job) -> None:
-    """Sees that the folder is ours to write in, and that what lies there fits the settings."""
-    if os.path.exists(job.output) and not os.path.isdir(job.output):
-        raise UsageError(f"output {job.output}: not a folder")
-    found = found_in(job.output)
-    if found is None:
-        # Killed between making the work folder and writing the plan, nothing else is there.
-        if not storage.is_empty(job.output, but_for=index.WORK_FOLDER):
-            raise UsageError(
-                f"output {job.output}: not empty, and no data set of tripletmill; choose another"
-            )
-    elif not job.overwrite:
-        different = _differences(found["settings"], job.settings())
-        if different:
-            raise UsageError(
-                f"output {job.output}: holds a data set with other settings"
-                f" ({'; '.join(different)}); choose another --output, or --overwrite it"
-            )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*old, *new}):
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            found.append(f"{prefix}{key} {before}, now {now}")
-    return found
-
-
-def lock(job: Job) -> contextlib.AbstractContextManager[None]:
-    """Keeps a second job of this machine out of an unfinished data set on a local disk.
-
-    A finished one is not written to; in a bucket, jobs are kept apart by `Claim`.
-    """
-    if storage.is_bucket(job.output) or (index.is_finished(job.output) and not job.overwrite):
-        return contextlib.nullcontext()
-    storage.make_folder(work_folder(job.output))
-    path = storage.join(work_folder(job.output), "lock")
-    return storage.exclusive(path, f"output {job.output}")
+DATA_SET = Kind(
+    noun=DATA_SET_NOUN,
+    one="a data set",
+    info_file=index.INFO_FILE,
+    read=_read,
+    remove=lambda output, settings: remove_data_set(output, settings["name"]),
+)

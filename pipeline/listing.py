@@ -7,10 +7,11 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.job import Job, found_in
+from pipeline.job import DATA_SET, Job
+from pipeline.outputs import look
 from preprocessing import duplicates, index, storage
 from preprocessing.claim import Claim, work_folder
-from preprocessing.commit import rejected_lines, remove_work
+from preprocessing.commit import rejected_lines
 from preprocessing.errors import UsageError
 from preprocessing.plan import ClassSummary, Listing, add, make_listing, summarize
 from preprocessing.sources import ImageRef, Rejected, Source
@@ -109,35 +110,55 @@ def _sum(summaries: Iterable[ClassSummary]) -> ClassSummary:
 
 def _start(classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], job: Job) -> Start:
     listing = make_listing(classes, job.splits)
-    total = listing.num_images + listing.num_lost
-    if listing.num_lost > job.max_rejected_share * total:
-        # Beside the output's own: there may be a finished data set.
-        path = storage.join(work_folder(job.output), index.REJECTED_FILE)
-        storage.write_file(path, rejected_lines(rejected))
-        raise UsageError(
-            f"{listing.num_lost} of {total} images in the input cannot be used (at most"
-            f" {job.max_rejected_share:.0%} may be), one of them: {listing.example}; see {path}"
-        )
-    found = found_in(job.output)
-    finished = index.is_finished(job.output)
-    same = (
-        found is not None
-        and found["settings"] == job.settings()
-        and found["input_fingerprint"] == listing.fingerprint
+    check_lost(
+        rejected,
+        num_images=listing.num_images,
+        num_lost=listing.num_lost,
+        max_share=job.max_rejected_share,
+        example=listing.example,
+        output=job.output,
     )
-    if finished and same:
-        made = storage.stat(storage.join(job.output, index.INFO_FILE)).modified
-        same = listing.newest <= made
-    if found is not None and not same and not job.overwrite:
-        raise UsageError(
-            f"output {job.output}: holds a data set made from other images, or from images that"
-            " have changed since; choose another --output, or --overwrite it"
-        )
-    if finished and same and not job.overwrite:
-        remove_work(job.output)
-        return Start(listing, finished=True, known=None)
-    unfinished = found if same and not finished else None
-    return Start(listing, finished=False, known=_known(unfinished, listing, job))
+    found = look(
+        DATA_SET,
+        job.output,
+        settings=job.settings(),
+        fingerprint=listing.fingerprint,
+        newest=listing.newest,
+        overwrite=job.overwrite,
+    )
+    known = None if found.finished else _known(found.unfinished, listing, job)
+    return Start(listing, finished=found.finished, known=known)
+
+
+def check_lost(
+    rejected: Iterable[Rejected],
+    *,
+    num_images: int,
+    num_lost: int,
+    max_share: float,
+    example: str,
+    output: str,
+) -> None:
+    """Raises UsageError where too many images cannot be used, as listing knows already.
+
+    Args:
+      rejected: all that listing leaves out.
+      num_images: that can be used.
+      num_lost: that cannot.
+      max_share: of all, that may be, 0 to 1.
+      example: why, for one of them.
+      output: of the job.
+    """
+    total = num_images + num_lost
+    if num_lost <= max_share * total:
+        return
+    # Beside the output's own: there may be a finished one.
+    path = storage.join(work_folder(output), index.REJECTED_FILE)
+    storage.write_file(path, rejected_lines(rejected))
+    raise UsageError(
+        f"{num_lost} of {total} images in the input cannot be used (at most {max_share:.0%} may"
+        f" be), one of them: {example}; see {path}"
+    )
 
 
 class AssignSplits(beam.PTransform):

@@ -47,7 +47,7 @@ def main(beam_flags: list[str]) -> None:
     with runners.clean_errors():
         outcome = gin.get_configurable("preprocess")(runner=runner, options=options)
     if outcome is None:
-        print(runners.instead_of_data_set(options))
+        print(runners.instead_of_output(options))
     else:
         summary.print_summary(outcome)
 

@@ -4,7 +4,6 @@ Listing and planning move references to images, never pixels. One task writes on
 any point, the same call goes on from the finished shards.
 """
 
-import contextlib
 import dataclasses
 import re
 
@@ -14,9 +13,9 @@ from apache_beam.runners.runner import PipelineRunner
 
 from pipeline import runners
 from pipeline.deduplicate import Deduplicate
-from pipeline.job import Job, check_output, lock
+from pipeline.job import DATA_SET, Job
 from pipeline.listing import AssignSplits, List, MakeListing
-from pipeline.progress import ShardProgress
+from pipeline.outputs import check_apart, check_output, pipeline_into
 from pipeline.writing import COUNTERS, READ, REUSED, Commit, MakePlan, WriteShards
 from preprocessing import duplicates as duplicate_images
 from preprocessing import index, storage
@@ -103,7 +102,7 @@ def preprocess(
     Returns:
       What is in the finished data set. If it was there already, made from the same images with
       the same settings, nothing is done. None where the options ask for something else, such as
-      a template (`runners.instead_of_data_set`).
+      a template (`runners.instead_of_output`).
 
     Raises:
       UsageError: the input cannot be used, or `output` holds something else.
@@ -127,7 +126,7 @@ def preprocess(
         input, folder=folder, manifest=manifest, records=records, tfds=tfds, tfds_dir=tfds_dir
     )
     input_path = str(tfds_dir) if input.startswith(TFDS) else input.removeprefix(RECORDS)
-    _check_apart(input_path, output)
+    check_apart("input", input_path, output)
     runners.check_paths(options, input=input_path, output=output)
     job = Job(
         columns=tuple(source.columns),
@@ -143,15 +142,17 @@ def preprocess(
         threads=threads,
         overwrite=overwrite,
     )
-    check_output(job)
-    ends_here = runners.instead_of_data_set(options) is None
-    with (
-        lock(job) if ends_here else contextlib.nullcontext(),
-        ShardProgress(job.output) if ends_here else contextlib.nullcontext(),
-        runners.pipeline_on(runner, options) as pipeline,
-    ):
+    check_output(DATA_SET, job.output, job.settings(), overwrite=job.overwrite)
+    with pipeline_into(
+        DATA_SET,
+        job.output,
+        overwrite=overwrite,
+        done="preprocessed",
+        runner=runner,
+        options=options,
+    ) as pipeline:
         build(pipeline, source, job)
-    if not ends_here:
+    if runners.instead_of_output(options) is not None:
         return None
     return Outcome(
         info=index.load_info(job.output),
@@ -169,12 +170,6 @@ def build(pipeline: beam.Pipeline, source: Source, job: Job) -> None:
     planned = kept | "Plan" >> MakePlan(job, start, verdict)
     written = kept | "WriteShards" >> WriteShards(job, planned)
     _ = written | "Commit" >> Commit(job, kept, start=start, verdict=verdict, planned=planned)
-
-
-def _check_apart(input: str, output: str) -> None:
-    inside = storage.absolute(output) + "/"
-    if storage.is_folder(input) and inside.startswith(storage.absolute(input) + "/"):
-        raise UsageError(f"output {output}: lies in the input; choose a place outside of it")
 
 
 def _data_set_name(name: str | None, output: str) -> str:

@@ -1,4 +1,4 @@
-"""Progress of a preprocessing job, read off the files that its workers leave."""
+"""Progress of a job, read off the files that its workers leave."""
 
 import contextlib
 import glob
@@ -20,8 +20,9 @@ class ShardProgress:
     On a local disk in images; in a bucket in shards, which is all that can be seen there.
     """
 
-    def __init__(self, output: str) -> None:
-        self._output = output
+    def __init__(self, output: str, done: str) -> None:
+        """Starts nothing; `done` is what the job does with an image, such as "embedded"."""
+        self._output, self._verb = output, done
         self._poll = BUCKET_POLL_SECONDS if storage.is_bucket(output) else POLL_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -50,7 +51,7 @@ class ShardProgress:
                 rate = (done - at_start) / (time.monotonic() - start)
                 speed = f", {rate:.{0 if rate > 10 else 2}f}/s" if rate else ""
                 left = f", {duration((total - done) / rate)} left" if rate else ""
-                progress.update(f"preprocessed {done:,} of {total:,} {what}{speed}{left}")
+                progress.update(f"{self._verb} {done:,} of {total:,} {what}{speed}{left}")
 
 
 def _done(folder: str) -> int:

@@ -177,8 +177,8 @@ def check_paths(options: PipelineOptions, **paths: str) -> None:
         dataflow.check_paths(options, **paths)
 
 
-def instead_of_data_set(options: PipelineOptions) -> str | None:
-    """What the options make of a run that does not end with a data set; else None."""
+def instead_of_output(options: PipelineOptions, what: str = "its data set is") -> str | None:
+    """What the options make of a run that does not end with what is called so; else None."""
     template = options.view_as(GoogleCloudOptions).template_location
     jar = options.view_as(PortableOptions).output_executable_path
     if options.view_as(TestOptions).dry_run:
@@ -188,7 +188,7 @@ def instead_of_data_set(options: PipelineOptions) -> str | None:
     if jar:
         return f"job written to {jar}"
     if options.view_as(StandardOptions).no_wait_until_finish:
-        return "the job goes on; once it is done, its data set is there"
+        return f"the job goes on; once it is done, {what} there"
     return None
 
 

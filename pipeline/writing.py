@@ -7,10 +7,11 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.deduplicate import Verdict
-from pipeline.job import Job, found_in
+from pipeline.job import DATA_SET, Job
 from pipeline.listing import Chunk, Start
+from pipeline.outputs import take
 from preprocessing import commit, index, storage
-from preprocessing.claim import Claim, plan_version
+from preprocessing.claim import Claim
 from preprocessing.duplicates import write_groups
 from preprocessing.plan import KeptImages, Plan, make_plan
 from preprocessing.shards import ShardTask, write_shard
@@ -85,14 +86,9 @@ def _plan(
         "num_shards": sum(plan.num_shards.values()),
     }
     claim = Claim(job.output, content)
-    version = plan_version(job.output)
-    found = found_in(job.output)
-    claim.take(replaces=version)
+    take(DATA_SET, claim)
     path = storage.join(claim.folder, index.DUPLICATES_FILE)
     storage.write_file(path, write_groups(verdict.groups))
-    if found is not None and (index.is_finished(job.output) or found != content):
-        # Only now, when it is sure that there will be another.
-        commit.remove_data_set(job.output, found["settings"]["name"])
     return Planned(plan, claim)
 
 

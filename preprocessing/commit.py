@@ -7,8 +7,7 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -18,11 +17,11 @@ from preprocessing import duplicates, index, storage, tfds_layout
 from preprocessing.claim import Claim, work_folder
 from preprocessing.errors import UsageError
 from preprocessing.plan import Plan
-from preprocessing.shards import Sidecar, index_schema, read_sidecar
+from preprocessing.shards import index_schema
+from preprocessing.sidecars import Sidecar, read_sidecars
 from preprocessing.sources import Rejected
 
 REASONS_SHOWN = 3
-SIDECARS_AT_ONCE = 32
 Counts = collections.Counter[tuple[str, int]]  # images by split and label
 
 
@@ -73,7 +72,6 @@ def commit(
         another job has begun in this output.
     """
     output = claim.output
-    present = {info.path: info for info in storage.list_files(output)}
     rejected = list(left_out)
     counts: Counts = collections.Counter()
     splits: dict[str, tfds_layout.SplitInfo] = {}
@@ -82,13 +80,19 @@ def commit(
     for split, num_shards in plan.num_shards.items():
         files = [index.shard_file(finish.name, split, i, num_shards) for i in range(num_shards)]
         written |= {index.index_file(finish.name, split), *files}
-        sidecars = _sidecars(claim, files, present)
         path = storage.join(output, index.index_file(finish.name, split))
         splits[split], checksums[split] = _write_index(
-            path, sidecars, finish.columns, split, counts, rejected
+            path, read_sidecars(claim, files), finish.columns, split, counts, rejected
         )
     _write(output, index.REJECTED_FILE, rejected_lines(rejected))
-    _check_rejected([r for r in rejected if r.lost], splits, finish, output)
+    empty = [f"split {split}" for split, info in splits.items() if not sum(info.shard_lengths)]
+    check_rejected(
+        [r for r in rejected if r.lost],
+        num_listed=finish.num_listed,
+        max_share=finish.max_rejected_share,
+        output=output,
+        empty=empty[0] if empty else "",
+    )
 
     groups = list(groups)
     _write(output, index.DUPLICATES_FILE, duplicates.write_groups(groups))
@@ -117,24 +121,6 @@ def commit(
     info = tfds_layout.dataset_info_json(name=finish.name, splits=splits, extra=extra)
     _write(output, index.INFO_FILE, _json(info))
     remove_work(output)
-
-
-def _sidecars(
-    claim: Claim, files: Sequence[str], present: Mapping[str, storage.FileInfo]
-) -> Iterator[Sidecar]:
-    """In order, some at a time: a bucket takes as long for one as for many."""
-    with ThreadPoolExecutor(SIDECARS_AT_ONCE) as pool:
-        for start in range(0, len(files), SIDECARS_AT_ONCE):
-            some = files[start : start + SIDECARS_AT_ONCE]
-            yield from pool.map(lambda file: _sidecar(claim, file, present), some)
-
-
-def _sidecar(claim: Claim, file: str, present: Mapping[str, storage.FileInfo]) -> Sidecar:
-    sidecar = read_sidecar(claim.folder, file)
-    info = present.get(storage.join(claim.output, file))
-    if sidecar is None or info is None or not sidecar.is_of(info):
-        raise UsageError(f"{claim.output}: shard {file} is not whole; run the same command again")
-    return sidecar
 
 
 def _write_index(
@@ -174,20 +160,24 @@ def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _check_rejected(
-    lost: list[Rejected],
-    splits: Mapping[str, tfds_layout.SplitInfo],
-    finish: Finish,
-    output: str,
+def check_rejected(
+    lost: Sequence[Rejected], *, num_listed: int, max_share: float, output: str, empty: str = ""
 ) -> None:
-    empty = [split for split, info in splits.items() if not sum(info.shard_lengths)]
-    if len(lost) <= finish.max_rejected_share * finish.num_listed and not empty:
+    """Raises UsageError where too many images were rejected, with the most frequent reasons.
+
+    Args:
+      lost: the images that could not be used.
+      num_listed: of so many.
+      max_share: of these, 0 to 1, that may be.
+      output: where rejected.jsonl lies.
+      empty: what has none left, if anything; it is an error all the same.
+    """
+    if len(lost) <= max_share * num_listed and not empty:
         return
     reasons = collections.Counter(r.reason for r in lost).most_common(REASONS_SHOWN)
-    what = f"split {empty[0]} has no readable image, " if empty else ""
+    what = f"{empty} has no readable image, " if empty else ""
     raise UsageError(
-        f"{what}{len(lost)} of {finish.num_listed} images rejected"
-        f" (at most {finish.max_rejected_share:.0%} may be):"
+        f"{what}{len(lost)} of {num_listed} images rejected (at most {max_share:.0%} may be):"
         f" {'; '.join(f'{count} x {reason}' for reason, count in reasons)};"
         f" see {storage.join(output, index.REJECTED_FILE)}"
     )

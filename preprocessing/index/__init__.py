@@ -267,18 +267,39 @@ def read_index(info: DatasetInfo, split: str, columns: Sequence[str]) -> pa.Tabl
     return _read_table(info.path(index_file(info.name, split)), columns)
 
 
+def read_index_rows(path: str, rows: range, columns: Sequence[str]) -> pa.Table:
+    """Columns of some rows of an index file that lie together; raises UsageError as read_index.
+
+    Of a large file no more is read than the row groups that hold them.
+    """
+    return _read_table(path, columns, rows)
+
+
 def read_classes(info: DatasetInfo) -> pa.Table:
     """CLASSES_SCHEMA, by label; raises UsageError where it cannot be read."""
     return _read_table(info.path(CLASSES_FILE), CLASSES_SCHEMA.names)
 
 
-def _read_table(path: str, columns: Sequence[str]) -> pa.Table:
+def _read_table(path: str, columns: Sequence[str], rows: range | None = None) -> pa.Table:
+    """Columns of all rows, or of some that lie together, for which no others need be read."""
     try:
         with storage.open_read(path) as file:
             # No threads of Arrow's: one that still holds a Python file when Python ends kills it.
             parquet = pq.ParquetFile(file, pre_buffer=False)
-            table = parquet.read([*columns], use_threads=False)
+            if rows is None:
+                table = parquet.read([*columns], use_threads=False)
+            else:
+                table = _read_rows(parquet, columns, rows)
         table.validate(full=True)  # text that is no UTF-8 would fail later
     except UNREADABLE as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     return table
+
+
+def _read_rows(parquet: pq.ParquetFile, columns: Sequence[str], rows: range) -> pa.Table:
+    groups = range(parquet.metadata.num_row_groups)
+    sizes = [parquet.metadata.row_group(group).num_rows for group in groups]
+    starts = [sum(sizes[:group]) for group in groups]
+    needed = [g for g in groups if starts[g] < rows.stop and starts[g] + sizes[g] > rows.start]
+    table = parquet.read_row_groups(needed, columns=[*columns], use_threads=False)
+    return table.slice(rows.start - starts[needed[0]] if needed else 0, len(rows))

@@ -9,12 +9,13 @@ import os
 from preprocessing import storage
 from preprocessing.errors import UsageError
 from preprocessing.images import HEAD_BYTES, require_image
-from preprocessing.sources.folders import FolderInput, FolderSource
+from preprocessing.sources.folders import FlatFolderSource, FolderInput, FolderSource
 from preprocessing.sources.manifests import SUFFIXES, ManifestInput, open_manifest
 from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.sources.tfds import TfdsInput, TfdsSource
 from preprocessing.sources.tfrecords import RecordsInput, TFRecordSource
 from preprocessing.sources.tfrecords import read_image as read_record_image
+from preprocessing.sources.trees import open_tree
 
 __all__ = [
     "FolderInput",
@@ -39,6 +40,7 @@ def open_source(
     records: RecordsInput = RecordsInput(),  # noqa: B008
     tfds: TfdsInput = TfdsInput(),  # noqa: B008
     tfds_dir: str | None = None,
+    labelled: bool = True,
 ) -> Source:
     """The source that an input stands for.
 
@@ -50,6 +52,8 @@ def open_source(
       records: how TFRecord files are read.
       tfds: how a data set of TensorFlow Datasets is read.
       tfds_dir: where such data sets lie.
+      labelled: whether every image must have a class; without it, a folder may have no class
+        folders and a list no classes, and such images have the class "".
 
     Raises:
       UsageError: there is no such input, or none that can be used.
@@ -66,17 +70,21 @@ def open_source(
         folder_of_sets = storage.absolute(os.path.expanduser(tfds_dir))
         source = TfdsSource(input.removeprefix(TFDS), folder_of_sets, tfds)
     else:
-        source = _open_path(input, folder, manifest)
+        source = _open_path(input, folder, manifest, labelled=labelled)
     source.check()
     return source
 
 
-def _open_path(input: str, folder: FolderInput, manifest: ManifestInput) -> Source:
+def _open_path(
+    input: str, folder: FolderInput, manifest: ManifestInput, *, labelled: bool
+) -> Source:
     storage.require_supported(input, "input")
     path = storage.absolute(input)
     if path.lower().endswith(SUFFIXES) and storage.is_file(path):
-        return open_manifest(path, manifest)
+        return open_manifest(path, manifest, labelled=labelled)
     if storage.is_folder(path):
+        if not labelled and not open_tree(path).folders("")[0]:
+            return FlatFolderSource(path)
         return FolderSource(path, folder)
     if storage.is_file(path):
         raise UsageError(f"input {input}: neither a folder of class folders nor .csv or .jsonl")

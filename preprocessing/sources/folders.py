@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from preprocessing.errors import UsageError
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.sources.trees import open_tree
+from preprocessing.storage import FileInfo
 
 PARTS = 500  # about so many: few enough to be cheap, enough for all workers
 HIDDEN = ("hidden file", "hidden folder", "not in a class folder")
@@ -78,18 +79,7 @@ class FolderSource:
         for relative, found in tree.files(folder):
             empty = False
             class_name = self._class_of(relative, top, name)
-            if isinstance(found, str):
-                yield Rejected(relative, class_name, found, lost=found not in HIDDEN)
-            else:
-                yield ImageRef(
-                    source_id=relative,
-                    path=found.path,
-                    class_name=class_name,
-                    size=found.size,
-                    modified=0 if found.md5 else found.modified,
-                    split=top or None,
-                    md5=found.md5,
-                )
+            yield _listed(relative, found, class_name=class_name, split=top or None)
         if empty:
             yield Rejected(folder, name, "class folder without a file", lost=False)
 
@@ -100,3 +90,39 @@ class FolderSource:
         if not self.options.nested:
             return name
         return posixpath.dirname(relative.removeprefix(f"{top}/")) or name
+
+
+@dataclasses.dataclass(frozen=True)
+class FlatFolderSource:
+    """A folder of images without classes. Hidden files are listed as rejected."""
+
+    root: str
+
+    columns = ()
+    group = None
+
+    def check(self) -> None:
+        """Nothing to look for: an empty folder is found out when it is listed."""
+
+    def parts(self) -> Iterator[str]:
+        yield self.root
+
+    def list_part(self, part: str) -> Iterator[ImageRef | Rejected]:
+        for relative, found in open_tree(part).files(""):
+            yield _listed(relative, found, class_name="", split=None)
+
+
+def _listed(
+    relative: str, found: FileInfo | str, *, class_name: str, split: str | None
+) -> ImageRef | Rejected:
+    if isinstance(found, str):
+        return Rejected(relative, class_name, found, lost=found not in HIDDEN)
+    return ImageRef(
+        source_id=relative,
+        path=found.path,
+        class_name=class_name,
+        size=found.size,
+        modified=0 if found.md5 else found.modified,
+        split=split,
+        md5=found.md5,
+    )

@@ -31,7 +31,7 @@ class ManifestInput:
 
     Attributes:
       path: the file, relative to the list's folder, or absolute, or gs://.
-      label: the class.
+      label: the class; where images need none, a list may lack the column.
       split: the split; by default "split", if there is such a column.
       group: what tells images that belong together (camera, visit, item); carried like the others.
     """
@@ -108,20 +108,26 @@ class ManifestSource:
         )
 
 
-def open_manifest(path: str, options: ManifestInput) -> ManifestSource:
+def open_manifest(path: str, options: ManifestInput, *, labelled: bool = True) -> ManifestSource:
     """Reads a list through once: its columns, its parts, and whether any row is wrong.
+
+    Args:
+      path: the list.
+      options: how its columns are called.
+      labelled: whether every image must have a class.
 
     Raises:
       UsageError: no such column, or the first row that is wrong, with its line.
     """
-    scan = _Scan(path, options)
+    scan = _Scan(path, options, labelled=labelled)
     # From a bucket in one piece: a request a line would take hours.
     whole = storage.is_bucket(path)
     with io.BytesIO(storage.read(path)) if whole else storage.open_read(path) as file:
         parts = scan.parts(file, _header(path, file))
     if not scan.columns:
         raise UsageError(f"input {path}: no rows")
-    for column in (options.path, options.label, options.split, options.group):
+    label = options.label if labelled else None
+    for column in (options.path, label, options.split, options.group):
         if column is not None and column not in scan.columns:
             raise UsageError(
                 f"input {path}: no column {column!r}, only {', '.join(scan.columns)};"
@@ -142,8 +148,9 @@ def open_manifest(path: str, options: ManifestInput) -> ManifestSource:
 class _Scan:
     """One walk over all rows."""
 
-    def __init__(self, path: str, options: ManifestInput) -> None:
-        self.path, self.options = path, options
+    def __init__(self, path: str, options: ManifestInput, *, labelled: bool) -> None:
+        self.path, self.options, self.labelled = path, options, labelled
+        self.required = {options.path, options.label} if labelled else {options.path}
         self.header: tuple[str, ...] = ()
         self.columns: dict[str, None] = {}
 
@@ -156,12 +163,12 @@ class _Scan:
         for row, line, end in _rows(self.path, file, header, line=2 if header else 1):
             where = f"input {self.path}, line {line}"
             self.columns.update(dict.fromkeys(row))
-            if not ends and not {self.options.path, self.options.label} <= {*row}:
+            if not ends and not self.required <= {*row}:
                 break  # a wrong name of a column, not a wrong row
             name = _text(row, self.options.path)
             if not name:
                 raise UsageError(f"{where}: no {self.options.path}")
-            if not _text(row, self.options.label):
+            if self.labelled and not _text(row, self.options.label):
                 raise UsageError(f"{where}: no {self.options.label} for {name}")
             seen.append(hash(_source_id(self.path, _path(self.path, name))))
             ends.append((end, line))

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from preprocessing import index, shards
-from preprocessing.claim import Claim, read_plan
+from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
+from preprocessing.sidecars import Sidecar
 from tests.fixtures.folders import class_folder
-from tests.fixtures.jobs import ROOT, SETTINGS, command, content, run, start
+from tests.fixtures.jobs import ROOT, SETTINGS, command, content, run, sidecars_in, start
 
 KILLS = 20
 PHOTOS = 400
@@ -38,18 +39,7 @@ def data_set(images, tmp_path_factory) -> Path:
     return output
 
 
-def sidecars(output: Path) -> dict[str, shards.Sidecar]:
-    """Of the finished shards of an unfinished job, by file name."""
-    plan = read_plan(str(output))
-    if plan is None:
-        return {}
-    folder = Claim(str(output), plan).folder
-    names = [p.name.removesuffix(".sidecar.parquet") for p in Path(folder).glob("*.sidecar.*")]
-    found = {name: shards.read_sidecar(folder, name) for name in names if ".partial" not in name}
-    return {name: sidecar for name, sidecar in found.items() if sidecar is not None}
-
-
-def num_images(finished: dict[str, shards.Sidecar]) -> int:
+def num_images(finished: dict[str, Sidecar]) -> int:
     return sum(len(sidecar.rows) + len(sidecar.rejected) for sidecar in finished.values())
 
 
@@ -96,7 +86,7 @@ def test_killed_at_twenty_moments(photos, unbroken, tmp_path):
         if attempt % 2:
             # While images are read and written ...
             deadline = time.monotonic() + 60
-            while len(sidecars(output)) <= len(kept) and time.monotonic() < deadline:
+            while len(sidecars_in(output)) <= len(kept) and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.join(moments.uniform(0, 0.1))
         else:
@@ -105,12 +95,12 @@ def test_killed_at_twenty_moments(photos, unbroken, tmp_path):
         assert process.exitcode is None, log.read_text()
         process.kill()
         process.join()
-        finished = sidecars(output)
+        finished = sidecars_in(output)
         assert kept.keys() <= finished.keys()  # what was finished stays so
         for name, written in kept.items():
             assert (output / name).stat().st_mtime_ns == written  # and is not made again
         kept = {name: (output / name).stat().st_mtime_ns for name in finished}
-    last = num_images(sidecars(output))
+    last = num_images(sidecars_in(output))
     assert 40 <= last < PHOTOS
     process = start(arguments, log=log)
     process.join(120)
@@ -129,7 +119,7 @@ def test_killed_command(photos, unbroken, tmp_path, number):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not sidecars(tmp_path / "data"):
+    while time.monotonic() < deadline and not sidecars_in(tmp_path / "data"):
         time.sleep(0.01)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
@@ -137,7 +127,7 @@ def test_killed_command(photos, unbroken, tmp_path, number):
         assert process.returncode == 130
         assert stderr.endswith("interrupted; the same command goes on from the finished shards\n")
         assert "Traceback" not in stderr
-    finished = num_images(sidecars(tmp_path / "data"))
+    finished = num_images(sidecars_in(tmp_path / "data"))
     assert 4 <= finished < PHOTOS
     done = command(*arguments)
     assert done.returncode == 0
@@ -166,7 +156,7 @@ def test_nothing_finished_is_read_again(images, data_set, tmp_path, monkeypatch)
     with pytest.raises(MemoryError):
         run(images, tmp_path / "data")
     monkeypatch.undo()
-    finished = num_images(sidecars(tmp_path / "data"))
+    finished = num_images(sidecars_in(tmp_path / "data"))
 
     opened = []
     read = shards.read_image

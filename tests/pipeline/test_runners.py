@@ -181,13 +181,13 @@ def test_what_does_not_end_with_a_data_set(flags, said):
     # Without credentials nobody looks for the bucket.
     options = ["--temp_location=gs://bucket/tmp", "--no_auth", *flags]
     _, read = runners.runner_and_options([*CLOUD[:-1], *options])
-    found = runners.instead_of_data_set(read)
+    found = runners.instead_of_output(read)
     assert found == said
 
 
 def test_a_local_run_ends_with_a_data_set():
     _, options = runners.runner_and_options(["--no_wait_until_finish"])
-    assert runners.instead_of_data_set(options) is None
+    assert runners.instead_of_output(options) is None
 
 
 def test_interrupted_while_a_job_runs_elsewhere():

@@ -8,8 +8,8 @@ from preprocessing.errors import UsageError
 from preprocessing.sources import FolderInput, ImageRef, Rejected, open_source
 
 
-def listed(path, **options):
-    source = open_source(str(path), folder=FolderInput(**options))
+def listed(path, *, labelled=True, **options):
+    source = open_source(str(path), folder=FolderInput(**options), labelled=labelled)
     files = [file for part in source.parts() for file in source.list_part(part)]
     images = [(f.source_id, f.class_name, f.split) for f in files if isinstance(f, ImageRef)]
     return images, [(f.source_id, f.reason, f.lost) for f in files if isinstance(f, Rejected)]
@@ -109,3 +109,21 @@ def test_wrong_inputs(tmp_path):
         listed(tmp_path / "flat", split_folders=True)
     with pytest.raises(UsageError, match="local paths and gs:// only"):
         listed("s3://bucket/images")
+
+
+def test_images_that_need_no_class(tmp_path):
+    for name in ["2.png", "1.png", ".DS_Store", ".git/config"]:
+        touch(tmp_path / "flat" / name)
+    (tmp_path / "flat/gone.png").symlink_to(tmp_path / "nowhere")
+    images, rejected = listed(tmp_path / "flat", labelled=False)
+    assert images == [("1.png", "", None), ("2.png", "", None)]
+    assert sorted(rejected) == [
+        (".DS_Store", "hidden file", False),
+        (".git/config", "hidden file", False),
+        ("gone.png", "cannot be read: No such file or directory", True),
+    ]
+    with pytest.raises(UsageError, match="no class folders in it"):
+        listed(tmp_path / "flat")
+    # Where there are class folders, they are classes all the same.
+    touch(tmp_path / "flat/cat/1.png")
+    assert listed(tmp_path / "flat", labelled=False) == listed(tmp_path / "flat")

@@ -121,3 +121,16 @@ def test_lines(tmp_path, monkeypatch):
     assert list(read_lines(str(path))) == []
     path.write_bytes(b"\n\n")
     assert list(read_lines(str(path))) == [b"", b""]
+
+
+@pytest.mark.parametrize("split", SHARDS)
+def test_rows_that_lie_together(data_set, split):
+    """Of an index whose row groups end anywhere."""
+    info = load_info(str(data_set))
+    columns = ["offset", "source_id"]
+    whole = index.read_index(info, split, columns)
+    path = info.path(index.index_file(info.name, split))
+    for start in range(len(whole) + 1):
+        for stop in range(start, len(whole) + 1):
+            rows = index.read_index_rows(path, range(start, stop), columns)
+            assert rows.to_pylist() == whole.slice(start, stop - start).to_pylist()

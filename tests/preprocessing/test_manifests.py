@@ -11,8 +11,8 @@ from preprocessing.errors import UsageError
 from preprocessing.sources import ImageRef, ManifestInput, Rejected, manifests, open_source
 
 
-def listed(table, **options):
-    source = open_source(str(table), manifest=ManifestInput(**options))
+def listed(table, *, labelled=True, **options):
+    source = open_source(str(table), manifest=ManifestInput(**options), labelled=labelled)
     return [file for part in source.parts() for file in source.list_part(part)]
 
 
@@ -144,3 +144,18 @@ def test_parts_give_every_row_once(tmp_path, monkeypatch, rows, rows_a_part, suf
     assert [(f.source_id, f.class_name, f.extra) for f in files] == [
         (name, label.strip(), (note,)) for name, (note, label) in zip(names, rows, strict=True)
     ]
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_images_that_need_no_class(tmp_path, column):
+    for name in ("1.png", "2.png"):
+        touch(tmp_path / name)
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n1.png,cat\n2.png,\n" if column else "path\n1.png\n2.png\n")
+    images, rejected = summary(listed(table, labelled=False))
+    assert images == [("1.png", "cat" if column else "", None), ("2.png", "", None)]
+    assert rejected == []
+    with pytest.raises(UsageError, match=r"line 3: no label for 2" if column else "no column 'lab"):
+        listed(table)
+    with pytest.raises(UsageError, match="no column 'file'"):
+        listed(table, labelled=False, path="file")

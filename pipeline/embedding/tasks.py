@@ -1,0 +1,151 @@
+"""One task a shard: which images it embeds, and how they are read."""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from preprocessing import index, storage
+from preprocessing.errors import UsageError
+from preprocessing.images import ImageSettings
+from preprocessing.parallel import map_ahead
+from preprocessing.records import DamagedRecord, decode_example, read_record
+from preprocessing.shards import ShardTask as ImagesOfShard
+from preprocessing.shards import read_canonical
+from preprocessing.sources import ImageRef
+
+RECORD_FEATURES = ("source_id", "class/text", "encoded")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+    """An image to be embedded.
+
+    Attributes:
+      source_id: its name.
+      split: its split, None where it has none.
+      label: of its class in the data set, None where it is not of one.
+      class_name: its class, None where it has none.
+      jpeg: in canonical form; or, as text, the reason why it is left out.
+    """
+
+    source_id: str
+    split: str | None
+    label: int | None
+    class_name: str | None
+    jpeg: bytes | str
+
+
+class Task(Protocol):
+    """What one shard is made from."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def count(self) -> int:
+        """Images, those that cannot be read among them."""
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        """Of the settings and the images."""
+
+    def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
+        """Every image, in an order that is always the same.
+
+        Raises:
+          UsageError: a disk or a network in trouble.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesTask:
+    """Image files, sorted by source id."""
+
+    number: int
+    refs: Sequence[ImageRef]
+
+    @property
+    def count(self) -> int:
+        return len(self.refs)
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        return ImagesOfShard("", self.number, [(-1, ref) for ref in self.refs]).fingerprint(
+            settings
+        )
+
+    def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
+        results = map_ahead(lambda ref: read_canonical(ref, image), self.refs, threads=threads)
+        for ref, result in zip(self.refs, results, strict=True):
+            jpeg = result if isinstance(result, str) else result[1].jpeg
+            yield Image(ref.source_id, ref.split, None, ref.class_name or None, jpeg)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsTask:
+    """The records of one shard of a data set, in file order.
+
+    Attributes:
+      number: of the shard of embeddings.
+      data: folder of the data set.
+      split: of the records.
+      shard: their shard's number in the split.
+      shard_file: its path.
+      index_file: path of the split's index.
+      first_row: of the shard in it.
+      count: of its records.
+    """
+
+    number: int
+    data: str
+    split: str
+    shard: int
+    shard_file: str
+    index_file: str
+    first_row: int
+    count: int
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        row = [settings, self.shard_file.rpartition("/")[2], self.first_row, self.count]
+        return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+    def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
+        places = range(self.first_row, self.first_row + self.count)
+        columns = ["shard", "offset", "label", "source_id"]
+        rows = index.read_index_rows(self.index_file, places, columns).to_pylist()
+        if [row["shard"] for row in rows] != [self.shard] * self.count:
+            raise UsageError(f"{self.index_file}: its rows are not in the order of the records")
+        try:
+            file = io.BytesIO(storage.read(self.shard_file))
+        except OSError as error:
+            text = error.strerror or str(error)
+            raise UsageError(f"{self.shard_file}: {text}") from error
+        names: dict[int, str] = {}
+        for row in rows:
+            class_name, jpeg = _read_record(file, row["offset"], row["source_id"])
+            if class_name is None:
+                names = names or _class_names(self.data)
+                class_name = names[row["label"]]
+            yield Image(row["source_id"], self.split, row["label"], class_name, jpeg)
+
+
+def _read_record(file: io.BytesIO, offset: int, source_id: str) -> tuple[str | None, bytes | str]:
+    """Class and JPEG of a record; None, and what is wrong, of one that cannot be used."""
+    try:
+        features = decode_example(read_record(file, offset))
+        named, class_name, jpeg = (features[f"image/{key}"] for key in RECORD_FEATURES)
+    except DamagedRecord as damaged:
+        return None, f"damaged record: {damaged.problem}"
+    except (KeyError, ValueError) as error:
+        return None, f"damaged record: {error}"
+    if named != source_id.encode():
+        return None, "damaged record: not the one that the index names"
+    if not isinstance(class_name, bytes) or not isinstance(jpeg, bytes):
+        return None, "damaged record: it holds numbers in place of class and image"
+    return class_name.decode(errors="replace"), jpeg
+
+
+def _class_names(data: str) -> dict[int, str]:
+    classes = index.read_classes(index.load_info(data))
+    return dict(zip(classes["label"].to_pylist(), classes["name"].to_pylist(), strict=True))

@@ -91,10 +91,18 @@ class SearchIndex:
 
     def entry(self, source_id: str) -> Entry:
         """The image of this source id; raises UsageError where there is none."""
-        row = pc.index(self._contents.rows["source_id"], source_id).as_py()
-        if row < 0:
+        found = self.find(source_id)
+        if found is None:
             raise UsageError(f"source_id {source_id}: not in index {self.info.directory}")
-        return self.entries([row])[0]
+        return found
+
+    def find(self, source_id: str) -> Entry | None:
+        """The image of this source id, None where there is none."""
+        try:
+            row = pc.index(self._contents.rows["source_id"], source_id).as_py()
+        except UnicodeEncodeError:  # a command line need not be UTF-8, the index is
+            return None
+        return self.entries([row])[0] if row >= 0 else None
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         """The images of these rows, each 0 to N - 1."""

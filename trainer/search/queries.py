@@ -73,13 +73,12 @@ def by_source_id(
 ) -> Iterator[tuple[Answer, None]]:
     """An answer for each; those that are not in the index have a problem."""
     for source_id in source_ids:
-        try:
-            entry = index.entry(source_id)
-        except UsageError as error:
-            yield Answer(source_id, problem=str(error).partition(": ")[2]), None
-            continue
-        found = index.nearest_of(source_id, **dataclasses.asdict(wanted))
-        yield Answer(source_id, found, entry), None
+        entry = index.find(source_id)
+        if entry is None:
+            yield Answer(source_id, problem=f"not in index {index.info.directory}"), None
+        else:
+            found = index.nearest_of(source_id, **dataclasses.asdict(wanted))
+            yield Answer(source_id, found, entry), None
 
 
 def by_image(

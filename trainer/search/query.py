@@ -6,20 +6,19 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from preprocessing.errors import UsageError
 from preprocessing.index.describe import escaped
 from preprocessing.progress import Progress
 from preprocessing.storage import require_local
 from trainer.embedder import Embedder, load_card
-from trainer.pictures import FolderPictures, Pictures, RecordPictures
+from trainer.pictures import FolderPictures, Pictures, RecordPictures, thumbnail_or_none
 from trainer.search import queries, sheet
 from trainer.search.answers import Answer, json_line, table
 from trainer.search.index import SearchIndex
 
 TABLE, JSONL, SHEET = FORMATS = ("table", "jsonl", "sheet")
-
-Asked = tuple[Answer, bytes | None]
-"""An answer, and the image file that was asked about."""
 
 
 def query(
@@ -65,7 +64,7 @@ def query(
         raise UsageError(
             f"query: a sheet holds {sheet.MOST} queries, these are {total:,}; use --format=jsonl"
         )
-    answers: Iterator[Asked]
+    answers: Iterator[tuple[Answer, bytes | None]]
     if model and files:
         card = load_card(model)
         queries.require_same_model(index, card)
@@ -93,27 +92,28 @@ def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) 
     raise UsageError("query: a sheet takes its pictures from either --data=DIR or --images=DIR")
 
 
-def _show(answers: Iterable[Asked], total: int, format: str) -> list[Asked]:
-    """Prints answers as they come, and returns those that are for a sheet."""
-    kept: list[Asked] = []
+def _show(
+    answers: Iterable[tuple[Answer, bytes | None]], total: int, format: str
+) -> list[tuple[Answer, np.ndarray | None]]:
+    """Prints answers as they come; those for a sheet it returns, with the image's thumbnail."""
+    kept: list[tuple[Answer, np.ndarray | None]] = []
     problems: list[str] = []
-    num = 0
     # Where both are one terminal, the line that updates and those that stay must not mix.
     terminal = sys.stdout.isatty()
     with Progress(sys.stdout if terminal else sys.stderr) as progress:
         say = progress.line if terminal else print
-        for num, asked in enumerate(answers, 1):
-            answer = asked[0]
-            if answer.problem:
+        for num, (answer, image) in enumerate(answers, 1):
+            good = answer.problem is None
+            if not good:
                 problems.append(f"{escaped(answer.query)}: {answer.problem}")
-            if format == SHEET:
-                kept += [asked] * (answer.problem is None)
-            elif format == JSONL and total > 1:
+                if total > 1:
+                    progress.line(problems[-1])
+            if format == JSONL and (good or total > 1):
                 say(json_line(answer))
-            elif answer.problem is None:
-                say(json_line(answer) if format == JSONL else table(answer))
-            if answer.problem and total > 1:
-                progress.line(problems[-1])
+            elif format == TABLE and good:
+                say(table(answer))
+            elif format == SHEET and good:
+                kept.append((answer, thumbnail_or_none(image)))
             if total > 1:
                 progress.update(f"answered {num:,} of {total:,}")
     if len(problems) == total:

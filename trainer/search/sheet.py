@@ -17,14 +17,18 @@ _MISSING = np.full((96, 96, 3), 200, np.uint8)
 
 
 def write_sheet(
-    path: str, answers: Sequence[tuple[Answer, bytes | None]], pictures: Pictures, *, title: str
+    path: str,
+    answers: Sequence[tuple[Answer, np.ndarray | None]],
+    pictures: Pictures,
+    *,
+    title: str,
 ) -> list[str]:
     """Writes a PNG with a row for each query: the query, then its neighbours.
 
     Args:
       path: where.
-      answers: each with the image file that was asked about; None for an image of the index, whose
-        picture comes from `pictures` as those of the neighbours do.
+      answers: each with a thumbnail of the image file that was asked about; None for an image of
+        the index, whose picture comes from `pictures` as those of the neighbours do.
       pictures: where they come from.
       title: of the sheet.
 
@@ -40,9 +44,9 @@ def write_sheet(
         return _MISSING if picture is None else picture
 
     queries, neighbours = [], []
-    for answer, image in answers:
+    for answer, thumbnail in answers:
         entry = answer.entry
-        picture = of(entry) if entry else thumbnail_or_none(image)
+        picture = of(entry) if entry else thumbnail
         caption = (entry and entry.class_name) or answer.query.rpartition("/")[2]
         queries.append(Tile(_MISSING if picture is None else picture, caption))
         neighbours.append(

@@ -21,11 +21,13 @@ def summary(info: folder.IndexInfo, num_inputs: int) -> list[str]:
         lines.append(f"  {_name(each['input'])}: {_counts(each)}")
     if any(each["left_out"] for each in info.inputs[len(info.inputs) - num_inputs :]):
         lines.append(
-            f"  left out: {info.path('left_out')}; to have their new embedding, build again"
+            f"  left out: {info.path('left_out')}; to have them as they are now, build again"
         )
     if info.recall is None:
-        if info.num_rows > approximate.FLAT_ROWS:
-            lines.append(f"  above {approximate.FLAT_ROWS:,} images, hnsw is faster: build again")
+        if info.num_rows > approximate.FLAT_ROWS and info.kind == approximate.FLAT:
+            lines.append(
+                f"  above {approximate.FLAT_ROWS:,} images hnsw is faster; to have it, build again"
+            )
         return lines
     recall = info.recall
     measured = ", ".join(f"{value}: {share:.3f}" for value, share in recall.by_setting.items())

@@ -60,11 +60,12 @@ evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
 	$(BIN)/python -m trainer.main --mode=evaluate \
 	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(call flag,data_dir,$(DATA)) $(ARGS)
 
-# An index lies in its run, unless INDEX= says otherwise.
+# Embeddings and index lie in their run, unless INPUT= and INDEX= say otherwise.
 INDEX ?= $(or $(MODEL),runs/demo)/index
 
-index: setup  ## INPUT=folder of embeddings [MODEL=runs/demo INDEX=folder ARGS=...]
-	$(BIN)/python -m trainer.search build $(call flag,embeddings,$(INPUT)) --index='$(INDEX)' $(ARGS)
+index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
+	$(BIN)/python -m trainer.search build \
+	  --embeddings='$(or $(INPUT),$(or $(MODEL),runs/demo)/embeddings)' --index='$(INDEX)' $(ARGS)
 
 search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search query --index='$(INDEX)' \

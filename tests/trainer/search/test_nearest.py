@@ -51,6 +51,17 @@ def test_ties_are_in_the_order_of_rows(data):
     assert found(vectors, queries.reshape(-1, 3), k) == expected
 
 
+@pytest.mark.parametrize("k", [5, 150])
+def test_all_alike(k):
+    """As of a network that has collapsed: the first rows, however they are given."""
+    vectors = np.repeat(unit_vectors(1, 128), 400, axis=0)
+    shuffled = np.random.default_rng(0).permutation(400)
+    rows, distances = nearest.closest(vectors, vectors[0], shuffled, k)
+    assert (rows.tolist(), distances.tolist()) == ([*range(k)], [0.0] * k)
+    rows, _ = nearest.exact(vectors, np.repeat(vectors, 3, axis=0), k, threads=2)
+    assert (rows == np.arange(k)).all()
+
+
 def test_more_near_ties_than_the_slack():
     """300 rows nearer together than float32 products can tell: all are gone through."""
     rng = np.random.default_rng(0)

@@ -222,6 +222,7 @@ def test_commands_in_processes(made):
     done = subprocess.run(
         [sys.executable, "-m", "trainer.search", *query],
         cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # what is printed leaves only at the end
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,

@@ -82,7 +82,7 @@ def _clusters(num_rows: int) -> int:
 
 def add(index: faiss.Index, vectors: np.ndarray, on_progress: Callable[[int], None]) -> None:
     """Appends rows, float32 [M, D]; on_progress is called with how many are in."""
-    # Threads link rows in the order in which they come: another graph every time.
+    # Threads link rows in whatever order they come to them, which the graph may depend on.
     faiss.omp_set_num_threads(1)
     for start in range(0, len(vectors), BLOCK):
         index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))

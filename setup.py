@@ -9,8 +9,8 @@ X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 NOT_MAC = "sys_platform != 'darwin'"
 MAC = "sys_platform == 'darwin'"
-# Nearest neighbours (trainer.search): the field's standard, MIT; of the trainer alone, as TensorFlow
-# is, so that Beam workers do without.
+# Nearest neighbours (trainer.search): the field's standard, MIT. Comes with TensorFlow, so that a
+# worker that only preprocesses does without.
 FAISS = "faiss-cpu>=1.12"
 
 setup(

@@ -18,7 +18,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-images preprocess train evaluate embed test test-slow lint format bench peers tpu-check clean
+.PHONY: help setup demo demo-images preprocess train evaluate embed index search test test-slow lint format bench peers tpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,9 +63,20 @@ evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
 embed: setup  ## MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \
 	  $(call flag,model,$(or $(MODEL),runs/demo)) $(call flag,input,$(INPUT)) \
-	  $(call flag,data,$(or $(DATA),$(if $(INPUT),,data/demo))) \
+	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) \
 	  $(call flag,output,$(or $(OUTPUT),$(or $(MODEL),runs/demo)/embeddings)) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
+
+# Embeddings and index lie in their run, unless INPUT= and INDEX= say otherwise.
+INDEX ?= $(or $(MODEL),runs/demo)/index
+
+index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
+	$(BIN)/python -m trainer.search build \
+	  --embeddings='$(or $(INPUT),$(or $(MODEL),runs/demo)/embeddings)' --index='$(INDEX)' $(ARGS)
+
+search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
+	$(BIN)/python -m trainer.search query --index='$(INDEX)' \
+	  $(if $(INPUT),--model='$(or $(MODEL),runs/demo)' '$(INPUT)') $(ARGS)
 
 test: setup  ## every test; no network, no accelerator
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -9,6 +9,9 @@ X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 NOT_MAC = "sys_platform != 'darwin'"
 MAC = "sys_platform == 'darwin'"
+# Nearest neighbours (trainer.search): the field's standard, MIT. Comes with TensorFlow, so that a
+# worker that only preprocesses does without.
+FAISS = "faiss-cpu>=1.12"
 
 setup(
     name="tripletmill",
@@ -35,9 +38,10 @@ setup(
         "cpu": [
             f"tensorflow-cpu>=2.20,<2.22; ({X86}) and {NOT_MAC}",
             f"tensorflow>=2.20,<2.22; ({NOT_X86}) or {MAC}",
+            FAISS,
         ],
-        "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
-        "tpu": ["tensorflow-tpu>=2.20,<2.22"],
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", FAISS],
+        "tpu": ["tensorflow-tpu>=2.20,<2.22", FAISS],
         # build: Beam makes the package of --setup_file with it.
         "gcp": ["apache-beam[gcp]>=2.66", "build"],
         # Compiles a training step for a TPU without having one (docs/tpu.md).

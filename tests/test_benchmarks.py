@@ -161,6 +161,21 @@ def test_retrieval_within_and_over_replicas(tmp_path):
         assert row in printed
 
 
+def test_search():
+    command = [sys.executable, "-m", "benchmarks.search", "--rows=2000", "--dim=16"]
+    done = subprocess.run(
+        [*command, "--kinds", "flat", "hnsw"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.rsplit(maxsplit=4)[0].strip(): line.split()
+        for line in done.stdout.splitlines()
+        if line
+    }
+    assert rows["exact"][1:3] == ["1.000", "1.000"]
+    assert 0.5 < float(rows["efSearch = 16"][3]) <= float(rows["efSearch = 512"][3]) <= 1
+
+
 def test_operations_of_a_convolution_by_hand():
     """Of 4 x 4 x 3 to 4 x 4 x 5 by 3 x 3: a multiplication and an addition each."""
     image = keras.Input((4, 4, 3))

@@ -1,0 +1,107 @@
+"""The pictures behind source ids: from the records of a data set, or from a folder of images."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+from PIL import Image
+
+from preprocessing import storage
+from preprocessing.errors import UsageError
+from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
+from preprocessing.index import DatasetIndex, load_index, load_info
+from preprocessing.records import DamagedRecord, decode_example, read_record
+
+SIDE = 128  # of the shorter side, pixels
+
+
+class Pictures(Protocol):
+    """Where pictures come from; safe to use from several threads at once."""
+
+    def of(self, source_id: str, split: str | None = None) -> bytes | None:
+        """The image file of this name, None where there is none or it is damaged."""
+        ...
+
+
+class RecordPictures:
+    """The canonical JPEGs of a data set.
+
+    Args:
+      data_dir: a finished data set.
+
+    Raises:
+      UsageError: there is none.
+    """
+
+    def __init__(self, data_dir: str) -> None:
+        self._splits = {
+            split: (index := load_index(data_dir, split), index.column("source_id"))
+            for split in load_info(data_dir).num_shards
+        }
+
+    def of(self, source_id: str, split: str | None = None) -> bytes | None:
+        """Looks in one split, or in all."""
+        wanted = [self._splits[split]] if split in self._splits else self._splits.values()
+        for index, source_ids in wanted:
+            row = pc.index(source_ids, source_id).as_py()
+            if row >= 0:
+                return _jpeg_of(index, row)
+        return None
+
+
+def _jpeg_of(index: DatasetIndex, row: int) -> bytes | None:
+    with storage.open_read(index.shards[index.shard[row]]) as file:
+        try:
+            jpeg = decode_example(read_record(file, int(index.offset[row])))["image/encoded"]
+        except (DamagedRecord, ValueError, KeyError):
+            return None
+    return jpeg if isinstance(jpeg, bytes) else None
+
+
+class FolderPictures:
+    """The image files of a folder, or of a bucket; source ids are their paths in it.
+
+    Raises:
+      UsageError: there is no such folder.
+    """
+
+    def __init__(self, images_dir: str) -> None:
+        storage.require_supported(images_dir, "images")
+        if not storage.is_folder(images_dir):
+            raise UsageError(f"images {images_dir}: no such folder")
+        self._folder = images_dir
+
+    def of(self, source_id: str, split: str | None = None) -> bytes | None:
+        """Reads the file; none outside the folder."""
+        parts = os.path.normpath(source_id).split(os.sep)
+        if os.path.isabs(source_id) or parts[0] == os.pardir:
+            return None
+        try:
+            return storage.read(storage.join(self._folder, source_id))
+        except OSError as error:
+            if storage.problem_of_file(error) is None:
+                raise
+            return None
+
+
+def thumbnail(image: bytes) -> np.ndarray:
+    """Upright pixels of an image file, uint8 [H, W, 3] RGB, the shorter side SIDE.
+
+    Raises:
+      BadImage: it is none.
+    """
+    jpeg = canonical_jpeg(image, ImageSettings(short_side=SIDE)).jpeg
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def thumbnail_or_none(image: bytes | None) -> np.ndarray | None:
+    """The same; None for no image, or a bad one."""
+    try:
+        return None if image is None else thumbnail(image)
+    except BadImage:
+        return None

@@ -1,0 +1,75 @@
+"""Queries with their answers, as a table or as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from preprocessing.embeddings import UNKNOWN_LABEL
+from preprocessing.index.describe import escaped
+from trainer.search.index import Entry, Neighbour
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was found for a query.
+
+    Attributes:
+      query: path of the image file, or source id.
+      neighbours: nearest first; empty where there is a problem.
+      entry: the image of the index that was asked about, None for an image file.
+      problem: why it could not be answered.
+    """
+
+    query: str
+    neighbours: Sequence[Neighbour] = ()
+    entry: Entry | None = None
+    problem: str | None = None
+
+
+def table(answer: Answer) -> str:
+    """Lines for people: the query, then a neighbour each: place, distance, class, split, name."""
+    lines = [escaped(answer.query) + _of(answer.entry)]
+    rows = [
+        (
+            str(place),
+            f"{each.distance:.4f}",
+            escaped(each.entry.class_name or "-"),
+            escaped(each.entry.split or "-"),
+            escaped(each.entry.source_id),
+        )
+        for place, each in enumerate(answer.neighbours, 1)
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for place, distance, *texts in rows:
+        numbers = f"{place:>{widths[0]}}  {distance:>{widths[1]}}"
+        padded = [f"{text:{width}}" for text, width in zip(texts, widths[2:], strict=True)]
+        lines.append(f"  {numbers}  {'  '.join(padded)}".rstrip())
+    if not rows:
+        lines.append("  no other image")
+    return "\n".join(lines)
+
+
+def _of(entry: Entry | None) -> str:
+    known = [escaped(each) for each in (entry.class_name, entry.split) if each] if entry else []
+    return f" ({', '.join(known)})" if known else ""
+
+
+def json_line(answer: Answer) -> str:
+    """An object of "query" and either "neighbours" or "error"; what is not known is null."""
+    content: dict[str, object] = {"query": answer.query}
+    if answer.problem is None:
+        content["neighbours"] = [
+            {
+                "source_id": each.entry.source_id,
+                "distance": each.distance,
+                "class": each.entry.class_name,
+                "label": None if each.entry.label == UNKNOWN_LABEL else each.entry.label,
+                "split": each.entry.split,
+            }
+            for each in answer.neighbours
+        ]
+    else:
+        content["error"] = answer.problem
+    return json.dumps(content)

@@ -1,0 +1,72 @@
+"""Queries with their answers, as a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from preprocessing.storage import atomic_file
+from trainer.contact_sheet import Tile, contact_sheet
+from trainer.pictures import Pictures, thumbnail_or_none
+from trainer.search.answers import Answer
+from trainer.search.index import Entry
+
+MOST = 200  # queries on a sheet; more would make a picture that little opens
+_MISSING = np.full((96, 96, 3), 200, np.uint8)
+
+
+def write_sheet(
+    path: str,
+    answers: Sequence[tuple[Answer, np.ndarray | None]],
+    pictures: Pictures,
+    *,
+    title: str,
+) -> list[str]:
+    """Writes a PNG with a row for each query: the query, then its neighbours.
+
+    Args:
+      path: where.
+      answers: each with a thumbnail of the image file that was asked about; None for an image of
+        the index, whose picture comes from `pictures` as those of the neighbours do.
+      pictures: where they come from.
+      title: of the sheet.
+
+    Returns:
+      Source ids of which there is no picture; they have a grey square.
+    """
+    missing: dict[str, None] = {}
+
+    def of(entry: Entry) -> np.ndarray:
+        picture = thumbnail_or_none(pictures.of(entry.source_id, entry.split))
+        if picture is None:
+            missing[entry.source_id] = None
+        return _MISSING if picture is None else picture
+
+    queries, neighbours = [], []
+    for answer, thumbnail in answers:
+        entry = answer.entry
+        picture = of(entry) if entry else thumbnail
+        caption = (entry and entry.class_name) or answer.query.rpartition("/")[2]
+        queries.append(Tile(_MISSING if picture is None else picture, caption))
+        neighbours.append(
+            [
+                Tile(
+                    of(each.entry),
+                    each.entry.class_name or each.entry.source_id.rpartition("/")[2],
+                    _match(entry, each.entry),
+                )
+                for each in answer.neighbours
+            ]
+        )
+    sheet = contact_sheet(queries, neighbours, title=title)
+    with atomic_file(path) as file:
+        sheet.save(file, format="PNG")
+    return [*missing]
+
+
+def _match(query: Entry | None, entry: Entry) -> bool | None:
+    """Whether both are of one class; None where that is not known."""
+    if query is None or query.class_name is None or entry.class_name is None:
+        return None
+    return query.class_name == entry.class_name

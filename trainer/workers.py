@@ -89,6 +89,30 @@ def of_all(strategy: tf.distribute.Strategy, value: int) -> list[int]:
     return [int(each) for each in total // (strategy.num_replicas_in_sync // workers)]
 
 
+def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """Which of the processes that train together this one is, and how many there are."""
+    count = _count(strategy)
+    return (0 if count == 1 else int(strategy.cluster_resolver.task_id)), count
+
+
+def summed(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
+    """The sum of the processes' arrays, of one shape and type; every one has to ask."""
+    local = strategy.num_replicas_in_sync // _count(strategy)
+    # GPUs sum no int32.
+    wide = own.astype(np.int64) if np.issubdtype(own.dtype, np.integer) else own
+
+    def first_alone(value: tf.Tensor) -> tf.Tensor:
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.where(number % local == 0, value, tf.zeros_like(value))
+
+    @tf.function(autograph=False)
+    def total(value: tf.Tensor) -> tf.Tensor:
+        shares = strategy.run(first_alone, args=(value,))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+
+    return total(tf.constant(wide)).numpy().astype(own.dtype)
+
+
 def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
     """Whether any process has raised its flag; every one has to ask, and hears the same."""
     return any(of_all(strategy, int(flag)))

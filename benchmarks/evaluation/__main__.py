@@ -7,6 +7,7 @@ peers: the metrics of pytorch-metric-learning (`make peers`) beside ours.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from preprocessing.arguments import Parser, positive
 from trainer.retrieval import nearest_neighbours, retrieval_metrics
 
 CLASS_SIZE = 20
-# Metres from a centre of length 1: matches nearer than nearly all others, or lost among them.
+# Of the noise around a centre, whose numbers are as large as 1: matches are found, or are not.
 SPREADS = {"classes apart": 1.0, "classes in each other": 3.0}
 
 
@@ -55,8 +56,8 @@ def speed(flags: argparse.Namespace) -> None:
         for name, spread in SPREADS.items():
             embeddings, labels = random_classes(size, flags.dim, spread)
             work: dict[str, Callable[[], object]] = {
-                "metrics": lambda of=(embeddings, labels): retrieval_metrics(*of),
-                "10 neighbours": lambda of=embeddings: nearest_neighbours(of, 10),
+                "metrics": functools.partial(retrieval_metrics, embeddings, labels),
+                "10 neighbours": functools.partial(nearest_neighbours, embeddings, 10),
             }
             for what, run in work.items():
                 start = time.perf_counter()

@@ -1,6 +1,7 @@
 """The same embeddings to pytorch-metric-learning's AccuracyCalculator and to ours."""
 
 import argparse
+import json
 import os
 import subprocess
 import tempfile
@@ -37,12 +38,11 @@ def ours(of: dict[str, np.ndarray]) -> dict[str, RetrievalMetrics]:
 def theirs(of: dict[str, np.ndarray], python: Path) -> dict[str, list[float]]:
     """The same of theirs, in the order of NAMES."""
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        given, found = Path(folder, "given.npz"), Path(folder, "found.npz")
-        np.savez(given, **of)
+        given, found = Path(folder, "given.npz"), Path(folder, "found.json")
+        np.savez(given, allow_pickle=False, **of)
         command = [str(python), "-m", MODULE, str(given), str(found)]
         subprocess.run(command, cwd=ROOT, env={**os.environ, **SETTINGS}, check=True)
-        with np.load(found) as values:
-            return {name: values[name].tolist() for name in values.files}
+        return json.loads(found.read_text())
 
 
 def peers(flags: argparse.Namespace) -> None:

@@ -285,6 +285,7 @@ def _write_sheet(
     else:
         shown, pictures = _pictures(of.images, queries), _pictures(among.images, neighbours)
     index, searched = of.images.index, among.images.index
+    title = index.split if among is of else f"{index.split} in {searched.split}"
     names = index.class_names()
 
     def neighbour(row: int, query: int) -> Tile:
@@ -297,7 +298,7 @@ def _write_sheet(
             [neighbour(row, query) for row in rows]
             for query, rows in zip(queries.tolist(), neighbours.tolist(), strict=True)
         ],
-        title=f"{index.info.name}, {index.split}: queries and their nearest neighbours",
+        title=f"{index.info.name}, {title}: queries and their nearest neighbours",
     )
     with atomic_file(path) as file:
         sheet.save(file, format="PNG")

@@ -63,7 +63,7 @@ class Results:
             "num_without_match": trained.num_without_match,
             "num_gallery": trained.num_gallery,
             "num_damaged": self.num_damaged,
-            "results": {name: dict(metrics.mean) for name, metrics in self.metrics.items()},
+            "results": {name: _known(metrics.mean) for name, metrics in self.metrics.items()},
             "intervals": {name: _intervals(metrics) for name, metrics in self.metrics.items()},
             "classes": self._classes(),
         }
@@ -135,8 +135,13 @@ def _print_row(name: str, values: Mapping[str, float]) -> None:
     print(f"  {name:26}" + "".join(f"{values[column]:>10.3f}" for column in _COLUMNS))
 
 
+def _known(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: None where no query is left that has a match."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
 def _intervals(metrics: RetrievalMetrics) -> dict[str, list[float] | None]:
-    """JSON has no NaN: None where one class is all there is."""
+    """None where one class is all there is."""
     return {
         name: None if math.isnan(ends[0]) else list(ends)
         for name, ends in confidence_intervals(metrics).items()

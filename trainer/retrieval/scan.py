@@ -14,7 +14,7 @@ from trainer.retrieval.distances import CHUNK, all_distances, distances
 
 _UNIT = 2.0**-24  # rounding to float32 is off by at most this share,
 _LEAST = 2.0**-126  # or by less than this, where results are flushed to zero
-_GREATEST = float(np.finfo(np.float32).max)
+_SMALLEST, _GREATEST = 2.0**-149, float(np.finfo(np.float32).max)
 _DENSE = 0.1  # share of a tile from where on it is faster to compute all of its distances
 
 
@@ -38,9 +38,10 @@ class Scan:
 
     The rows are moved to their common centre and scaled by a power of two, which changes no order,
     and rounded to float32. One matmul of [-2q, |q|^2, 1] and [x, 1, |x|^2] then gives |q - x|^2
-    with an error of at most (D + 10) u / (1 - (D + 10) u) (|q| + |x|)^2, u = 2^-24, in any order of
+    with an error of at most (D + 12) u / (1 - (D + 12) u) (|q| + |x|)^2, u = 2^-24, in any order of
     summation: D + 2 terms of magnitudes that add up to (|q| + |x|)^2 or less (Higham: Accuracy and
-    Stability of Numerical Algorithms, 2002, section 3.1), and the rounding of rows and norms.
+    Stability of Numerical Algorithms, 2002, section 3.1), and the rounding of rows, norms, and the
+    distances that are compared with.
 
     The gallery is looked at in a fixed random order, so that queries soon have a tight range
     whatever the order of rows. Beside the embeddings it takes one copy of the gallery.
@@ -63,7 +64,7 @@ class Scan:
             (float(abs(x)) for of in (queries, gallery) if of.size for x in _ends(of)), default=0.0
         )
         self._scale = 2.0 ** -int(np.frexp(reach)[1])
-        share = (dim + 10) * _UNIT
+        share = (dim + 12) * _UNIT
         self._error = share / (1 - share)
         self._order = np.random.default_rng(0).permutation(size)
         self._place = np.empty_like(self._order)
@@ -130,17 +131,17 @@ class Scan:
         return Within(nearer.numpy().astype(np.int64), query, self._order[place + of.start])
 
     # What is less than `_low` is certainly nearer than the distance, what is more than `_high`
-    # farther; 4 u and 2^-148 are the rounding of distances to float32.
+    # farther. The margin holds the rounding of distances to float32 too, but for the smallest.
 
     def _low(self, distance: np.ndarray | None, margin: np.ndarray) -> np.ndarray:
         if distance is None:
             return np.full(len(margin), -np.inf, np.float32)
-        exact = np.minimum(distance.astype(np.float64), _GREATEST) * (1 - 4 * _UNIT) - 2.0**-148
-        return _rounded(exact * self._scale**2 - margin, -np.inf)
+        least = np.minimum(distance.astype(np.float64), _GREATEST) - _SMALLEST
+        return _rounded(least * self._scale**2 - margin, -np.inf)
 
     def _high(self, distance: np.ndarray, margin: np.ndarray) -> np.ndarray:
-        exact = distance.astype(np.float64) * (1 + 4 * _UNIT) + 2.0**-148
-        return _rounded(exact * self._scale**2 + margin, np.inf)
+        most = distance.astype(np.float64) + _SMALLEST
+        return _rounded(most * self._scale**2 + margin, np.inf)
 
     def _moved(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moved = ((rows - self._centre) * self._scale).astype(np.float32)

@@ -95,6 +95,13 @@ def test_large_classes_and_misses_at_any_depth():
         check(embeddings, labels, cutoffs=(1, 50), gallery_tile=40)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 3e-23, 1e-22, 1e-19, 1e18, 1e19, 1e30])
+def test_any_size_of_numbers(scale):
+    """Distances that are rounded to 0, to few bits, or to infinity are tied there."""
+    check(LINE * np.float32(scale), LINE_LABELS)
+    check(LINE * np.float32(scale), LINE_LABELS, gallery_tile=1)
+
+
 def test_a_query_whose_matches_are_all_far():
     places = np.concatenate([[0.0, 50_000.0], np.arange(1, 401)])[:, None]
     metrics = retrieval_metrics(places, [1, 1] + [2] * 400, recall_at=(400, 401), gallery_tile=30)

@@ -60,7 +60,7 @@ def test_tiles_do_not_matter():
     embeddings, _ = unbalanced()
     embeddings[10:20] = embeddings[30]
     whole = nearest_neighbours(embeddings, 20)
-    for queries, gallery in ((1, 1), (5, 77), (77, 5), (78, 79), (1000, 3)):
+    for queries, gallery in ((1, 30), (5, 77), (77, 5), (78, 79), (1000, 1)):
         part = nearest_neighbours(embeddings, 20, query_tile=queries, gallery_tile=gallery)
         np.testing.assert_array_equal(part.rows, whole.rows)
         np.testing.assert_array_equal(part.distances, whole.distances)

@@ -176,6 +176,16 @@ def test_search():
     assert 0.5 < float(rows["efSearch = 16"][3]) <= float(rows["efSearch = 512"][3]) <= 1
 
 
+def test_evaluation(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.evaluation", "--sizes=200", "--dim=8"]
+    done = subprocess.run(
+        [*command, f"--peers={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("200 x 200") == 4
+    assert done.stdout.count("absent") == 2
+
+
 def test_operations_of_a_convolution_by_hand():
     """Of 4 x 4 x 3 to 4 x 4 x 5 by 3 x 3: a multiplication and an addition each."""
     image = keras.Input((4, 4, 3))

@@ -1,29 +1,30 @@
 """Retrieval on the classes of a split: the trained model beside what it began with."""
 
 import dataclasses
-import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from preprocessing.errors import UsageError, require_positive
-from preprocessing.index import DatasetIndex, load_index
-from preprocessing.storage import atomic_file, require_local, write_file
+from preprocessing.index import DatasetIndex, load_index, load_info
+from preprocessing.splits import GALLERY, QUERY
+from preprocessing.storage import atomic_file, require_local
 from trainer.checkpoints import Checkpoints, is_data_of
 from trainer.contact_sheet import Tile, choose_queries, contact_sheet
 from trainer.images import Forward, Images, on_replicas
 from trainer.reading import Reading, checked
-from trainer.retrieval import RetrievalMetrics, nearest_neighbours, retrieval_metrics
+from trainer.results import RECALL_AT, TRAINED, Results, split_name, worse
+from trainer.retrieval import Gallery, RetrievalMetrics, nearest_neighbours, retrieval_metrics
+from trainer.retrieval.protocol import Protocol
 from trainer.workers import is_chief, losses_named, require_agreement
 
 FOLDER = "evaluation"
-RECALL_AT = (1, 2, 4, 8)
 PIXEL_SIDE = 16
-TRAINED = "trained model"
+OF_DATA = "of the data set"
 
 
 def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Forward:
@@ -47,9 +48,56 @@ def embed(forward: Forward, images: Images, what: str) -> tuple[np.ndarray, np.n
     return embeddings, rows
 
 
-def measure(embeddings: np.ndarray, rows: np.ndarray, images: Images) -> RetrievalMetrics:
-    """Of embeddings [M, D] of these rows, each a query against all others."""
-    return retrieval_metrics(embeddings, images.index.label[rows], recall_at=RECALL_AT)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
+    """Images with what a model makes of them.
+
+    Attributes:
+      images: of a split.
+      embeddings: [M, D] float32.
+      rows: [M], which images; all but the damaged ones.
+    """
+
+    images: Images
+    embeddings: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[M]."""
+        return self.images.index.label[self.rows]
+
+    def groups(self, column: str | None) -> list[str | None] | None:
+        """[M] of a column of the index; None without one."""
+        if column is None:
+            return None
+        values = self.images.index.column(column).to_pylist()
+        return [values[row] for row in self.rows.tolist()]
+
+
+def measure(
+    queries: Embedded, gallery: Embedded | None = None, *, group: str | None, what: str
+) -> RetrievalMetrics:
+    """Retrieval on the replicas of the images' strategy; all workers have to ask.
+
+    Args:
+      queries: each a query.
+      gallery: what is searched; None: the queries, each but the query itself.
+      group: column; rows of a query's class and group are left out of its ranking.
+      what: the embeddings are, for the progress line.
+    """
+    searched = None
+    if gallery is not None:
+        searched = Gallery(gallery.embeddings, gallery.labels, gallery.groups(group))
+    return retrieval_metrics(
+        queries.embeddings,
+        queries.labels,
+        groups=queries.groups(group),
+        gallery=searched,
+        recall_at=RECALL_AT,
+        strategy=queries.images.strategy,
+        what=what,
+    )
 
 
 def evaluate(
@@ -57,7 +105,9 @@ def evaluate(
     data_dir: str,
     model_dir: str,
     build_model: Callable[..., keras.Model],
-    split: str = "test",
+    split: str | None = None,
+    gallery: str | None = None,
+    group: str | None = OF_DATA,
     central_share: float = 1.0,
     batch_size: int = 128,
     seed: int = 0,
@@ -70,14 +120,19 @@ def evaluate(
 ) -> None:
     """Evaluates the best checkpoint of a run beside raw pixels and the untrained model.
 
-    Prints a table; writes it to model_dir/evaluation/SPLIT.json, and a contact sheet of queries
-    with their nearest neighbours beside it.
+    Prints a table; writes it to model_dir/evaluation/SPLIT.json (or QUERIES-GALLERY.json), and a
+    contact sheet of queries with their nearest neighbours beside it. docs/evaluation.md has what is
+    measured.
 
     Args:
       data_dir: a finished data set.
       model_dir: folder of the run.
       build_model: makes the model; takes embedding_dim=None for the backbone's features alone.
-      split: whose classes.
+      split: whose images are queries; None: `query`, against `gallery`, where the data set has the
+        two, else `test`.
+      gallery: the split that is searched; None: the same one, each image but the query itself.
+      group: column of the index, such as 'x_camera': images of a query's class and group are left
+        out of its ranking. By default the one that the data set names as its group; None for none.
       central_share: side of the central square that is kept, as a share of the short side.
       batch_size: images at a time.
       seed: the one that training began with, so that the untrained model is the one it began with.
@@ -101,17 +156,29 @@ def evaluate(
     )
     check_central_share(central_share)
     reading = checked(reading, "evaluate.reading")
-    index = load_index(data_dir, split) if check_only else reading.open(data_dir, split)
-    index.class_names()
-    if not has_queries(index):
-        raise UsageError(f"data_dir {data_dir}: no class of {split} has two images")
+    info = load_info(data_dir)
+    if split is None:
+        both = {QUERY, GALLERY} <= {*info.num_images}
+        split, gallery = (QUERY, gallery or GALLERY) if both else ("test", gallery)
+    if gallery == split:
+        gallery = None
+    group = info.group if group == OF_DATA else group
+    indexes = [
+        load_index(data_dir, each) if check_only else reading.open(data_dir, each)
+        for each in (split, gallery)
+        if each is not None
+    ]
+    if not has_queries(*indexes, group=group):
+        what = "has two images" if gallery is None else f"is in {gallery} too"
+        apart = f", with another {group}" if group else ""
+        raise UsageError(f"data_dir {data_dir}: no class of {split} {what}{apart}")
     if check_only:
         return
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
     strategy = make_strategy()
     with losses_named(strategy):
-        require_agreement(strategy, configuration, index.info)
+        require_agreement(strategy, configuration, info)
 
         def untrained(**changes: None) -> keras.Model:
             keras.utils.set_random_seed(seed)
@@ -119,53 +186,73 @@ def evaluate(
                 return build_model(**changes)
 
         model = untrained()
-        images = Images(
-            index,
-            reading.records(index),
-            image_size=int(model.input_shape[1]),
-            central_share=central_share,
-            batch_size=batch_size,
-            damaged=reading.damaged,
-            strategy=strategy,
-        )
+        images = [
+            Images(
+                index,
+                reading.records(index),
+                image_size=int(model.input_shape[1]),
+                central_share=central_share,
+                batch_size=batch_size,
+                damaged=reading.damaged,
+                strategy=strategy,
+            )
+            for index in indexes
+        ]
+
+        def embedded(forward: Forward, what: str) -> list[Embedded]:
+            return [Embedded(each, *embed(forward, each, what)) for each in images]
 
         def measured(forward: Forward, what: str) -> RetrievalMetrics:
-            return measure(*embed(forward, images, what), images)
+            return measure(*embedded(forward, what), group=group, what=what)
 
         forward = forward_function(strategy, model)
         before = measured(forward, "model before training")
         step = Checkpoints(model_dir, model).restore_best()
-        embeddings, rows = embed(forward, images, TRAINED)
+        found = embedded(forward, TRAINED)
         backbone = forward_function(strategy, untrained(embedding_dim=None))
-        results = {
-            "raw pixels": measured(on_replicas(strategy, raw_pixels), "raw pixels"),
-            "backbone before training": measured(backbone, "backbone before training"),
-            "model before training": before,
-            TRAINED: measure(embeddings, rows, images),
-        }
+        results = Results(
+            queries=indexes[0],
+            gallery=indexes[1] if gallery else None,
+            group=group,
+            step=step,
+            num_damaged=sum(len(each.images.index) - len(each.rows) for each in found),
+            metrics={
+                "raw pixels": measured(on_replicas(strategy, raw_pixels), "raw pixels"),
+                "backbone before training": measured(backbone, "backbone before training"),
+                "model before training": before,
+                TRAINED: measure(*found, group=group, what=TRAINED),
+            },
+        )
     if not is_chief(strategy):
         return
 
     folder = os.path.join(model_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
     # A run's own data set needs no name; another's figures must not take its place.
-    own = is_data_of(model_dir, index.info)
-    name = split if own else f"{index.info.name}-{split}"
+    own = is_data_of(model_dir, info)
+    name = split_name(split, gallery)
+    name = name if own else f"{info.name}-{name}"
     table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
-    num_damaged = len(index) - len(rows)
-    _write_table(table, split, step, num_damaged, results)
-    _write_sheet(sheet, embeddings, rows, images, num_queries, num_neighbours)
-    _print_table(split, step, num_damaged, results)
-    if warning := worse(split, {name: each.map_at_r for name, each in results.items()}):
+    results.write(table)
+    _write_sheet(sheet, found, num_queries, num_neighbours)
+    results.show()
+    if warning := worse(name, {name: each.map_at_r for name, each in results.metrics.items()}):
         print(warning)
     command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
     print(f"next: the same on other images: {command} --data_dir=OTHER")
     print(f"wrote {table}\nwrote {sheet}")
 
 
-def has_queries(index: DatasetIndex) -> bool:
-    """Whether a class of the split has two images, so that one can be found by the other."""
-    return bool(len(index)) and int(np.unique(index.label, return_counts=True)[1].max()) >= 2
+def has_queries(
+    queries: DatasetIndex, gallery: DatasetIndex | None = None, *, group: str | None
+) -> bool:
+    """Whether an image of the split has a match, so that it can be found by it."""
+
+    def of(index: DatasetIndex) -> tuple[np.ndarray, list[str | None] | None]:
+        return index.label, None if group is None else index.column(group).to_pylist()
+
+    searched = None if gallery is None else of(gallery)
+    return bool(Protocol(*of(queries), searched).num_matches.any())
 
 
 def check_central_share(value: float) -> None:
@@ -180,92 +267,47 @@ def raw_pixels(images: tf.Tensor) -> tf.Tensor:
     return tf.reshape(small, [tf.shape(small)[0], -1])
 
 
-def worse(split: str, map_at_r: Mapping[str, float]) -> str | None:
-    """A warning where the trained model does not come up to what there was without training.
-
-    Fine-tuning can forget: a pretrained backbone's own features may tell unseen classes better.
-    """
-    name = max(map_at_r, key=lambda name: map_at_r[name])
-    if not map_at_r[TRAINED] < map_at_r[name]:
-        return None
-    return (
-        f"warning: training made it worse: MAP@R {map_at_r[TRAINED]:.3f} on {split}, {name}"
-        f" {map_at_r[name]:.3f}; try a tenth of the learning rate, train.patience, or no head"
-        " (build_model.embedding_dim = None)"
-    )
-
-
-def numbers(metrics: RetrievalMetrics) -> dict[str, float]:
-    """Metrics by name, for tables and logs."""
-    recall = {f"recall_at_{k}": value for k, value in metrics.recall.items()}
-    return {**recall, "map_at_r": metrics.map_at_r, "r_precision": metrics.r_precision}
-
-
-def _write_table(
-    path: str, split: str, step: int, num_damaged: int, results: Mapping[str, RetrievalMetrics]
-) -> None:
-    any_result = next(iter(results.values()))
-    content = {
-        "split": split,
-        "step": step,
-        "num_classes": any_result.num_classes,
-        "num_queries": any_result.num_queries,
-        "num_without_match": any_result.num_without_match,
-        "num_damaged": num_damaged,
-        "results": {name: numbers(metrics) for name, metrics in results.items()},
-    }
-    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _print_table(
-    split: str, step: int, num_damaged: int, results: Mapping[str, RetrievalMetrics]
-) -> None:
-    any_result = next(iter(results.values()))
-    print(
-        f"\n{split}: {any_result.num_queries:,} images of {any_result.num_classes:,} classes, each"
-        f" a query against all others; model of step {step:,}"
-    )
-    if any_result.num_without_match:
-        print(f"  {any_result.num_without_match:,} images alone in their class are no queries")
-    if num_damaged:
-        print(f"  {num_damaged:,} images with damaged records are left out")
-    heads = [*(f"Recall@{k}" for k in RECALL_AT), "MAP@R", "R-prec."]
-    print(f"  {'':26}" + "".join(f"{head:>10}" for head in heads))
-    for name, metrics in results.items():
-        values = numbers(metrics).values()
-        print(f"  {name:26}" + "".join(f"{value:>10.3f}" for value in values))
-
-
 def _write_sheet(
-    path: str,
-    embeddings: np.ndarray,
-    rows: np.ndarray,
-    images: Images,
-    num_queries: int,
-    num_neighbours: int,
+    path: str, found: Sequence[Embedded], num_queries: int, num_neighbours: int
 ) -> None:
-    index = images.index
-    queries = choose_queries(index.label[rows], num=num_queries)
-    neighbours = nearest_neighbours(embeddings, num_neighbours, queries=queries).rows
-    queries, neighbours = rows[queries], rows[neighbours]
-    wanted = np.unique(np.concatenate([queries, neighbours.ravel()]))
-    # Of one device: no collective operation of TensorFlow's takes bytes.
-    alone = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
-    shown, wanted = alone.map(on_replicas(alone.strategy, tf.identity), "pictures", wanted)
-    picture = dict(zip(wanted.tolist(), shown, strict=True))
+    """Of queries and, where that is another split, the gallery."""
+    of, among = found[0], found[-1]
+    queries = choose_queries(of.labels, num=num_queries)
+    neighbours = nearest_neighbours(
+        of.embeddings,
+        num_neighbours,
+        queries=queries,
+        gallery=among.embeddings if among is not of else None,
+    ).rows
+    queries, neighbours = of.rows[queries], among.rows[neighbours]
+    if among is of:
+        shown = pictures = _pictures(of.images, np.concatenate([queries, neighbours.ravel()]))
+    else:
+        shown, pictures = _pictures(of.images, queries), _pictures(among.images, neighbours)
+    index, searched = of.images.index, among.images.index
+    title = index.split if among is of else f"{index.split} in {searched.split}"
     names = index.class_names()
 
-    def tile(row: int, query: int | None = None) -> Tile:
-        match = None if query is None else bool(index.label[row] == index.label[query])
-        return Tile(picture[row], names[int(index.label[row])], match)
+    def neighbour(row: int, query: int) -> Tile:
+        label = int(searched.label[row])
+        return Tile(pictures[row], names[label], bool(label == index.label[query]))
 
     sheet = contact_sheet(
-        [tile(query) for query in queries.tolist()],
+        [Tile(shown[query], names[int(index.label[query])]) for query in queries.tolist()],
         [
-            [tile(row, query) for row in rows]
+            [neighbour(row, query) for row in rows]
             for query, rows in zip(queries.tolist(), neighbours.tolist(), strict=True)
         ],
-        title=f"{index.info.name}, {index.split}: queries and their nearest neighbours",
+        title=f"{index.info.name}, {title}: queries and their nearest neighbours",
     )
     with atomic_file(path) as file:
         sheet.save(file, format="PNG")
+
+
+def _pictures(images: Images, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """Images [S, S, 3] uint8 by row."""
+    # Of one device: no collective operation of TensorFlow's takes bytes.
+    alone = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
+    identity = on_replicas(alone.strategy, tf.identity)
+    shown, rows = alone.map(identity, "pictures", np.unique(rows))
+    return dict(zip(rows.tolist(), shown, strict=True))

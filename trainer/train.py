@@ -17,12 +17,12 @@ from trainer.batching import BatchPlan
 from trainer.checkpoints import Checkpoints, MisfitError, claim_data
 from trainer.class_centres import class_centres
 from trainer.evaluate import (
+    Embedded,
     check_central_share,
     embed,
     forward_function,
     has_queries,
     measure,
-    numbers,
 )
 from trainer.gradients import make_gradients
 from trainer.images import Images
@@ -248,11 +248,12 @@ def train(
                     _copy_weights(model, shown)
                     if val is not None:
                         found = embed(forward, val, "val")
-                        metrics = measure(*found, val)
+                        embedded = Embedded(val, *found)
+                        metrics = measure(embedded, group=index.info.group, what="val")
                         telemetry.points(*found, val)
                         best = checkpoints.save_if_best(step, metrics.map_at_r)
                         note = "  (best so far)" if best else ""
-                        telemetry.evaluation(step, numbers(metrics), note)
+                        telemetry.evaluation(step, metrics.mean, note)
                     if plan.hard_share:
                         checkpoints.centres.assign(
                             class_centres(
@@ -305,7 +306,7 @@ def _val_index(info: DatasetInfo) -> DatasetIndex | None:
     if "val" not in info.num_images:
         return None
     index = load_index(info.directory, "val")
-    return index if has_queries(index) else None
+    return index if has_queries(index, group=info.group) else None
 
 
 def _copy_weights(model: keras.Model, shown: keras.Model) -> None:

@@ -85,8 +85,20 @@ def of_all(strategy: tf.distribute.Strategy, value: int) -> list[int]:
         return [value]
     own = np.zeros([workers], np.int64)
     own[strategy.cluster_resolver.task_id] = value
-    total = _summed(strategy)(tf.constant(own)).numpy()
-    return [int(each) for each in total // (strategy.num_replicas_in_sync // workers)]
+    return [int(each) for each in summed(strategy, own)]
+
+
+def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """Which of the processes that train together this one is, and how many there are."""
+    count = _count(strategy)
+    return (0 if count == 1 else int(strategy.cluster_resolver.task_id)), count
+
+
+def summed(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
+    """The sum of the processes' arrays, of one shape and type; every one has to ask."""
+    # GPUs sum no int32.
+    wide = own.astype(np.int64) if np.issubdtype(own.dtype, np.integer) else own
+    return _sum(strategy)(tf.constant(wide)).numpy().astype(own.dtype)
 
 
 def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
@@ -142,17 +154,23 @@ def _count(strategy: tf.distribute.Strategy) -> int:
     return len(strategy.cluster_resolver.cluster_spec().job_tasks("worker"))
 
 
-def _summed(strategy: tf.distribute.Strategy) -> Any:
-    """Kept with the strategy: traced once."""
-    if not hasattr(strategy, "_tripletmill_summed"):
+def _sum(strategy: tf.distribute.Strategy) -> Any:
+    """Kept with the strategy: traced once for each shape."""
+    if not hasattr(strategy, "_tripletmill_sum"):
+        local = strategy.num_replicas_in_sync // _count(strategy)
+
+        def of_first(value: tf.Tensor) -> tf.Tensor:
+            """The value in one replica of each process, zeros in the others."""
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return tf.where(number % local == 0, value, tf.zeros_like(value))
 
         @tf.function(autograph=False)
-        def summed(value: tf.Tensor) -> tf.Tensor:
-            shares = strategy.run(tf.identity, args=(value,))
+        def total(value: tf.Tensor) -> tf.Tensor:
+            shares = strategy.run(of_first, args=(value,))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
 
-        strategy._tripletmill_summed = summed
-    return strategy._tripletmill_summed
+        strategy._tripletmill_sum = total
+    return strategy._tripletmill_sum
 
 
 # ---- Who is missing.

@@ -52,7 +52,7 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_bytes(run: Callable[[], None]) -> int:
+def peak_bytes(run: Callable[[], object]) -> int:
     """How far resident memory rose above where it was, at most, while this ran."""
     before = peak = resident_bytes()
     done = threading.Event()

@@ -57,7 +57,12 @@ def peers(flags: argparse.Namespace) -> None:
             with np.load(output) as found:
                 metrics = retrieval_metrics(found["embeddings"], test.label, recall_at=(1,))
                 losses, step = found["losses"], statistics.median(found["seconds"].tolist())
-            shown = (metrics.map_at_r, metrics.recall[1], *losses[:2], losses[-50:].mean())
+            shown = (
+                metrics.map_at_r,
+                metrics.mean["recall_at_1"],
+                *losses[:2],
+                losses[-50:].mean(),
+            )
             score, recall, first, second, last = (f"{value:.4f}" for value in shown)
             rows.append((title, (score, recall, 1e3 * step, first, second, last)))
     steps, batch = flags.steps, flags.classes * flags.images

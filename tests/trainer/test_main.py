@@ -20,7 +20,7 @@ from preprocessing.index import load_index
 from preprocessing.storage import exclusive
 from tests.fixtures.datasets import make_data_set, small_data_set
 from tests.fixtures.folders import class_folder
-from trainer.evaluate import worse
+from trainer.results import worse
 
 ROOT = Path(__file__).parents[2]
 TINY = str(Path(__file__).with_name("tiny.gin"))
@@ -109,7 +109,7 @@ def test_what_a_run_prints(trained):
     assert lines[4] == "steps: 6, 6.0 passes over the classes"
     assert all(re.match(r"step \d of 6  loss|step [36]  val: ", line) for line in lines[5:])
     assert "\r" not in done.stderr
-    assert re.search(r"trained model( +[01]\.\d{3}){6}\n", done.stdout)
+    assert re.search(r"trained model( +[01]\.\d{3}){7}\n", done.stdout)
 
 
 def test_the_same_command_again_has_nothing_to_train(data_dir, trained, tmp_path):
@@ -373,6 +373,8 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "build_model.image_size = -4"}, "image_size is -4"),
         # What only the evaluation at the end needs is an error before the first step.
         ({"gin_param": "evaluate.split = 'nope'"}, "no split 'nope'"),
+        ({"gin_param": "evaluate.gallery = 'nope'"}, "no split 'nope'"),
+        ({"gin_param": "evaluate.group = 'x_nope'"}, "no column 'x_nope'"),
         ({"gin_param": "evaluate.num_queries = 0"}, "evaluate.num_queries 0: 1 or more"),
         ({"model_dir": "gs://bucket/run"}, "only local paths"),
         ({"model_dir": "README.md"}, "README.md"),

@@ -1,0 +1,1 @@
+"""Neighbours and metrics: how long they take, and whether another library finds the same."""

@@ -1,0 +1,82 @@
+"""Exact neighbours and retrieval metrics: time, memory, and the values of another library.
+
+python -m benchmarks.evaluation [--parts speed peers] [--sizes 20000 100000]
+
+speed: all against all, of random classes of 20.
+peers: the metrics of pytorch-metric-learning (`make peers`) beside ours.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evaluation.peers import peers
+from benchmarks.mining.worker import peak_bytes
+from benchmarks.timing import machine, print_columns
+from preprocessing.arguments import Parser, positive
+from trainer.retrieval import nearest_neighbours, retrieval_metrics
+
+CLASS_SIZE = 20
+# Of the noise around a centre, whose numbers are as large as 1: matches are found, or are not.
+SPREADS = {"classes apart": 1.0, "classes in each other": 3.0}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m benchmarks.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", default=[*PARTS], choices=PARTS, nargs="+", help="all without it")
+    add("--sizes", default=[20_000], type=positive, metavar="N", nargs="+", help="rows (20000)")
+    add("--dim", default=128, type=positive, metavar="D", help="dimensions (128)")
+    add("--peers", default=Path(".peers"), type=Path, help="folder of their environments")
+    return parser.parse_args(arguments)
+
+
+def random_classes(size: int, dim: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Unit-length embeddings float32 [size, dim] and their labels, class after class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(size) // CLASS_SIZE
+    centres = rng.standard_normal((labels[-1] + 1, dim), np.float32)
+    rows = centres[labels] + spread * rng.standard_normal((size, dim), np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), labels
+
+
+def speed(flags: argparse.Namespace) -> None:
+    """Seconds and memory of all against all."""
+    rows: list[tuple[str, tuple[float | str | None, ...]]] = []
+    retrieval_metrics(*random_classes(100, flags.dim, 1.0))  # what TensorFlow sets up once
+    for size in flags.sizes:
+        for name, spread in SPREADS.items():
+            embeddings, labels = random_classes(size, flags.dim, spread)
+            work: dict[str, Callable[[], object]] = {
+                "metrics": functools.partial(retrieval_metrics, embeddings, labels),
+                "10 neighbours": functools.partial(nearest_neighbours, embeddings, 10),
+            }
+            for what, run in work.items():
+                start = time.perf_counter()
+                memory = peak_bytes(run)
+                seconds = time.perf_counter() - start
+                title = f"{what}, {size:,} x {size:,}, {name}"
+                rows.append((title, (seconds, memory / 1e6, 1e9 * seconds / size**2)))
+    print_columns(f"D = {flags.dim}", ("seconds", "MB more", "ns a pair"), rows)
+
+
+PARTS = {"speed": speed, "peers": peers}
+
+
+def main() -> None:
+    flags = parse()
+    print(f"Evaluation ({machine()})")
+    for part in flags.parts:
+        PARTS[part](flags)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Replicas and workers share the queries, and all have the whole."""
+
+import numpy as np
+import pytest
+
+from tests.trainer.processes import results, workers
+from tests.trainer.retrieval.data import unbalanced
+from trainer.retrieval import nearest_neighbours, retrieval_metrics
+
+MODULE = "tests.trainer.retrieval.replicas"
+
+
+@pytest.fixture(scope="module")
+def alone():
+    embeddings, labels = unbalanced()
+    embeddings[20:30] = embeddings[5]
+    rows, distances = nearest_neighbours(embeddings, 7)
+    of_queries = retrieval_metrics(embeddings, labels).of_queries
+    return {"rows": rows, "distances": distances, **of_queries}
+
+
+def check(found, alone):
+    assert set(found) == set(alone)
+    for name, values in alone.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_three_replicas(alone):
+    check(results(MODULE, 3), alone)
+
+
+def test_two_workers(alone):
+    for found in workers(2, MODULE, "workers"):
+        check(found, alone)

@@ -1,0 +1,15 @@
+"""Exact nearest neighbours and what retrieval by them is worth (docs/evaluation.md)."""
+
+from trainer.retrieval.bootstrap import confidence_intervals
+from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
+from trainer.retrieval.neighbours import Neighbours, nearest_neighbours
+from trainer.retrieval.protocol import Gallery
+
+__all__ = [
+    "Gallery",
+    "Neighbours",
+    "RetrievalMetrics",
+    "confidence_intervals",
+    "nearest_neighbours",
+    "retrieval_metrics",
+]

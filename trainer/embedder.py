@@ -2,80 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from preprocessing.errors import UsageError
-from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
+from preprocessing.images import BadImage, canonical_jpeg
+from preprocessing.model_card import ModelCard
 
-FORMAT = 1
-CARD_FILE = "model_card.json"
-SAVED_MODEL = "saved_model"
-EXPORT = "export"  # folder of a run
 BATCH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelCard:
-    """What an exported model says of itself.
-
-    Attributes:
-      directory: of the export.
-      fingerprint: of what fixes an embedding.
-      embedding_dim: D.
-      settings: how an image is made canonical before it is embedded.
-      content: all of model_card.json.
-    """
-
-    directory: str
-    fingerprint: str
-    embedding_dim: int
-    settings: ImageSettings
-    content: Mapping[str, Any]
-
-
-def load_card(directory: str) -> ModelCard:
-    """Reads model_card.json of an export, or of a run that has one.
-
-    Raises:
-      UsageError: no export there, or not one of this version.
-    """
-    places = [directory, os.path.join(directory, EXPORT)]
-    found = [place for place in places if os.path.isfile(os.path.join(place, CARD_FILE))]
-    if not found:
-        there = "no exported model" if os.path.isdir(directory) else "no such folder"
-        raise UsageError(
-            f"model {directory}: {there}; make it with `python -m trainer.main --mode=export`"
-        )
-    path = os.path.join(found[0], CARD_FILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        if content["format"] != FORMAT:
-            raise UsageError(
-                f"{path}: format version {content['format']}, this is version {FORMAT};"
-                " export again"
-            )
-        made = content["preprocessing"]
-        return ModelCard(
-            directory=found[0],
-            fingerprint=content["fingerprint"],
-            embedding_dim=content["embedding_dim"],
-            settings=ImageSettings(
-                short_side=made["short_side"],
-                quality=made["quality"],
-                background=tuple(made["background"]),
-            ),
-            content=content,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error
 
 
 class Embedder:
@@ -97,7 +34,7 @@ class Embedder:
 
         self.card = card
         self._batch_size = batch_size
-        path = os.path.join(card.directory, SAVED_MODEL)
+        path = card.saved_model
         try:
             # Kept: its variables live as long as it does.
             self._model = tf.saved_model.load(path)
@@ -134,6 +71,6 @@ class Embedder:
 
     def _canonical(self, image: bytes) -> bytes | BadImage:
         try:
-            return canonical_jpeg(image, self.card.settings).jpeg
+            return canonical_jpeg(image, self.card.image).jpeg
         except BadImage as error:
             return error

@@ -13,13 +13,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from pipeline import runners
-from pipeline.embedding.card import load_card
 from pipeline.embedding.inputs import DatasetRecords, ImageFiles, open_records
 from pipeline.embedding.job import EMBEDDINGS, IMAGES, RECORDS, Job, library_versions
 from pipeline.embedding.writing import COUNTERS, READ, REUSED, Commit, WriteShards
 from pipeline.outputs import check_apart, check_output, pipeline_into
 from preprocessing import embeddings, storage
 from preprocessing.errors import UsageError, require_positive
+from preprocessing.model_card import load_card
 from preprocessing.sources import RECORDS as TFRECORD
 from preprocessing.sources import (
     TFDS,

@@ -9,7 +9,6 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.embedding.card import ModelCard
 from pipeline.embedding.job import EMBEDDINGS, IMAGES, RECORDS, Job
 from pipeline.embedding.tasks import ImagesTask, RecordsTask
 from pipeline.listing import Chunk, List, check_lost
@@ -17,6 +16,7 @@ from pipeline.outputs import look, take
 from preprocessing import index, storage
 from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
+from preprocessing.model_card import ModelCard
 from preprocessing.plan import ClassSummary, add, summarize
 from preprocessing.sources import ImageRef, Rejected, Source
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.embedding.card import ModelCard
 from pipeline.outputs import Kind
 from preprocessing import embeddings, storage
 from preprocessing.errors import UsageError
 from preprocessing.images import encoder_versions
 from preprocessing.index import REJECTED_FILE
+from preprocessing.model_card import ModelCard
 
 RECORDS, IMAGES = "records", "images"  # kinds of input
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")  # its packages

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from pipeline.embedding.card import ModelCard
 from pipeline.embedding.tasks import Image, Task
 from preprocessing import sidecars, storage
 from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
+from preprocessing.model_card import ModelCard
 from preprocessing.notices import without_notices
 from preprocessing.storage import bucket
 

@@ -9,9 +9,10 @@ import pytest
 
 from preprocessing.errors import UsageError
 from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
+from preprocessing.model_card import load_card
 from tests.fixtures.embedded import COLOUR_MODEL, colour_model, mean_colour, unit_vectors
 from tests.fixtures.images import encode, pixels
-from trainer.embedder import Embedder, load_card
+from trainer.embedder import Embedder
 
 SETTINGS = ImageSettings(short_side=32)
 
@@ -33,7 +34,7 @@ def expected(image: bytes) -> np.ndarray:
 def test_card(run):
     card = load_card(str(run))
     assert card == load_card(str(run / "export"))
-    assert (card.fingerprint, card.embedding_dim, card.settings) == (COLOUR_MODEL, 3, SETTINGS)
+    assert (card.fingerprint, card.dim, card.image) == (COLOUR_MODEL, 3, SETTINGS)
 
 
 def test_embeddings_are_those_of_canonical_jpegs(embedder):
@@ -70,7 +71,7 @@ def test_many_threads_beside_faiss(embedder):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"format": 2}, "format version 2"), ({"preprocessing": 3}, "not written by tripletmill")],
+    [({"format": 2}, "format 2, this is 1"), ({"preprocessing": 3}, "not written by tripletmill")],
 )
 def test_other_cards_are_refused(run, tmp_path, change, words):
     card = {**json.loads((run / "export/model_card.json").read_text()), **change}

@@ -11,7 +11,8 @@ import numpy as np
 from preprocessing import storage
 from preprocessing.errors import UsageError
 from preprocessing.images import HEAD_BYTES, BadImage, require_image
-from trainer.embedder import BATCH, Embedder, ModelCard
+from preprocessing.model_card import ModelCard
+from trainer.embedder import BATCH, Embedder
 from trainer.search.answers import Answer
 from trainer.search.index import SearchIndex
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from preprocessing.errors import UsageError
 from preprocessing.index.describe import escaped
+from preprocessing.model_card import load_card
 from preprocessing.progress import Progress
 from preprocessing.storage import require_local
-from trainer.embedder import Embedder, load_card
+from trainer.embedder import Embedder
 from trainer.pictures import FolderPictures, Pictures, RecordPictures, thumbnail_or_none
 from trainer.search import queries, sheet
 from trainer.search.answers import Answer, json_line, table
@@ -66,6 +67,7 @@ def query(
         )
     answers: Iterator[tuple[Answer, bytes | None]]
     if model and files:
+        require_local(model, "model")
         card = load_card(model)
         queries.require_same_model(index, card)
         answers = queries.by_image(index, Embedder(card), files, wanted)

@@ -174,7 +174,7 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
         ([], "either image files, or --source_id"),
         (["x.png", "--source_id=red/1.png"], "either image files, or --source_id"),
         (["images/red/1.png"], "--model=RUN is missing"),
-        (["images/red/1.png", "--model=index"], "no exported model"),
+        (["images/red/1.png", "--model=index"], "no model_card.json in it"),
         (["images/red/1.png", "--model=no"], "no such folder"),
         (["gone.png", "--model=run"], "gone.png: cannot be read: No such file"),
         (["e", "--model=run"], "none of 3 queries could be answered"),

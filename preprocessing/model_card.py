@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from preprocessing import storage
 from preprocessing.errors import UsageError
@@ -21,12 +23,14 @@ class ModelCard:
       fingerprint: of all that decides an embedding.
       dim: length of an embedding.
       image: how the images that it was trained on were made canonical.
+      content: all of model_card.json.
     """
 
     directory: str
     fingerprint: str
     dim: int
     image: ImageSettings
+    content: Mapping[str, Any]
 
     @property
     def saved_model(self) -> str:
@@ -75,6 +79,7 @@ def _card(path: str, directory: str, data: bytes) -> ModelCard:
                 quality=image["quality"],
                 background=tuple(image["background"]),
             ),
+            content=content,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error

@@ -84,7 +84,7 @@ def test_make_help_lists_every_target():
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for target in (
-        *("setup", "demo", "preprocess", "train", "evaluate"),
+        *("setup", "demo", "preprocess", "train", "evaluate", "export"),
         *("test", "lint", "format", "bench", "clean"),
     ):
         assert f"make {target} " in help_text

@@ -202,7 +202,10 @@ for layer in model._flatten_layers():
 """
 AFTER_LITERT = """
 assert embedding.shape == (2, 8)
-np.savez("found.npz", files=of_files, pixels=of_pixels, keras=by_keras)
+with_own_layers = keras.models.load_model("own_layers.keras")(pixels, training=True)
+np.savez(
+    "found.npz", files=of_files, pixels=of_pixels, keras=by_keras, own_layers=with_own_layers
+)
 assert not OURS & {name.partition(".")[0] for name in sys.modules}
 """
 
@@ -214,6 +217,9 @@ def test_it_loads_without_this_project(exported, records, data_dir, tmp_path):
     (tmp_path / "photos/class_00").mkdir(parents=True)
     for place in range(2):
         (tmp_path / f"photos/class_00/{place:02d}.png").write_bytes(records[place])
+    own_layers = make_run(tmp_path / "own_layers", data_dir, with_own_layers)
+    export(model_dir=str(tmp_path / "own_layers"), build_model=with_own_layers)
+    (tmp_path / "own_layers/export/model.keras").rename(tmp_path / "own_layers.keras")
     np.save(tmp_path / "records.npy", np.array(records, object), allow_pickle=True)
     text = (ROOT / "docs/export.md").read_text(encoding="utf-8")
     by_tensorflow, by_keras, by_litert, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -234,6 +240,7 @@ def test_it_loads_without_this_project(exported, records, data_dir, tmp_path):
     expected = model(pixels, training=False)
     np.testing.assert_allclose(found["pixels"], expected, atol=1e-5)
     np.testing.assert_allclose(found["keras"], expected, atol=1e-5)
+    np.testing.assert_allclose(found["own_layers"], own_layers(pixels), rtol=1e-5, atol=1e-5)
 
 
 def test_tensorflow_lite(exported):
@@ -358,24 +365,32 @@ def test_the_fingerprint_follows_what_fixes_an_embedding():
     assert len({first, *others}) == 5
 
 
-@pytest.mark.parametrize("dtype_policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("module", ["resnet", "mobilenet_v2", "densenet", "efficientnet"])
-def test_layers_of_this_project_are_replaced(module, dtype_policy):
-    """With the four ways in which networks of keras.applications scale pixels."""
-    keras.utils.set_random_seed(0)
-    image = keras.Input((8, 8, 3))
+def with_own_layers(
+    weights: None = None, *, module: str = "resnet", dtype_policy: str = "float32"
+) -> keras.Model:
+    """Scales pixels, has batch norm and dropout as the large backbones do, but is small."""
+    image = keras.Input((SIZE, SIZE, 3))
     x = PreprocessInput(module, dtype="float32", name="preprocess_input")(image)
     x = keras.layers.Conv2D(4, 3, dtype=dtype_policy)(x)
     x = keras.layers.BatchNormalization(dtype=dtype_policy)(x)
     x = keras.layers.Dropout(0.5, dtype=dtype_policy)(keras.ops.relu(x))
     trunk = freeze_batch_norm(keras.Model(image, keras.layers.Flatten()(x)))
-    outer = keras.Input((8, 8, 3))
-    model = keras.Model(outer, keras.layers.Dense(3)(trunk(outer)))
+    outer = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(outer, keras.layers.Dense(3)(trunk(outer)))
+
+
+@pytest.mark.parametrize("dtype_policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("module", ["resnet", "mobilenet_v2", "densenet", "efficientnet"])
+def test_layers_of_this_project_are_replaced(module, dtype_policy):
+    """With the four ways in which networks of keras.applications scale pixels."""
+    keras.utils.set_random_seed(0)
+    model = with_own_layers(module=module, dtype_policy=dtype_policy)
     shifted = [value + 0.1 for value in model.get_weights()]
     model.set_weights(shifted)
 
     made = portable(model)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.float32)
+    shape = (2, SIZE, SIZE, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
     for training in (False, True):
         np.testing.assert_array_equal(made(pixels, training=training), model(pixels))
     for layer in made._flatten_layers():

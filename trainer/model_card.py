@@ -40,7 +40,7 @@ def fingerprint(
 
 def _without_names(model: keras.Model) -> Any:
     """The configuration of a model, its layers numbered in place of their names."""
-    number: dict[str, str] = {}
+    number = {model.name: "model"}
 
     def find(value: Any) -> None:
         if isinstance(value, Mapping):

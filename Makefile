@@ -18,7 +18,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-images preprocess train evaluate embed index search test test-slow lint format bench peers tpu-check clean
+.PHONY: help setup demo demo-images preprocess train evaluate export embed index search test test-slow lint format bench peers tpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ train: setup  ## [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
 evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
 	$(BIN)/python -m trainer.main --mode=evaluate \
 	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(call flag,data_dir,$(DATA)) $(ARGS)
+
+export: setup  ## the best model as files that load without this project [MODEL=runs/demo ARGS=...]
+	$(BIN)/python -m trainer.main --mode=export \
+	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(ARGS)
 
 embed: setup  ## MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \

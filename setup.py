@@ -65,6 +65,7 @@ setup(
             "ttf-opensans",
         ],
         "dev": [
+            "ai-edge-litert",
             # Dataflow's client, and two emulators of Cloud Storage.
             "apache-beam[gcp]",
             "build",

@@ -48,15 +48,14 @@ def load_card(model: str) -> ModelCard:
       UsageError: there is none, or it is of another format.
     """
     storage.require_supported(model, "model")
-    folder = storage.absolute(model)
-    for directory in (folder, storage.join(folder, EXPORT_FOLDER)):
+    for directory in (model, storage.join(model, EXPORT_FOLDER)):
         path = storage.join(directory, CARD_FILE)
         try:
             data = storage.read(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         return _card(path, directory, data)
-    found = f"no {CARD_FILE} in it" if storage.is_folder(folder) else "no such folder"
+    found = f"no {CARD_FILE} in it" if storage.is_folder(model) else "no such folder"
     raise UsageError(
         f"model {model}: {found}; export one with"
         " `python -m trainer.main --mode=export --model_dir=RUN`"

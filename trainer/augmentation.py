@@ -249,10 +249,10 @@ def pixels(jpegs: tf.Tensor, drawn: Mapping[str, tf.Tensor], image_size: int) ->
             batch = _transform(batch, drawn["affine"], image_size)
         if "colour" in drawn:
             batch = _recolour(batch, drawn["colour"])
-        batch = _whole(batch)
+        batch = whole(batch)
     else:
         # One by one: floats of several images do not fit into a core's cache.
-        batch = tf.concat([_whole(image) for image in images], axis=0)
+        batch = tf.concat([whole(image) for image in images], axis=0)
     if "erased" in drawn:
         batch = _erase(batch, drawn["erased"])
     return tf.ensure_shape(batch, [len(images), image_size, image_size, 3])
@@ -271,16 +271,33 @@ def _crop(
     if flip is not None:
         # Along one axis or none: cheaper than a condition.
         crop = tf.reverse(crop, tf.range(1, 1 + tf.cast(flip, tf.int32)))
-    crop, size = crop[None], tf.constant([image_size] * 2)
+    return resize(crop[None], image_size, shape=window[2:], shrinks=shrinks)
+
+
+def resize(
+    crops: tf.Tensor, image_size: int, *, shape: tf.Tensor, shrinks: tf.Tensor | None
+) -> tf.Tensor:
+    """Brings crops to the size that the model takes.
+
+    Args:
+      crops: [G, height, width, 3] uint8.
+      image_size: S.
+      shape: [2] int32, their height and width.
+      shrinks: scalar bool, see `shrinks`; None where it is False.
+
+    Returns:
+      [G, S, S, 3] float32, 0 to 255.
+    """
+    size = tf.constant([image_size] * 2)
 
     def plain() -> tf.Tensor:
-        return tf.raw_ops.ResizeBilinear(images=crop, size=size, half_pixel_centers=True)
+        return tf.raw_ops.ResizeBilinear(images=crops, size=size, half_pixel_centers=True)
 
     def antialiased() -> tf.Tensor:
-        scale = tf.cast(size, tf.float32) / tf.cast(window[2:], tf.float32)
+        scale = tf.cast(size, tf.float32) / tf.cast(shape, tf.float32)
         zero = tf.zeros([2])
         return tf.raw_ops.ScaleAndTranslate(
-            images=crop, size=size, scale=scale, translation=zero, kernel_type="triangle"
+            images=crops, size=size, scale=scale, translation=zero, kernel_type="triangle"
         )
 
     # tf.image.resize would ask again for what is known here.
@@ -306,7 +323,7 @@ def _recolour(images: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.reshape(flat, tf.shape(images)), 0.0, 255.0)
 
 
-def _whole(values: tf.Tensor) -> tf.Tensor:
+def whole(values: tf.Tensor) -> tf.Tensor:
     """0.0 to 255.0 to the nearest uint8."""
     return tf.cast(tf.round(values), tf.uint8)
 

@@ -302,6 +302,23 @@ def _has_averages(path: str) -> bool:
     return any(name.startswith("averages/") for name, _ in tf.train.list_variables(path))
 
 
+def data_of(model_dir: str) -> dict[str, Any]:
+    """What a run was trained on: "input_fingerprint" and "settings" of a data set.
+
+    Raises:
+      UsageError: it is not noted.
+    """
+    path = os.path.join(model_dir, LATEST, DATA_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"model_dir {model_dir}: which data the run was trained on is not noted (no {path});"
+            " train it for another step, or train again"
+        ) from error
+
+
 def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
     """Whether a run was trained on this data set."""
     try:

@@ -19,6 +19,7 @@ from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan
 from trainer.disk import written
 from trainer.evaluate import evaluate
+from trainer.export import export
 from trainer.losses import batch_triplets, hard_triplets, semihard_triplets
 from trainer.model import build_model
 from trainer.optimizers import WarmupCosine
@@ -55,6 +56,7 @@ def _classes(module: ModuleType, base: type) -> list[Callable[..., Any]]:
 CONFIGURABLE: tuple[Callable[..., Any], ...] = (
     train,
     evaluate,
+    export,
     build_model,
     batch_triplets,
     hard_triplets,
@@ -86,17 +88,20 @@ def load(
     Returns:
       The folder of the run.
     """
+    defaults = []
     if not gin_files:
         saved = os.path.join(model_dir or "", CONFIG_FILE)
         if not os.path.isfile(saved):
             there = f" and there is no {saved}" if model_dir else ""
             raise UsageError(f"--gin_file is missing{there}; configurations are in gin/")
         gin_files.append(saved)
+        defaults = ["include 'base.gin'"]  # wiring that is newer than the run
     folders = {"DATA_DIR": data_dir, "MODEL_DIR": model_dir}
     commandline.parse_gin(
         CONFIGURABLE,
         [f"{name} = {path!r}" for name, path in folders.items() if path],
         required={f"%{name}": name.lower() for name in folders},
+        defaults=defaults,
         called=called,
     )
     return gin.query_parameter("%MODEL_DIR")

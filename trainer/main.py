@@ -1,8 +1,9 @@
-"""Trains and evaluates image-similarity models.
+"""Trains, evaluates and exports image-similarity models.
 
   python -m trainer.main --gin_file=gin/demo.gin
   python -m trainer.main --gin_file=gin/small_conv.gin --data_dir=DATA --model_dir=RUN
   python -m trainer.main --mode=evaluate --model_dir=RUN
+  python -m trainer.main --mode=export --model_dir=RUN
 
 Flags win over --gin_param, that over --gin_file. Training goes on where it stopped, and ends with
 an evaluation on the test split.
@@ -15,7 +16,7 @@ from absl import flags
 from preprocessing import commandline
 from trainer import startup
 
-flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do")
 flags.DEFINE_string("data_dir", None, "Folder of a finished data set")
 flags.DEFINE_string("model_dir", None, "Folder of the run")
 
@@ -29,8 +30,15 @@ def main(_: list[str]) -> None:
 
     from trainer import config, stop, workers
 
-    called = (config.train, config.evaluate) if FLAGS.mode == "train" else (config.evaluate,)
-    model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir, called)
+    called = {
+        "train": (config.train, config.evaluate),
+        "evaluate": (config.evaluate,),
+        "export": (config.export,),
+    }
+    model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir, called[FLAGS.mode])
+    if FLAGS.mode == "export":
+        gin.get_configurable("export")(configuration=config.common())
+        return
     finished = True
     configuration = f"--mode={FLAGS.mode}\n{config.common()}"
     with workers.ended_if_lost():

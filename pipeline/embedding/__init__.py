@@ -110,7 +110,7 @@ def embed(
         raise UsageError("one of --input (images) and --data (a data set) is needed; see --help")
     if splits is not None and data is None:
         raise UsageError("--splits: only with --data; images in --input carry their own")
-    card = load_card(model)
+    card = load_card(storage.absolute(model))
     images: DatasetRecords | ImageFiles
     if data is not None:
         images, kind, read = open_records(data, splits), RECORDS, data

@@ -137,6 +137,21 @@ def write_file(path: str, data: bytes, *, replaces: str | None = ANY) -> None:
         file.write(data)
 
 
+def atomic_folder(path: str) -> contextlib.AbstractContextManager[str]:
+    """A folder of a local disk that appears when the block ends well, and not before.
+
+    Where one of that name lies already, it is replaced whole. Hold a lock around it
+    (`exclusive`): two processes would write into one folder.
+
+    Args:
+      path: where it appears.
+
+    Returns:
+      A context that gives the folder to write into, which lies beside `path`.
+    """
+    return local.atomic_folder(path)
+
+
 def remove(path: str) -> None:
     """Removes a file, if it is there."""
     _of(path).remove(path)

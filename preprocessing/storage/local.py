@@ -108,6 +108,35 @@ def atomic_file(path: str, *, temporary: str | None, replaces: str | None) -> It
     os.replace(temporary, path)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str) -> Iterator[str]:
+    # Two names, and not one for every attempt, so that what a killed process left is found.
+    made, former = f"{path}.partial", f"{path}.former"
+    if os.path.isdir(former) and not os.path.exists(path):
+        os.rename(former, path)  # killed between the two renames below
+    for left in (made, former):
+        remove_tree(left)
+    os.mkdir(made)
+    try:
+        yield made
+        _sync(made)
+        if os.path.exists(path):
+            os.rename(path, former)
+        os.rename(made, path)
+    except BaseException:
+        remove_tree(made)
+        raise
+    remove_tree(former)
+
+
+def _sync(folder: str) -> None:
+    """Waits until all files below a folder are on the disk."""
+    for below, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(below, name), "rb") as file:
+                os.fsync(file.fileno())
+
+
 def remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from preprocessing.errors import UsageError
 
@@ -16,20 +17,46 @@ class PreprocessInput(keras.layers.Layer):
 
     For the networks that scale pixels themselves (EfficientNet, MobileNetV3, ConvNeXt) that
     function, and so this layer, changes nothing.
+
+    Attributes:
+      module: its name.
+      matrix: [3, 3] float64, what becomes of RGB: pixels @ matrix + offset.
+      offset: [3] float64.
+      scaling: the same as a layer of Keras's, where it mixes no colours; else None.
     """
 
     def __init__(self, module: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.module = module
+        self.matrix, self.offset = _affine(module)
+        self.scaling: keras.layers.Rescaling | None = None
+        scale = np.diag(self.matrix)
+        if np.array_equal(self.matrix, np.diag(scale)):
+            # What is exported has this layer: the same numbers to the last bit.
+            self.scaling = keras.layers.Rescaling(
+                scale.tolist(), self.offset.tolist(), dtype=self.dtype_policy
+            )
 
     def call(self, pixels: Any) -> Any:
         """RGB pixels 0..255 [batch, height, width, 3] -> the network's input, same shape."""
-        preprocess_input = getattr(keras.applications, self.module).preprocess_input
-        return preprocess_input(pixels, data_format="channels_last")
+        if self.scaling is not None:
+            return self.scaling(pixels)
+        return _preprocess_input(self.module)(pixels, data_format="channels_last")
 
     def get_config(self) -> dict[str, Any]:
         """The layer's settings, for `from_config`."""
         return {**super().get_config(), "module": self.module}
+
+
+def _preprocess_input(module: str) -> Callable[..., Any]:
+    return getattr(keras.applications, module).preprocess_input
+
+
+def _affine(module: str) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and offset of a `preprocess_input`: asked of black, and of each colour alone."""
+    colours = np.concatenate([np.zeros([1, 3]), 255 * np.eye(3)])[:, None, None]
+    black, *values = _preprocess_input(module)(colours, data_format="channels_last")[:, 0, 0]
+    return (np.stack(values) - black) / 255, black
 
 
 def constructors() -> dict[str, Callable[..., keras.Model]]:

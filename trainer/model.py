@@ -10,6 +10,7 @@ from preprocessing.errors import UsageError
 from trainer.backbones import build_backbone
 
 HEAD = "head"
+UNIT_FEATURES = "unit_features"  # before a whitened head
 DtypePolicy = Literal["float32", "mixed_bfloat16"]
 DTYPE_POLICIES = get_args(DtypePolicy)
 
@@ -20,6 +21,7 @@ def build_model(
     image_size: int,
     weights: str | None = None,
     embedding_dim: int | None = 128,
+    whitened: bool = False,
     freeze_batch_norm: bool = True,
     dtype_policy: DtypePolicy = "float32",
 ) -> keras.Model:
@@ -30,6 +32,8 @@ def build_model(
       image_size: side of the square input, pixels.
       weights: of the backbone: None, "imagenet" or a path.
       embedding_dim: D of the head; None leaves it out, the embedding is the pooled features.
+      whitened: whether the head takes features of unit length and has a bias, so that training can
+        start it as one that whitens them (`trainer.whitening`); until then it only turns them.
       freeze_batch_norm: whether batch norm keeps the statistics it has; else it is live, over the
         batches of all replicas together.
       dtype_policy: of the backbone, "float32" or "mixed_bfloat16" (weights float32, computed in
@@ -51,9 +55,15 @@ def build_model(
     image = keras.Input((image_size, image_size, 3), name="image")
     features = trunk(image)
     if embedding_dim is not None:
-        features = keras.layers.Dense(embedding_dim, use_bias=False, dtype="float32", name=HEAD)(
-            features
-        )
+        if whitened:
+            features = keras.layers.UnitNormalization(dtype="float32", name=UNIT_FEATURES)(features)
+        features = keras.layers.Dense(
+            embedding_dim,
+            use_bias=whitened,
+            kernel_initializer="orthogonal" if whitened else "glorot_uniform",
+            dtype="float32",
+            name=HEAD,
+        )(features)
     embedding = keras.layers.UnitNormalization(dtype="float32", name="embedding")(features)
     return keras.Model(image, embedding, name="tripletmill")
 

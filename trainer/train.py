@@ -41,6 +41,7 @@ from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
+from trainer.whitening import features_of, start_head
 from trainer.workers import any_worker, is_chief, losses_named, require_agreement, require_same
 
 EVALUATION_BATCH = 128
@@ -234,6 +235,11 @@ def train(
             telemetry=telemetry,
             should_stop=should_stop,
         )
+
+        if not first_step and init_from is None and (features := features_of(shown)) is not None:
+            _copy_weights(model, shown)
+            start_head(strategy, model, forward_function(strategy, features), train_images, plan)
+            updates.start_averages()
 
         def require_finite() -> None:
             _copy_weights(model, shown)

@@ -1,0 +1,103 @@
+"""Where a pretrained network's head starts: its features, whitened by what varies within classes.
+
+Directions in which photos of one class differ are shrunk before the first step. That alone told
+unseen classes apart much better than the features do (docs/benchmarks.md), and training goes on
+from there. Hatch, Kajarekar, Stolcke: Within-class covariance normalization, 2006; Mikolajczyk,
+Matas: Improving descriptors for fast tree matching by optimal linear projection, 2007.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from preprocessing.errors import UsageError
+from trainer.batching import BatchPlan
+from trainer.images import Forward, Images
+from trainer.model import HEAD, UNIT_FEATURES
+from trainer.workers import is_chief, summed
+
+IMAGES_PER_CLASS, MOST_IMAGES = 32, 8192
+# Of the mean variance within classes, added to each direction's; few images tell little of many.
+SHRINKAGE = 1.0
+
+
+def features_of(model: keras.Model) -> keras.Model | None:
+    """The part before a head that is to be whitened, [b, S, S, 3] -> [b, F]; None without one."""
+    if UNIT_FEATURES not in {layer.name for layer in model.layers}:
+        return None
+    return keras.Model(model.inputs, model.get_layer(UNIT_FEATURES).output)
+
+
+def start_head(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    forward: Forward,
+    images: Images,
+    plan: BatchPlan,
+) -> None:
+    """Sets a model's head to whiten the features of its training images.
+
+    Args:
+      strategy: of the model; every one of its processes has to ask.
+      model: with a layer "head", see `build_model(whitened=True)`.
+      forward: embeds images by `features_of` the model.
+      images: of the train split.
+      plan: whose classes; of many, evenly spaced ones are looked at.
+
+    Raises:
+      UsageError: no class has two images, or there are fewer images than the head has outputs.
+    """
+    rows, classes = plan.first_rows(IMAGES_PER_CLASS)
+    every = -(-len(rows) // MOST_IMAGES)
+    rows = rows[classes % every == 0]
+    features, found = images.map(forward, "whitening", rows)
+    head = model.get_layer(HEAD)
+    kernel, bias = whitening(features, images.index.label[found], int(head.units))
+    # All start alike: another processor may compute other last bits.
+    for variable, value in ((head.kernel, kernel), (head.bias, bias)):
+        own = value if is_chief(strategy) else np.zeros_like(value)
+        variable.assign(summed(strategy, own))
+
+
+def whitening(
+    features: np.ndarray, labels: np.ndarray, dim: int, *, shrinkage: float = SHRINKAGE
+) -> tuple[np.ndarray, np.ndarray]:
+    """An affine map after which what varies within classes varies alike in all directions.
+
+    Args:
+      features: [N, F], of any floating type.
+      labels: [N] integers.
+      dim: D, at most F; the D principal components of the whitened features are kept.
+      shrinkage: share of the mean variance within classes that is added to each direction's.
+
+    Returns:
+      Kernel [F, D] and bias [D], float32. Over the N, features @ kernel + bias has mean 0 and rows
+      whose squared length is 1 in the mean.
+
+    Raises:
+      UsageError: no class has two images, all features are alike, or N is at most D.
+    """
+    wide = features.astype(np.float64)
+    names, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(wide) <= dim:
+        raise UsageError(
+            f"a whitened head of {dim:,} outputs needs more than so many images, train has"
+            f" {len(wide):,}; lower build_model.embedding_dim"
+        )
+    sums = np.zeros([len(names), wide.shape[1]])
+    np.add.at(sums, of, wide)
+    within = wide - (sums / counts[:, None])[of]
+    variances, directions = np.linalg.eigh(within.T @ within / len(wide))
+    mean_variance = float(np.mean(variances))
+    if not mean_variance > 0:
+        raise UsageError(
+            "a whitened head: no class has two different images; set build_model.whitened = False"
+        )
+    scales = (np.maximum(variances, 0) + shrinkage * mean_variance) ** -0.5
+    whiten = (directions * scales) @ directions.T
+    centre = wide.mean(axis=0)
+    whitened = (wide - centre) @ whiten
+    _, axes = np.linalg.eigh(whitened.T @ whitened)
+    kernel = whiten @ axes[:, ::-1][:, :dim]
+    kernel /= np.sqrt(np.mean(np.sum(((wide - centre) @ kernel) ** 2, axis=1)))
+    return kernel.astype(np.float32), (-centre @ kernel).astype(np.float32)

@@ -56,6 +56,11 @@ def build_model(
     features = trunk(image)
     if embedding_dim is not None:
         if whitened:
+            if embedding_dim > features.shape[-1]:
+                raise UsageError(
+                    f"embedding_dim {embedding_dim:,}: a whitened head keeps at most the"
+                    f" {features.shape[-1]:,} features of {backbone}"
+                )
             features = keras.layers.UnitNormalization(dtype="float32", name=UNIT_FEATURES)(features)
         features = keras.layers.Dense(
             embedding_dim,

@@ -1,5 +1,6 @@
 """Whitened heads against numpy's eigenvectors, by hand, and through a training run."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -93,8 +94,28 @@ def test_what_cannot_be_whitened():
         whitening(features, np.arange(6), 4)
     with pytest.raises(UsageError, match="no class has two different images"):
         whitening(np.repeat(features[:3], 2, axis=0), np.repeat(range(3), 2), 4)
-    with pytest.raises(UsageError, match=r"train has 6; lower build_model.embedding_dim"):
-        whitening(np.pad(features, [(0, 0), (0, 4)]), np.repeat(range(3), 2), 6)
+
+
+def test_no_more_outputs_than_features():
+    with pytest.raises(UsageError, match="embedding_dim 257: .* 256 features of small_conv"):
+        build_model(backbone="small_conv", image_size=16, embedding_dim=257, whitened=True)
+
+
+def test_before_training_it_only_turns_the_features():
+    """So evaluation's "model before training" is the backbone's features."""
+    keras.utils.set_random_seed(0)
+    whole = build_model(backbone="small_conv", image_size=16, embedding_dim=256, whitened=True)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    found, features = whole(images).numpy(), features_of(whole)(images).numpy()
+    np.testing.assert_allclose(found @ found.T, features @ features.T, atol=1e-5)
+
+
+def test_fewer_images_than_features():
+    """Directions that no image varies in are stretched most, but not without end."""
+    features = np.random.default_rng(0).normal(size=(6, 9))
+    kernel, bias = whitening(features, np.repeat(range(3), 2), 9)
+    assert np.linalg.matrix_rank(kernel) == 9
+    np.testing.assert_allclose((features @ kernel + bias).mean(axis=0), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

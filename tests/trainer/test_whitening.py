@@ -97,7 +97,7 @@ def test_what_cannot_be_whitened():
 
 
 def test_no_more_outputs_than_features():
-    with pytest.raises(UsageError, match="embedding_dim 257: .* 256 features of small_conv"):
+    with pytest.raises(UsageError, match=r"embedding_dim 257: .* 256 features of small_conv"):
         build_model(backbone="small_conv", image_size=16, embedding_dim=257, whitened=True)
 
 

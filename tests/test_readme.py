@@ -84,7 +84,7 @@ def test_make_help_lists_every_target():
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for target in (
-        *("setup", "demo", "preprocess", "train", "evaluate", "index", "search"),
+        *("setup", "demo", "preprocess", "train", "evaluate", "index", "search", "serve"),
         *("test", "lint", "format", "bench", "clean"),
     ):
         assert f"make {target} " in help_text

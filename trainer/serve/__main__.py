@@ -1,6 +1,7 @@
 """python -m trainer.serve: a web page to try a model and its index on."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,4 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     # A console that cannot show a name shows it escaped.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # nothing is left to do, and TensorFlow takes seconds to be taken apart

@@ -4,19 +4,32 @@ import io
 import re
 import socket
 import struct
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from tests.trainer.serve.conftest import CLASSES, IMAGES, NASTY, ROOT, Server
+from tests.trainer.serve.conftest import (
+    CLASSES,
+    IMAGES,
+    NASTY,
+    PATIENCE,
+    ROOT,
+    Server,
+    ask,
+    connect,
+)
+from trainer.pictures import FolderPictures
+from trainer.search import SearchIndex
 from trainer.search.build import build
 from trainer.serve.__main__ import main
-from trainer.serve.app import MAX_NEIGHBOURS, MAX_UPLOAD
-from trainer.serve.finder import EXAMPLES, SIDE
+from trainer.serve.app import MAX_NEIGHBOURS, MAX_UPLOAD, make_app
+from trainer.serve.finder import EXAMPLES, SIDE, Finder
 from trainer.serve.guard import HEADERS, is_own_host
 
 NEIGHBOURS = "/api/neighbours"
@@ -101,7 +114,7 @@ def test_filters(server, collection, of):
 
 def half_an_upload(server) -> socket.socket:
     """A connection on which more of the body is to come."""
-    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     head = f"POST {NEIGHBOURS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     connection.sendall(f"{head}Content-Length: 1000\r\n\r\nx".encode())
     return connection
@@ -128,6 +141,49 @@ def test_many_at_once(server, collection):
         assert {each.status for each in pictures} == {200}
     for each in slow:
         each.close()
+
+
+class Slow:
+    """An embedder that waits until it may go on, but for the first image."""
+
+    def __init__(self, vector: np.ndarray) -> None:
+        self.entered, self.go_on = threading.Semaphore(0), threading.Event()
+        self.go_on.set()
+        self._vector = vector
+
+    def embed(self, image: bytes) -> np.ndarray:
+        self.entered.release()
+        assert self.go_on.wait(PATIENCE)
+        return self._vector
+
+
+def test_searches_do_not_wait_for_images_that_are_embedded(server, collection):
+    """Also when there are more of those than threads."""
+    index = SearchIndex.load(str(collection.folder / "index"))
+    pictures = FolderPictures(str(collection.folder / "images"))
+    slow = Slow(index.vector(0))
+    finder = Finder(index, slow, pictures)
+    slow.entered.acquire()
+    slow.go_on.clear()
+    app = make_app(finder, names={"localhost"})
+    running = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=running.run, args=([listening],))
+    thread.start()
+    port, asked = listening.getsockname()[1], collection.source_ids[0]
+    with ThreadPoolExecutor(50) as pool:
+        try:
+            uploads = [pool.submit(ask, port, NEIGHBOURS, b"image") for _ in range(50)]
+            assert slow.entered.acquire(timeout=PATIENCE)
+            assert ask(port, NEIGHBOURS, source_id=asked).status == 200
+            assert ask(port, "/api/picture", source_id=asked).status == 200
+            assert not any(each.done() for each in uploads)
+            slow.go_on.set()
+            assert {each.result().status for each in uploads} == {200}
+        finally:
+            slow.go_on.set()
+            running.should_exit = True
+    thread.join()
 
 
 def png(width: int, height: int) -> bytes:
@@ -164,7 +220,7 @@ def test_bad_images(server, file, problem):
 
 
 def test_too_large_a_file_is_refused_unread(server):
-    connection = server.connect()
+    connection = connect(server.port)
     connection.putrequest("POST", NEIGHBOURS)
     connection.putheader("Content-Type", "image/png")
     connection.putheader("Content-Length", str(MAX_UPLOAD + 1))
@@ -176,7 +232,7 @@ def test_too_large_a_file_is_refused_unread(server):
 
 
 def test_too_large_a_file_of_unknown_size_is_refused(server):
-    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     head = f"POST {NEIGHBOURS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
     size = 1_000_000

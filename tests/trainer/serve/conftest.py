@@ -1,0 +1,176 @@
+"""One server for all tests, a real process, stopped by Ctrl+C at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+
+from preprocessing.images import ImageSettings, canonical_jpeg
+from tests.fixtures.datasets import make_data_set
+from tests.fixtures.embedded import write_embeddings
+from tests.fixtures.exported import CARD, SIDE, expected, export_model
+from tests.fixtures.folders import class_folder
+from trainer.search.build import build
+
+ROOT = Path(__file__).parents[3]
+CLASSES, IMAGES = 4, 5
+SPLITS = ("train", "test")  # of the classes in turn
+NASTY = "class_03 <img src=x onerror=document.title=1> & \"'"  # in place of class_03
+PATIENCE = 60  # seconds, only until a test fails
+
+
+@dataclasses.dataclass
+class Collection:
+    """What is served.
+
+    Attributes:
+      folder: with images/, data/, export/ and index/.
+      source_ids: of all images, in the order of the index.
+      vectors: their embeddings, by NumPy.
+    """
+
+    folder: Path
+    source_ids: list[str]
+    vectors: np.ndarray
+
+    def class_of(self, source_id: str) -> str:
+        return source_id.split("/")[0]
+
+    def split_of(self, source_id: str) -> str:
+        return SPLITS[int(source_id[len("class_") :][:2]) % 2]
+
+    def image(self, source_id: str) -> bytes:
+        return (self.folder / "images" / source_id).read_bytes()
+
+    def distances(self, source_id: str, among: list[str]) -> dict[str, float]:
+        """By brute force, from the images themselves; nearest first."""
+        vector = self.vectors[self.source_ids.index(source_id)]
+        distances = ((self.vectors - vector) ** 2).sum(axis=1)
+        found = {each: float(distances[self.source_ids.index(each)]) for each in among}
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory) -> Collection:
+    folder = tmp_path_factory.mktemp("served")
+    images = class_folder(folder / "images", classes=CLASSES, images=IMAGES)
+    (images / "class_03").rename(images / NASTY)
+    make_data_set(folder, short_side=SIDE, cycle=SPLITS)
+    export_model(folder / "export")
+    source_ids = sorted(str(path.relative_to(images)) for path in images.rglob("*.png"))
+    settings = ImageSettings(short_side=SIDE, quality=CARD["preprocessing"]["quality"])
+    jpegs = [canonical_jpeg((images / each).read_bytes(), settings).jpeg for each in source_ids]
+    made = Collection(folder, source_ids, np.stack([expected(jpeg) for jpeg in jpegs]))
+    write_embeddings(
+        folder / "embeddings",
+        made.vectors.astype(np.float32),
+        source_id=source_ids,
+        split=[made.split_of(each) for each in source_ids],
+        class_name=[made.class_of(each) for each in source_ids],
+        model=CARD["fingerprint"],
+    )
+    build(directory=str(folder / "index"), embeddings_dirs=[str(folder / "embeddings")])
+    return made
+
+
+@dataclasses.dataclass
+class Answer:
+    """Of the server."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def connect(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+
+
+def ask(
+    port: int,
+    path: str,
+    body: bytes | None = None,
+    *,
+    method: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **query: object,
+) -> Answer:
+    """GETs, or POSTs a body as a file."""
+    kind = {"Content-Type": "application/octet-stream"} if body is not None else {}
+    connection = connect(port)
+    connection.request(
+        method or ("GET" if body is None else "POST"),
+        f"{path}?{urlencode(query)}" if query else path,
+        body,
+        {**kind, **(headers or {})},
+    )
+    answer = connection.getresponse()
+    found = Answer(answer.status, dict(answer.getheaders()), answer.read())
+    connection.close()
+    return found
+
+
+class Server:
+    """A running server.
+
+    Attributes:
+      url: of the page, with a slash at its end.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        folder = collection.folder
+        flags = {"model": folder, "index": folder / "index", "data": folder / "data", "port": 0}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.serve", *(f"--{k}={v}" for k, v in flags.items())],
+            cwd=ROOT,
+            # Python's own Ctrl+C, also where the tests run in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout
+        self.said = [self._process.stdout.readline() for _ in range(2)]
+        assert self.said[1], self._process.communicate()
+        self.url = self.said[1].split()[1]
+        self.port = int(self.url.rstrip("/").rpartition(":")[2])
+
+    def ask(self, path: str, body: bytes | None = None, **more: Any) -> Answer:
+        """As `ask`."""
+        return ask(self.port, path, body, **more)
+
+    def interrupt(self) -> tuple[int, str]:
+        """Ctrl+C; the exit code, and what it said on standard error since it began."""
+        self._process.send_signal(signal.SIGINT)
+        _, stderr = self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode, stderr
+
+    def kill(self) -> None:
+        """If it still runs."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def server(collection) -> Iterator[Server]:
+    running = Server(collection)
+    try:
+        yield running
+        assert running.interrupt() == (0, "")
+    finally:
+        running.kill()

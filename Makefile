@@ -15,10 +15,11 @@ RUNNER ?=
 GIN ?=
 DATA ?=
 MODEL ?=
+EMBEDDINGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-images preprocess train evaluate embed index search test test-slow lint format bench peers tpu-check clean
+.PHONY: help setup demo demo-images preprocess train evaluate embed index search report test test-slow lint format bench peers tpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +78,11 @@ index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=.
 search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search query --index='$(INDEX)' \
 	  $(if $(INPUT),--model='$(or $(MODEL),runs/demo)' '$(INPUT)') $(ARGS)
+
+report: setup  ## MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
+	$(BIN)/python -m trainer.report --model_dir='$(or $(MODEL),runs/demo)' \
+	  $(call flag,data_dir,$(or $(DATA),$(if $(MODEL),,data/demo))) \
+	  $(call flag,embeddings,$(EMBEDDINGS)) $(call flag,output,$(OUTPUT)) $(ARGS)
 
 test: setup  ## every test; no network, no accelerator
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -75,4 +75,5 @@ def test_source_distribution_holds_what_a_worker_needs(tmp_path):
     for package in ("preprocessing", "pipeline", "trainer"):
         expected = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert expected <= names
+    assert "trainer/report/page.html.jinja" in names
     assert not any(name.startswith(("demo/", "benchmarks/")) for name in names)

@@ -115,12 +115,11 @@ def wrong_labels(
                 if score > 0:
                     suspects.append((score, int(row), int(label[other]), int(count)))
     suspects.sort(key=lambda suspect: (-suspect[0], suspect[1]))
-    score, row, other, count = zip(*suspects, strict=True) if suspects else ((), (), (), ())
     return WrongLabels(
-        row=np.array(row, np.int64),
-        other=np.array(other, np.int64),
-        votes=np.array(count, np.int64),
-        score=np.array(score, np.float64),
+        row=np.array([row for _, row, _, _ in suspects], np.int64),
+        other=np.array([other for _, _, other, _ in suspects], np.int64),
+        votes=np.array([count for _, _, _, count in suspects], np.int64),
+        score=np.array([score for score, _, _, _ in suspects], np.float64),
         num_alone=int((counts == 1).sum()),
     )
 
@@ -129,7 +128,7 @@ def _score(embedding: np.ndarray, row: int, own: np.ndarray, other: np.ndarray, 
     own = own[own != row]
     m = min(k, len(own), len(other))
     to_own, to_other = (
-        float(np.sort(all_distances(embedding[[row]], embedding[of])[0])[:m].mean())
+        float(np.sort(all_distances(embedding[[row]], embedding[of])[0])[:m].mean(dtype=np.float64))
         for of in (own, other)
     )
     return 1 - to_other / to_own if to_own > 0 else 0.0

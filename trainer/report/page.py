@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from trainer.report.analysis import DEEPEST, NEIGHBOURS, Analysis
 from trainer.report.charts import Line, histogram, line_chart
+from trainer.report.findings import Confusion
 from trainer.report.inputs import Inputs
 from trainer.report.thumbnails import Thumbnails
 from trainer.results import RECALL_AT, TRAINED
@@ -145,8 +146,9 @@ class _Builder:
 
     def stale(self) -> float | None:
         """MAP@R of the evaluation's trained model, where it is not that of the embeddings."""
-        evaluation = self._in.evaluation
-        value = evaluation and evaluation["results"].get(TRAINED, {}).get(MAP_AT_R)
+        if self._in.evaluation is None:
+            return None
+        value: float | None = self._in.evaluation["results"].get(TRAINED, {}).get(MAP_AT_R)
         near = value is None or abs(value - self._found.metrics.map_at_r) <= STALE
         return None if near else value
 
@@ -199,7 +201,7 @@ class _Builder:
         order = np.lexsort((metrics.class_labels, of_class))
         worst = min(WORST, (len(order) + 1) // 2)
         chosen = order[worst:][::-1][:BEST] if best else order[:worst]
-        confused = {}
+        confused: dict[int, Confusion] = {}
         for each in self._found.confusions:
             confused.setdefault(each.label, each)
         entries = []

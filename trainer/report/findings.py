@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.retrieval.distances import all_distances, distances
 
-NEAR_SHARE = 0.1  # of the median distance to the nearest image: what is nearer is a near-duplicate
+NEAR_SHARE = 0.5  # of the usual distance around two images: what is nearer is a near-duplicate
 PAIRS = 500_000  # of each kind that are measured, at most
 _CHUNK = 4096  # rows
 
@@ -39,16 +39,15 @@ class NearDuplicates:
     """Pairs of images of two classes, or of two splits, that are nearly the same, nearest first.
 
     Attributes:
-      threshold: distance up to which a pair counts.
       pairs: int64 [P, 2], rows.
       distance: float32 [P].
-      num_crowded: images whose listed neighbours all lie within the threshold, so that there may be
-        more pairs with them.
+      ratio: float64 [P], of the distance to the usual one around the two, at most NEAR_SHARE.
+      num_crowded: images whose listed neighbours are all so near that there may be more pairs.
     """
 
-    threshold: float
     pairs: np.ndarray
     distance: np.ndarray
+    ratio: np.ndarray
     num_crowded: int
 
 
@@ -137,10 +136,12 @@ def _score(embedding: np.ndarray, row: int, own: np.ndarray, other: np.ndarray, 
 def near_duplicates(
     label: np.ndarray, split: np.ndarray, nearest: np.ndarray, distance: np.ndarray
 ) -> NearDuplicates:
-    """Pairs of two classes or two splits that are nearer than others by far.
+    """Pairs of two classes or two splits that are nearer than is usual around them.
 
-    The threshold is a tenth (NEAR_SHARE) of the median over all images of the distance to the
-    nearest other one.
+    What is usual around an image is the median distance to its k nearest; around two, the geometric
+    mean of both (local scaling: Zelnik-Manor, Perona: Self-Tuning Spectral Clustering, NIPS 2004).
+    Pairs up to half of that (NEAR_SHARE) count, so that no scale has to be given: classes that lie
+    close together have a smaller one.
 
     Args:
       label: integers [N].
@@ -149,18 +150,23 @@ def near_duplicates(
       distance: float32 [N, k], to them.
     """
     if not nearest.size:
-        return NearDuplicates(0.0, np.zeros((0, 2), np.int64), np.zeros(0, np.float32), 0)
-    threshold = NEAR_SHARE * float(np.median(distance[:, 0]))
-    near = distance <= threshold
+        none = np.zeros(0)
+        return NearDuplicates(np.zeros((0, 2), np.int64), none.astype(np.float32), none, 0)
+    root = np.sqrt(np.median(distance.astype(np.float64), axis=1))
+    usual = root[:, None] * root[nearest]
+    near = distance <= NEAR_SHARE * usual
     i, column = np.nonzero(near)
     j = nearest[i, column].astype(np.int64)
     apart = (label[i] != label[j]) | (split[i] != split[j])
-    i, j, found = i[apart], j[apart], distance[i, column][apart]
+    i, j, column = i[apart], j[apart], column[apart]
     # From either side, if both list each other.
     pairs, first = np.unique(np.sort(np.stack([i, j], axis=1)), axis=0, return_index=True)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0], found[first]))
+    i, column = i[first], column[first]
+    found, around = distance[i, column], usual[i, column]
+    ratio = np.divide(found, around, out=np.zeros(len(found)), where=around > 0)  # copies: 0
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], ratio))
     crowded = int(near[:, -1].sum()) if nearest.shape[1] < len(label) - 1 else 0
-    return NearDuplicates(threshold, pairs[order], found[first][order], crowded)
+    return NearDuplicates(pairs[order], found[order], ratio[order], crowded)
 
 
 def pair_distances(

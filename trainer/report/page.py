@@ -214,7 +214,7 @@ class _Builder:
             )
             if label in confused:
                 most = confused[label]
-                text += f"; taken for {self._name(most.other)} {len(most.examples):,} times"
+                text += f", {len(most.examples):,} of them taken for {self._name(most.other)}"
             rows = self._in.queries[self._label[self._in.queries] == label][:4]
             entries.append(Entry(self._name(label), text, [self._tile(r) for r in rows.tolist()]))
         return entries
@@ -296,7 +296,9 @@ class _Builder:
     def near_duplicates(self, listed: int) -> list[Entry]:
         near = self._found.near_duplicates
         entries = []
-        for pair, distance in zip(near.pairs[:listed].tolist(), near.distance, strict=False):
+        for pair, distance, ratio in zip(
+            near.pairs[:listed].tolist(), near.distance, near.ratio, strict=False
+        ):
             one, two = (self._in.embeddings.split[row] for row in pair)
             classes = [self._name(int(self._label[row])) for row in pair]
             what = [
@@ -306,7 +308,7 @@ class _Builder:
             entries.append(
                 Entry(
                     f"{classes[0]} ({one}) and {classes[1]} ({two})",
-                    f"{' and '.join(what)}; distance {distance:.2g};"
+                    f"{' and '.join(what)}; distance {distance:.2g}, {ratio:.2f} of the usual;"
                     f" {' and '.join(self._where(row) for row in pair)}",
                     [self._tile(row) for row in pair],
                 )

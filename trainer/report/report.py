@@ -69,8 +69,8 @@ def _say(given: reading.Inputs, found: Analysis, thumbnails: Thumbnails) -> None
     )
     print(
         f"all {len(given.embeddings):,} images: {len(found.wrong_labels.row):,} sit amid another"
-        f" class, {len(found.near_duplicates.pairs):,} pairs of two classes or splits are"
-        " near-duplicates"
+        " class; near-duplicates of two classes or splits:"
+        f" {len(found.near_duplicates.pairs):,}"
     )
     if thumbnails.missing:
         print(f"warning: {len(thumbnails.missing):,} pictures are missing or damaged")

@@ -111,29 +111,60 @@ def test_wrong_labels_are_those_of_the_plain_rule(seed, num, k, chunk):
 
 
 def test_planted_near_duplicates_are_found():
-    """Images at 0, 1, 2, ...: most are at distance 1 of the nearest, so the threshold is .1."""
-    embedding = np.arange(24, dtype=np.float32)[:, None]
-    embedding[[1, 5, 9, 13]] = embedding[[0, 4, 8, 12]] + np.float32([[0.25, 0.125, 0.0625, 0.5]]).T
+    """Images at unit vectors, all 2 apart; some at another's, and a bit along their own."""
+    embedding = np.eye(24, dtype=np.float32)
+    for row, along in {1: 0.25, 5: 0.125, 9: 0.0625, 13: 1.3}.items():
+        embedding[row] *= along
+        embedding[row, row - 1] = 1
     label = np.array([0] * 12 + [1] * 12)
     label[[5, 13]] = 2
     split = np.array(["train"] * 9 + ["test"] * 15, object)
-    found = findings.near_duplicates(label, split, *nearest(embedding, 3))
-    assert found.threshold == pytest.approx(0.1)
-    # 8 and 9: two splits, 4 and 5: two classes. 0 and 1 have both in common, 12 and 13 are at .25.
+    found = findings.near_duplicates(label, split, *nearest(embedding, 4))
+    # 8 and 9: two splits, 4 and 5: two classes. 0 and 1 have both in common; 12 and 13 are 1.69
+    # apart, and half of what is usual around them is (2 x 3.69)^.5 / 2 = 1.36.
     assert found.pairs.tolist() == [[8, 9], [4, 5]]
     assert found.distance.tolist() == [0.0625**2, 0.125**2]
+    usual = [(2 * (2 + square)) ** 0.5 for square in found.distance.tolist()]
+    np.testing.assert_allclose(found.ratio, found.distance / usual, rtol=1e-6)
     assert found.num_crowded == 0
 
 
 def test_crowds_of_near_duplicates_are_counted():
-    embedding = np.array([0, 0, 0, 0, 10, 20, 30, 40, 50, 60], np.float32)[:, None]
+    embedding = np.eye(10, dtype=np.float32)
+    embedding[1:4] = embedding[0]
     label = np.arange(10)
     split = np.array(["train"] * 10, object)
     found = findings.near_duplicates(label, split, *nearest(embedding, 2))
     assert found.num_crowded == 4  # each of the four has three copies, and two are listed
     found = findings.near_duplicates(label, split, *nearest(embedding, 4))
     assert len(found.pairs) == 6
+    assert not found.ratio.any()
     assert found.num_crowded == 0
+
+
+def plain_near_duplicates(embedding, label, split, k):
+    """As docs/report.md has it, a pair at a time."""
+    rows, distance = nearest(embedding, k)
+    usual = np.median(distance.astype(float), axis=1)
+    return {
+        (min(i, j), max(i, j))
+        for i in range(len(embedding))
+        for j, d in zip(rows[i].tolist(), distance[i].tolist(), strict=True)
+        if (label[i], split[i]) != (label[j], split[j]) and d <= (usual[i] * usual[j]) ** 0.5 / 2
+    }
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 6))
+def test_near_duplicates_are_those_of_the_plain_rule(seed, num, k):
+    rng = np.random.default_rng(seed)
+    embedding = rng.standard_normal((num, 2)).astype(np.float32)
+    label, split = rng.integers(0, 3, num), rng.choice(np.array(["a", "b"], object), num)
+    found = findings.near_duplicates(label, split, *nearest(embedding, k))
+    pairs = [(i, j) for i, j in found.pairs.tolist()]
+    assert len({*pairs}) == len(pairs)
+    assert {*pairs} == plain_near_duplicates(embedding, label, split, k)
+    assert (np.diff(found.ratio) >= 0).all()
 
 
 @pytest.mark.parametrize("num", [0, 1])

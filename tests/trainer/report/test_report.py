@@ -14,7 +14,7 @@ from PIL import Image
 from preprocessing.index import load_index, load_info
 from tests.fixtures import jobs
 from tests.trainer.report import conftest as planted
-from tests.trainer.report.test_findings import nearest, plain_wrong_labels
+from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
 from tests.trainer.retrieval import oracle
 from trainer.report.__main__ import main
 from trainer.report.report import write_report
@@ -45,7 +45,11 @@ class Page(HTMLParser):
         if tag == "h2":
             self._section = ""
         if tag == "article":
-            self.articles.setdefault(self._section, []).append({"h3": "", "p": "", "img": []})
+            self.articles.setdefault(self._section, []).append(
+                {"h3": "", "p": "", "img": [], "figures": []}
+            )
+        if tag == "figure":
+            self.articles[self._section][-1]["figures"].append([attributes["class"], "", ""])
         if tag == "img":
             self.articles[self._section][-1]["img"].append(attributes)
 
@@ -56,6 +60,9 @@ class Page(HTMLParser):
             self._cell = None
 
     def handle_data(self, data):
+        if self._within and self._within[-1] in ("b", "figcaption") and "figure" in self._within:
+            place = 1 if self._within[-1] == "b" else 2
+            self.articles[self._section][-1]["figures"][-1][place] += data
         if self._cell:
             self.cells[self._cell] += data
         if self._within and self._within[-1] == "h2":
@@ -136,18 +143,29 @@ def test_the_planted_wrong_label_is_first_but_for_the_copy(page, reported):
 
 def test_the_planted_near_duplicate_is_found(page, reported):
     of = reported.embeddings
-    _, distance = nearest(of.embedding, 10)
-    threshold = 0.1 * np.median(distance[:, 0])
-    square = ((of.embedding[:, None].astype(float) - of.embedding[None]) ** 2).sum(2)
-    apart = (of.label[:, None] != of.label) | (of.split[:, None] != of.split)
-    count = int(np.triu((square <= threshold) & apart, 1).sum())
-    assert f"{count} pairs of images of two classes" in reported.html
+    count = len(plain_near_duplicates(of.embedding, of.label, of.split, 10))
+    assert f"as is usual around them: {count}." in " ".join(reported.html.split())
     articles = page.articles["Near-duplicates across classes and splits"]
     assert len(articles) == count
-    article = articles[0]
+    both = (planted.COPY, planted.COPIED)
+    [article] = [each for each in articles if all(name in each["p"] for name in both)]
     assert "two classes and two splits" in article["p"]
-    assert planted.COPY in article["p"]
-    assert planted.COPIED in article["p"]
+    assert len(article["img"]) == 2
+
+
+def test_matches_are_marked(page):
+    """By the frame and by a sign, beside each query; of both kinds there are some."""
+    marks = set()
+    for section in ("Likely wrong labels", "Queries drawn at random"):
+        for article in page.articles[section]:
+            query, *others = article["figures"]
+            assert query[:2] == ["", ""]
+            assert query[2] in article["h3"]
+            for frame, sign, caption in others:
+                match = caption == query[2]
+                assert (frame, sign) == (("match", "✓") if match else ("miss", "✗"))
+                marks.add(match)
+    assert marks == {True, False}
 
 
 def test_pictures_are_those_of_the_images(page, reported):
@@ -183,7 +201,7 @@ def test_what_is_left_out_is_counted(reported, tmp_path):
 
 
 def test_it_says_what_it_found(reported):
-    assert re.search(r"\d+ sit amid another class, \d+ pairs of two classes", reported.printed)
+    assert re.search(r"(?m)\d+ sit amid another class; .* splits: \d+$", reported.printed)
     assert f"wrote {reported.path}" in reported.printed
 
 

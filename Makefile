@@ -15,6 +15,7 @@ RUNNER ?=
 GIN ?=
 DATA ?=
 MODEL ?=
+EMBEDDINGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -81,6 +82,11 @@ index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=.
 search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search query --index='$(INDEX)' \
 	  $(if $(INPUT),--model='$(or $(MODEL),runs/demo)' '$(INPUT)') $(ARGS)
+
+report: setup  ## MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
+	$(BIN)/python -m trainer.report --model_dir='$(or $(MODEL),runs/demo)' \
+	  $(call flag,data_dir,$(or $(DATA),$(if $(MODEL),,data/demo))) \
+	  $(call flag,embeddings,$(EMBEDDINGS)) $(call flag,output,$(OUTPUT)) $(ARGS)
 
 serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
 	$(BIN)/python -m trainer.serve --model='$(or $(MODEL),runs/demo)' --index='$(INDEX)' \

@@ -73,6 +73,7 @@ def test_source_distribution_holds_what_a_worker_needs(tmp_path):
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     for package in ("preprocessing", "pipeline", "trainer"):
-        files = [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("static/*")]
+        kinds = ("*.py", "*.jinja", "static/*")
+        files = [path for kind in kinds for path in (ROOT / package).rglob(kind)]
         assert {str(path.relative_to(ROOT)) for path in files} <= names
     assert not any(name.startswith(("demo/", "benchmarks/")) for name in names)

@@ -1,0 +1,96 @@
+"""The numbers of a report where queries are looked up in a gallery, and images have groups."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from preprocessing.embeddings import load_embeddings
+from preprocessing.errors import UsageError
+from preprocessing.index import load_info
+from tests.fixtures.embedded import unit_vectors, write_embeddings
+from tests.fixtures.written import write_data_set
+from tests.trainer.retrieval import oracle
+from trainer.report.analysis import DEEPEST, analyse
+from trainer.report.inputs import Inputs
+
+QUERIES, GALLERY = 12, 30
+
+
+@pytest.fixture
+def given(tmp_path) -> Inputs:
+    """Twelve queries in thirty images; a label is the length of a class's name."""
+    rng = np.random.default_rng(3)
+    names = ["a", "bb", "ccc"]
+    embeddings = load_embeddings(
+        str(
+            write_embeddings(
+                tmp_path / "embeddings",
+                unit_vectors(QUERIES + GALLERY, 4),
+                split=["query"] * QUERIES + ["gallery"] * GALLERY,
+                class_name=[*rng.choice(names, QUERIES + GALLERY)],
+            )
+        )
+    )
+    return Inputs(
+        info=load_info(str(write_data_set(tmp_path / "data"))),
+        embeddings=embeddings,
+        names={len(name): name for name in names},
+        group=rng.choice(np.array(["x", "y", None], object), QUERIES + GALLERY),
+        queries=np.arange(QUERIES),
+        gallery=np.arange(QUERIES, QUERIES + GALLERY),
+        split="query",
+        searched="gallery",
+        evaluation=None,
+        history=[],
+    )
+
+
+def ranked(given: Inputs) -> list[list[int]]:
+    """Of each query all rows of the gallery that count, nearest first."""
+    of, found = given.embeddings, []
+    for query in given.queries:
+        kept = [
+            row
+            for row in given.gallery.tolist()
+            if of.label[row] != of.label[query]
+            or given.group[query] is None
+            or given.group[row] != given.group[query]
+        ]
+        found.append([row for _, row in oracle.order(of.embedding[query], of.embedding, kept)])
+    return found
+
+
+def test_query_against_gallery_with_groups(given):
+    found = analyse(given)
+    of, q, g = given.embeddings, given.queries, given.gallery
+    cutoffs = [1, 2, 5, DEEPEST]
+    expected = oracle.metrics(
+        of.embedding[q],
+        of.label[q].tolist(),
+        cutoffs,
+        groups=given.group[q],
+        gallery=(of.embedding[g], of.label[g].tolist(), given.group[g]),
+    )
+    assert found.metrics.queries.tolist() == sorted(expected)
+    names = [*(f"recall_at_{k}" for k in cutoffs), "map_at_r", "r_precision"]
+    means = np.mean([*expected.values()], axis=0)
+    for name, mean in zip([*names, "mean_reciprocal_rank"], means, strict=True):
+        assert found.metrics.mean[name] == pytest.approx(mean)
+    every = ranked(given)
+    for shown, rows in zip(found.neighbours, every, strict=True):
+        assert shown == rows[: len(shown)]
+    assert any(len(shown) < 10 for shown in found.neighbours)  # some were left out
+    assert any(len(shown) == 10 for shown in found.neighbours)
+    wrong = [(query, rows[0]) for query, rows in enumerate(every)]
+    wrong = [pair for pair in wrong if of.label[pair[0]] != of.label[pair[1]]]
+    assert wrong
+    assert sorted(pair for each in found.confusions for pair in each.examples) == wrong
+    counts = [len(each.examples) for each in found.confusions]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_a_split_without_matches_is_refused(given):
+    alone = dataclasses.replace(given, queries=given.queries[:1], gallery=None, searched=None)
+    with pytest.raises(UsageError, match="no image of query has a match in query; choose another"):
+        analyse(alone)

@@ -1,0 +1,82 @@
+"""Charts: the points are where they belong, and texts are escaped."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from trainer.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Line,
+    histogram,
+    line_chart,
+)
+
+
+def drawn(chart: str, place: int) -> np.ndarray:
+    """The points [n, 2] of a line."""
+    svg = ElementTree.fromstring(re.match(r"<svg.*?</svg>", chart, re.DOTALL)[0])
+    [path] = [each for each in svg.iter("path") if each.get("class") == f"line{place}"]
+    numbers = re.findall(r"[\d.]+", path.get("d"))
+    return np.array(numbers, float).reshape(-1, 2)
+
+
+def test_corners_of_the_axes():
+    chart = line_chart([Line("a", [0, 50, 100], [0, 0.5, 1])], x_label="K", y_label="share")
+    left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
+    middle = [(left + right) / 2, (top + bottom) / 2]
+    assert drawn(chart, 0).tolist() == [[left, bottom], middle, [right, top]]
+
+
+def test_two_lines_differ_by_dashes():
+    lines = [Line("a", [0, 1], [0, 1]), Line("b", [0, 1], [1, 0])]
+    chart = line_chart(lines, x_label="x", y_label="y")
+    dashes = {
+        place: re.search(rf'line{place}" stroke-dasharray="(.*?)"', chart)[1] for place in "01"
+    }
+    assert dashes["0"] != dashes["1"]
+    np.testing.assert_array_equal(drawn(chart, 0)[:, 0], drawn(chart, 1)[:, 0])
+
+
+def test_a_single_value_is_a_dot():
+    chart = line_chart([Line("a", [5], [0.25])], x_label="x", y_label="y")
+    assert "<circle" in chart
+
+
+def test_nothing_to_draw():
+    assert "<svg" not in line_chart([Line("a", [], [])], x_label="x", y_label="y")
+
+
+def test_names_are_escaped():
+    chart = line_chart([Line("<b>\"'", [0, 1], [0, 1])], x_label="</svg>", y_label="<i>")
+    assert "<b>" not in chart
+    assert "<i>" not in chart
+    assert chart.count("</svg>") == 2  # chart and legend
+
+
+def test_many_points_keep_the_ends():
+    y = np.linspace(0, 1, 10_000)
+    points = drawn(line_chart([Line("a", [*range(10_000)], y)], x_label="x", y_label="y"), 0)
+    assert len(points) <= 400
+    assert points[0].tolist() == [LEFT, HEIGHT - BOTTOM]
+    assert points[-1].tolist() == [WIDTH - RIGHT, TOP]
+
+
+def test_histogram():
+    line = histogram("a", np.array([0.1, 0.2, 1.9, 2.0]), stop=2.0, bins=2)
+    assert line.x.tolist() == [0, 0, 1, 1, 2, 2]
+    assert line.y.tolist() == [0, 0.5, 0.5, 0.5, 0.5, 0]
+    assert not len(histogram("a", np.zeros(0), stop=1.0, bins=2).x)
+
+
+@pytest.mark.parametrize("values", [[1, 1], [0, 0], [-3, 4], [0.001, 0.002]])
+def test_lines_stay_within_the_axes(values):
+    points = drawn(line_chart([Line("a", [1, 2], values)], x_label="x", y_label="y"), 0)
+    assert (points >= [LEFT, TOP]).all()
+    assert (points <= [WIDTH - RIGHT, HEIGHT - BOTTOM]).all()

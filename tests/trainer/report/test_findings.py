@@ -1,0 +1,225 @@
+"""What a report finds, in embeddings where it was planted, and by brute force."""
+
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.report import findings
+
+
+def nearest(embedding, k):
+    """Rows [N, k] and distances [N, k] of the nearest others, ties by row."""
+    square = ((embedding[:, None].astype(np.float64) - embedding[None]) ** 2).sum(2)
+    np.fill_diagonal(square, np.inf)
+    rows = np.argsort(square, axis=1, kind="stable")[:, : min(k, len(embedding) - 1)]
+    return rows, np.take_along_axis(square, rows, axis=1).astype(np.float32)
+
+
+def two_classes():
+    """Five images of class 7 around 0, five of class 3 around 10, on a line."""
+    embedding = np.array([0.0, 1, 2, 3, 4, 10, 11, 12, 13, 14], np.float32)[:, None]
+    return embedding, np.array([7] * 5 + [3] * 5)
+
+
+def test_a_planted_wrong_label_is_found():
+    embedding, label = two_classes()
+    label[2] = 3  # at 2, amid class 7
+    rows, _ = nearest(embedding, 4)
+    found = findings.wrong_labels(embedding, label, rows)
+    assert found.row.tolist() == [2]
+    assert found.other.tolist() == [7]
+    assert found.votes.tolist() == [4]
+    # To 0, 1, 3, 4 on average (4 + 1 + 1 + 4) / 4; to 10, 11, 12, 13: (64 + 81 + 100 + 121) / 4.
+    assert found.score.tolist() == pytest.approx([1 - 2.5 / 91.5])
+    assert found.num_alone == 0
+
+
+def test_no_label_is_wrong_where_classes_are_apart():
+    embedding, label = two_classes()
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert found.row.tolist() == found.score.tolist() == []
+
+
+def test_images_alone_in_their_class_are_counted_and_not_judged():
+    embedding, label = two_classes()
+    label[2] = 5
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert found.row.tolist() == []
+    assert found.num_alone == 1
+
+
+def test_two_wrong_labels_the_surer_first():
+    embedding, label = two_classes()
+    label[[2, 9]] = 3, 7  # 14 is farther from the 10, 11, 12, 13 than 2 from 0, 1, 3, 4
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert found.row.tolist() == [2, 9]
+    assert found.score[0] > found.score[1] > 0
+
+
+def test_a_class_of_few_images_can_be_sat_in():
+    """Two images of it, of ten neighbours, are more than half of what it has."""
+    embedding = np.array([0, 0.1, 0.2, 50, 51, 52, 53, 54, 55, 56, 57, 58], np.float32)[:, None]
+    label = np.array([1, 1, 2] + [2] * 9)
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 10)[0])
+    assert found.row.tolist() == []  # eight others of its own class are among the ten
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 3)[0])
+    assert found.row.tolist() == [2]
+    assert found.votes.tolist() == [2]
+
+
+def plain_wrong_labels(embedding, label, rows):
+    """As docs/report.md has it, an image at a time."""
+    found = {}
+    for i, near in enumerate(rows):
+        votes = collections.Counter(label[j] for j in near)
+        own = votes.pop(label[i], 0)
+        if not votes or (label == label[i]).sum() == 1:
+            continue
+        most = max(votes.values())
+        other = next(label[j] for j in near if votes.get(label[j]) == most)
+        size = int((label == other).sum())
+        if 2 * most <= min(len(near), size) or own >= most:
+            continue
+        square = ((embedding.astype(np.float64) - embedding[i]) ** 2).sum(1)
+        to_own = np.sort(np.delete(square, i)[np.delete(label, i) == label[i]])
+        to_other = np.sort(square[label == other])
+        m = min(len(near), len(to_own), len(to_other))
+        if to_own[:m].mean() > 0 and (score := 1 - to_other[:m].mean() / to_own[:m].mean()) > 0:
+            found[i] = (other, most, score)
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 6), st.integers(1, 7))
+def test_wrong_labels_are_those_of_the_plain_rule(seed, num, k, chunk):
+    rng = np.random.default_rng(seed)
+    embedding = rng.standard_normal((num, 3)).astype(np.float32)
+    label = rng.integers(0, 4, num)
+    rows, _ = nearest(embedding, k)
+    found = findings.wrong_labels(embedding, label, rows, chunk=chunk)
+    expected = plain_wrong_labels(embedding, label, rows)
+    assert sorted(found.row) == sorted(expected)
+    for row, other, votes, score in zip(
+        found.row, found.other, found.votes, found.score, strict=True
+    ):
+        assert (other, votes) == expected[row][:2]
+        assert score == pytest.approx(expected[row][2], abs=1e-6)
+    assert (np.diff(found.score) <= 0).all()
+
+
+def test_planted_near_duplicates_are_found():
+    """Images at unit vectors, all 2 apart; some at another's, and a bit along their own."""
+    embedding = np.eye(24, dtype=np.float32)
+    for row, along in {1: 0.25, 5: 0.125, 9: 0.0625, 13: 1.3}.items():
+        embedding[row] *= along
+        embedding[row, row - 1] = 1
+    label = np.array([0] * 12 + [1] * 12)
+    label[[5, 13]] = 2
+    split = np.array(["train"] * 9 + ["test"] * 15, object)
+    found = findings.near_duplicates(label, split, *nearest(embedding, 4))
+    # 8 and 9: two splits, 4 and 5: two classes. 0 and 1 have both in common; 12 and 13 are 1.69
+    # apart, and half of what is usual around them is (2 x 3.69)^.5 / 2 = 1.36.
+    assert found.pairs.tolist() == [[8, 9], [4, 5]]
+    assert found.distance.tolist() == [0.0625**2, 0.125**2]
+    usual = [(2 * (2 + square)) ** 0.5 for square in found.distance.tolist()]
+    np.testing.assert_allclose(found.ratio, found.distance / usual, rtol=1e-6)
+    assert found.num_crowded == 0
+
+
+def test_crowds_of_near_duplicates_are_counted():
+    embedding = np.eye(10, dtype=np.float32)
+    embedding[1:4] = embedding[0]
+    label = np.arange(10)
+    split = np.array(["train"] * 10, object)
+    found = findings.near_duplicates(label, split, *nearest(embedding, 2))
+    assert found.num_crowded == 4  # each of the four has three copies, and two are listed
+    found = findings.near_duplicates(label, split, *nearest(embedding, 4))
+    assert len(found.pairs) == 6
+    assert not found.ratio.any()
+    assert found.num_crowded == 0
+
+
+def plain_near_duplicates(embedding, label, split, k):
+    """As docs/report.md has it, a pair at a time."""
+    rows, distance = nearest(embedding, k)
+    usual = np.median(distance.astype(float), axis=1)
+    return {
+        (min(i, j), max(i, j))
+        for i in range(len(embedding))
+        for j, d in zip(rows[i].tolist(), distance[i].tolist(), strict=True)
+        if (label[i], split[i]) != (label[j], split[j]) and d <= (usual[i] * usual[j]) ** 0.5 / 2
+    }
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 6))
+def test_near_duplicates_are_those_of_the_plain_rule(seed, num, k):
+    rng = np.random.default_rng(seed)
+    embedding = rng.standard_normal((num, 2)).astype(np.float32)
+    label, split = rng.integers(0, 3, num), rng.choice(np.array(["a", "b"], object), num)
+    found = findings.near_duplicates(label, split, *nearest(embedding, k))
+    pairs = [(i, j) for i, j in found.pairs.tolist()]
+    assert len({*pairs}) == len(pairs)
+    assert {*pairs} == plain_near_duplicates(embedding, label, split, k)
+    assert (np.diff(found.ratio) >= 0).all()
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_too_few_images_for_anything(num):
+    embedding, label = np.zeros((num, 2), np.float32), np.zeros(num, int)
+    rows, distance = np.zeros((num, 0), int), np.zeros((num, 0), np.float32)
+    assert not len(findings.wrong_labels(embedding, label, rows).row)
+    assert not len(findings.near_duplicates(label, label, rows, distance).pairs)
+    positives, negatives = findings.pair_distances(embedding, label)
+    assert positives.num_pairs == negatives.num_pairs == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 12))
+def test_pair_distances_are_all_pairs(seed, num, num_gallery):
+    rng = np.random.default_rng(seed)
+    queries, label = rng.standard_normal((num, 2)).astype(np.float32), rng.integers(0, 3, num)
+    gallery, of_gallery = queries, label
+    given_gallery: tuple = ()
+    if num_gallery:
+        gallery = rng.standard_normal((num_gallery, 2)).astype(np.float32)
+        of_gallery = rng.integers(0, 4, num_gallery)
+        given_gallery = (gallery, of_gallery)
+    square = ((queries[:, None].astype(np.float64) - gallery[None]) ** 2).sum(2)
+    same = label[:, None] == of_gallery[None]
+    counts = ~np.eye(num, dtype=bool) if not num_gallery else np.ones_like(same)
+    both = findings.pair_distances(queries, label, *given_gallery)
+    for found, kind in zip(both, (same, ~same), strict=True):
+        expected = np.sort(square[kind & counts].astype(np.float32))
+        assert found.num_pairs == len(expected)
+        np.testing.assert_array_equal(np.sort(found.distance), expected)
+
+
+def test_of_many_pairs_some_are_drawn():
+    embedding, label = two_classes()
+    positives, negatives = findings.pair_distances(embedding, label, most=15)
+    assert (positives.num_pairs, negatives.num_pairs) == (40, 50)
+    assert len(positives.distance) == len(negatives.distance) == 15
+    assert set(positives.distance.tolist()) <= {1, 4, 9, 16}
+    assert negatives.distance.min() >= 36
+
+
+def test_confusions():
+    query_label, gallery_label = np.array([1, 1, 1, 2, 2]), np.array([1, 2, 3])
+    counted = [[1, 0], [1], [0, 1], [2, 1], []]
+    assert findings.confusions(query_label, gallery_label, counted) == [
+        findings.Confusion(1, 2, [(0, 1), (1, 1)]),
+        findings.Confusion(2, 3, [(3, 2)]),
+    ]
+
+
+def test_neighbours_of_a_querys_class_and_group_do_not_count():
+    found = findings.counted_neighbours(
+        np.array([[4, 5, 6], [7, 8, 9]]),
+        np.array([[True, True, False], [True, True, True]]),
+        np.array([[True, False, True], [True, True, True]]),
+    )
+    assert found == [[5, 6], []]

@@ -1,0 +1,130 @@
+"""Charts as SVG, to stand within a page: lines, and histograms that are lines too."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 220  # what a phone shows one to one
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 30, 40
+MOST_POINTS = 400
+# Told apart by dashes too, so that they read without colour.
+DASHES = ("none", "6 3", "2 3")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+      name: in the legend.
+      x: [n], ascending.
+      y: [n], finite.
+    """
+
+    name: str
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float] | None = None,
+) -> Markup:
+    """An <svg> of at most three lines; those without points are left out.
+
+    Args:
+      lines: told apart by colour and dashes, as the legend shows them.
+      x_label: below the chart.
+      y_label: at its top.
+      y_range: of the axis; None: from 0, or the least value below it, to the greatest.
+    """
+    lines = [line for line in lines if len(line.x)]
+    if not lines:
+        return Markup("<p>no values</p>")
+    xs = np.concatenate([np.asarray(line.x) for line in lines])
+    ys = np.concatenate([np.asarray(line.y) for line in lines])
+    low, high = y_range or (min(0.0, float(ys.min())), float(ys.max()))
+    x_ticks, y_ticks = _ticks(float(xs.min()), float(xs.max())), _ticks(low, high)
+    left, right = min(float(xs.min()), x_ticks[0]), max(float(xs.max()), x_ticks[-1])
+    low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (
+            LEFT + (x - left) / ((right - left) or 1) * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - (y - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM),
+        )
+
+    parts = [_text(2, 12, y_label, "start")]
+    for tick in y_ticks:
+        _, y = at(left, tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 5, y + 4, _number(tick), "end"))
+    for tick in x_ticks:
+        x, _ = at(tick, low)
+        parts.append(_text(x, HEIGHT - BOTTOM + 15, _number(tick), "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "middle"))
+    for place, line in enumerate(lines):
+        chosen = _thinned(len(line.x))
+        points = [at(float(line.x[i]), float(line.y[i])) for i in chosen]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        style = f'class="line{place}" stroke-dasharray="{DASHES[place]}"'
+        parts.append(f'<path {style} d="M{path}"/>' if len(points) > 1 else _dot(points[0], place))
+    title = f"{y_label} by {x_label}: {', '.join(line.name for line in lines)}"
+    legend = "".join(
+        f'<li><svg viewBox="0 0 30 8" width="30" height="8" aria-hidden="true">'
+        f'<path class="line{place}" stroke-dasharray="{DASHES[place]}" d="M0 4H30"/></svg> '
+        f"{escape(line.name)}</li>"
+        for place, line in enumerate(lines)
+    )
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{escape(title)}">{"".join(parts)}</svg><ul class="legend">{legend}</ul>'
+    )
+
+
+def histogram(name: str, values: np.ndarray, *, stop: float, bins: int) -> Line:
+    """The share of values [n], each 0 to stop, in each of some equal ranges, as a line of steps."""
+    counts, edges = np.histogram(values, bins=bins, range=(0, stop))
+    shares = counts / max(1, len(values))
+    if not len(values):
+        return Line(name, [], [])
+    x = np.repeat(edges, 2)
+    y = np.concatenate([[0.0], np.repeat(shares, 2), [0.0]])
+    return Line(name, x, y)
+
+
+def _thinned(count: int) -> list[int]:
+    if count <= MOST_POINTS:
+        return [*range(count)]
+    return np.unique(np.linspace(0, count - 1, MOST_POINTS).round().astype(int)).tolist()
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About four round numbers from low to high, or just past it."""
+    if not high > low:
+        return [low, low + 1]
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * of for of in (1, 2, 2.5, 5, 10) if power * of >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _dot(point: tuple[float, float], place: int) -> str:
+    return f'<circle class="dot{place}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="3"/>'

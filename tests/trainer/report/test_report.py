@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.index import load_index, load_info
+from preprocessing.index import index_file, load_index, load_info
 from tests.fixtures import jobs
+from tests.fixtures.written import edit_rows
 from tests.trainer.report import conftest as planted
 from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
 from tests.trainer.retrieval import oracle
@@ -236,6 +237,20 @@ def test_embeddings_of_another_model_are_refused(reported, tmp_path):
 
 def test_embeddings_of_another_data_set_are_refused(reported, data_dir):
     line = refused(f"--model_dir={reported.run}", f"--data_dir={data_dir}")
+    assert "not of the data set" in line
+
+
+def test_embeddings_of_other_labels_are_refused(reported, tmp_path):
+    """The same images, but preprocessed with other classes."""
+    data = tmp_path / "data"
+    shutil.copytree(reported.data, data)
+
+    def relabel(rows):
+        for row in rows:
+            row["label"] += 1
+
+    edit_rows(data / index_file(load_info(str(data)).name, "val"), relabel)
+    line = refused(f"--model_dir={reported.run}", f"--data_dir={data}")
     assert "not of the data set" in line
 
 

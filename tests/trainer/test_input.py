@@ -1,7 +1,9 @@
 """Batches of pixels: of the plan's rows, the same for any hosts, replicas and starts."""
 
 import io
+import queue
 import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,14 @@ from preprocessing.records import decode_example, read_record
 from tests.trainer.test_records import flip_byte
 from trainer.augmentation import Augmentation
 from trainer.batching import BatchPlan, quantized
-from trainer.input import ROWS_A_CHUNK, SPARES, chunks, evaluation_batches, train_batches
+from trainer.input import (
+    ROWS_A_CHUNK,
+    SPARES,
+    chunks,
+    evaluation_batches,
+    iterated,
+    train_batches,
+)
 from trainer.records import FileRecords, MemoryRecords
 
 PLAIN = Augmentation(min_area=0.3)
@@ -410,3 +419,27 @@ def test_chunks_cover_the_steps():
     assert list(chunks(0, 5, ROWS_A_CHUNK // 2)) == [(0, 2), (2, 2), (4, 1)]
     assert list(chunks(0, 2, 10**9)) == [(0, 1), (1, 1)]
     assert list(chunks(3, 3, 8)) == []
+
+
+def test_an_iterator_ends_in_the_background():
+    """Where its end may wait, without holding up who has done with it."""
+    ended_in = queue.SimpleQueue()
+
+    class Ones:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return 1
+
+        def __del__(self):
+            ended_in.put(threading.current_thread())
+
+    class Batches:
+        def __iter__(self):
+            return Ones()
+
+    with iterated(Batches()) as batches:
+        assert [next(batches()), next(batches())] == [1, 1]
+        assert ended_in.empty()
+    assert ended_in.get(timeout=60) is not threading.current_thread()

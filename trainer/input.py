@@ -147,13 +147,14 @@ def iterated(
 
     In the background: TensorFlow may wait, with nothing to do, until its tuner looks again, and the
     longer an iterator has lived the rarer that is, up to once a minute. `tf.distribute` adds a
-    stage with a tuner of its own that no option turns off.
+    stage with a tuner of its own that no option turns off. Only the end of the process has to wait
+    for it: Python would kill a daemon inside TensorFlow's destructor, which aborts.
     """
     held = [iter(dataset)]
     try:
         yield lambda: held[0]
     finally:
-        threading.Thread(target=held.clear, daemon=True).start()
+        threading.Thread(target=held.clear).start()
 
 
 def _images(

@@ -110,7 +110,8 @@ def embed(
         raise UsageError("one of --input (images) and --data (a data set) is needed; see --help")
     if splits is not None and data is None:
         raise UsageError("--splits: only with --data; images in --input carry their own")
-    card = load_card(storage.absolute(model))
+    card = load_card(model)
+    card = dataclasses.replace(card, directory=storage.absolute(card.directory))
     images: DatasetRecords | ImageFiles
     if data is not None:
         images, kind, read = open_records(data, splits), RECORDS, data

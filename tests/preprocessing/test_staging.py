@@ -413,7 +413,7 @@ def test_interrupted(emulator, tmp_path):
 
 def test_several_at_once(emulator, tmp_path):
     index, shards = put(emulator, "together")
-    with FaultyProxy(emulator.url, [Rule(slow(0.5), path=DOWNLOAD)]) as late:
+    with FaultyProxy(emulator.url, [Rule(slow(2.0), path=DOWNLOAD)]) as late:
         processes = [begin(late, index, tmp_path / "cache", tmp_path / f"log{i}") for i in range(3)]
         for process in processes:
             process.join(SECONDS)

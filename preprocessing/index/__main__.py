@@ -2,13 +2,11 @@
 
 import argparse
 import collections
-import os
 import sys
 import time
 from collections.abc import Sequence
 
-from preprocessing.arguments import Parser, positive
-from preprocessing.errors import UsageError
+from preprocessing.arguments import Parser, exit_code, positive
 from preprocessing.index import load_info
 from preprocessing.index.describe import describe, escaped
 from preprocessing.index.problem import Problem
@@ -76,23 +74,15 @@ def _line(problem: Problem) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns the exit code; the command line by default."""
     parsed = _arguments(arguments)
-    try:
-        if parsed.command == "verify":
-            return _verify(parsed.directory, parsed.jobs)
-        for line in describe(parsed.directory):
-            print(line)
-        return 0
-    except BrokenPipeError:  # `... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except UsageError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or parsed.directory}: {error.strerror}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 2
+    return exit_code(lambda: _run(parsed), path=parsed.directory)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.command == "verify":
+        return _verify(parsed.directory, parsed.jobs)
+    for line in describe(parsed.directory):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":

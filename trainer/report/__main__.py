@@ -4,8 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from preprocessing.arguments import Parser, positive
-from preprocessing.errors import UsageError, one_line
+from preprocessing.arguments import Parser, exit_code, positive
 
 DESCRIPTION = """
 Writes one HTML file that needs no other: metrics with intervals, what the model finds and what it
@@ -31,29 +30,23 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the report and returns the exit code; the command line by default."""
     flags = _arguments(arguments)
-    try:
-        from trainer.startup import import_tensorflow
+    return exit_code(lambda: _write(flags), path=flags.model_dir)
 
-        import_tensorflow()
-        from trainer.report.report import write_report
 
-        write_report(
-            model_dir=flags.model_dir,
-            data_dir=flags.data_dir,
-            embeddings_dir=flags.embeddings,
-            output=flags.output,
-            split=flags.split,
-            listed=flags.listed,
-        )
-        return 0
-    except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or flags.model_dir}: {error.strerror}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 2
+def _write(flags: argparse.Namespace) -> None:
+    from trainer.startup import import_tensorflow
+
+    import_tensorflow()
+    from trainer.report.report import write_report
+
+    write_report(
+        model_dir=flags.model_dir,
+        data_dir=flags.data_dir,
+        embeddings_dir=flags.embeddings,
+        output=flags.output,
+        split=flags.split,
+        listed=flags.listed,
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """python -m trainer.search build, add or query: finds the images most like another."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from preprocessing.arguments import Parser, positive
-from preprocessing.errors import UsageError, one_line
+from preprocessing.arguments import Parser, exit_code, positive
 
 DESCRIPTION = """
 Finds, in a collection that `python -m pipeline.embed` embedded, the images most like another. Exit
@@ -102,21 +100,8 @@ def _query(flags: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; the command line by default."""
     flags = _arguments(arguments)
-    try:
-        (_query if flags.command == "query" else _change)(flags)
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:  # `... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or flags.index}: {error.strerror}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 2
+    work = _query if flags.command == "query" else _change
+    return exit_code(lambda: work(flags), path=flags.index)
 
 
 if __name__ == "__main__":

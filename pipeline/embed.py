@@ -75,9 +75,13 @@ def _print_summary(outcome: Outcome) -> None:
     if outcome.warning:
         print(f"  warning: {outcome.warning}")
     directory = info.directory.rstrip("/")
+    parent, _, name = directory.rpartition("/")
+    index = f"{parent}/{name.replace('embeddings', 'index')}"
+    if index == directory:
+        index = f"{directory}-index"
     print(
         f"next: python -m trainer.search build --embeddings={shlex.quote(directory)}"
-        f" --index={shlex.quote(f'{directory}-index')}"
+        f" --index={shlex.quote(index)}"
     )
 
 

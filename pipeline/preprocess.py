@@ -22,14 +22,13 @@ from preprocessing import index, storage
 from preprocessing.errors import UsageError
 from preprocessing.images import ImageSettings
 from preprocessing.sources import (
-    RECORDS,
-    TFDS,
     FolderInput,
     ManifestInput,
     RecordsInput,
     Source,
     TfdsInput,
     open_source,
+    path_of,
 )
 from preprocessing.splits import HashSplits, SplitRule
 
@@ -125,9 +124,9 @@ def preprocess(
     source = open_source(
         input, folder=folder, manifest=manifest, records=records, tfds=tfds, tfds_dir=tfds_dir
     )
-    input_path = str(tfds_dir) if input.startswith(TFDS) else input.removeprefix(RECORDS)
-    check_apart("input", input_path, output)
-    runners.check_paths(options, input=input_path, output=output)
+    read = path_of(input, tfds_dir)
+    check_apart("input", read, output)
+    runners.check_paths(options, input=read, output=output)
     job = Job(
         columns=tuple(source.columns),
         group=source.group,

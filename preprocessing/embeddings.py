@@ -16,10 +16,19 @@ import pyarrow.parquet as pq
 from preprocessing import storage
 from preprocessing.errors import UsageError
 from preprocessing.index import UNREADABLE
+from preprocessing.info_file import InfoFile
 
 FORMAT_VERSION = 1
 INFO_FILE = "embeddings_info.json"
 UNKNOWN_LABEL = -1  # in arrays; null on disk
+
+_INFO = InfoFile(
+    INFO_FILE,
+    "embeddings",
+    FORMAT_VERSION,
+    make="make them with `python -m pipeline.embed`",
+    again="embed again",
+)
 
 
 def shard_file(shard: int, num_shards: int) -> str:
@@ -115,22 +124,8 @@ def is_finished(directory: str) -> bool:
 def load_info(directory: str) -> EmbeddingsInfo:
     """Reads embeddings_info.json; raises UsageError where there are no finished embeddings."""
     storage.require_supported(directory, "embeddings")
-    path = storage.join(directory, INFO_FILE)
-    try:
-        data = storage.read(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        found = "not finished" if storage.is_folder(directory) else "no such folder"
-        raise UsageError(
-            f"embeddings {directory}: {found}; make them with `python -m pipeline.embed`"
-        ) from error
-    try:
-        content = json.loads(data)
-        version = content["format"]
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"embeddings {directory}: format version {version}, this is version"
-                f" {FORMAT_VERSION}; embed again"
-            )
+    with _INFO.reading(directory) as content:
+        _INFO.require_version(directory, content["format"])
         shards = [Shard(**shard) for shard in content["shards"]]
         info = EmbeddingsInfo(
             directory=directory,
@@ -144,8 +139,6 @@ def load_info(directory: str) -> EmbeddingsInfo:
         if info.num_rows != sum(shard.rows for shard in shards):
             raise ValueError("num_rows is not the sum of its shards")
         return info
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error
 
 
 def info_json(info: EmbeddingsInfo) -> bytes:

@@ -1,17 +1,24 @@
 """What an exported model says of itself."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from preprocessing import storage
-from preprocessing.errors import UsageError
 from preprocessing.images import ImageSettings
+from preprocessing.info_file import InfoFile
 
 CARD_FILE = "model_card.json"
 EXPORT_FOLDER = "export"  # of a run
 FORMAT_VERSION = 1
+
+_CARD = InfoFile(
+    CARD_FILE,
+    "model",
+    FORMAT_VERSION,
+    make="export one with `python -m trainer.main --mode=export --model_dir=RUN`",
+    again="export again",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,26 +55,11 @@ def load_card(model: str) -> ModelCard:
       UsageError: there is none, or it is of another format.
     """
     storage.require_supported(model, "model")
-    for directory in (model, storage.join(model, EXPORT_FOLDER)):
-        path = storage.join(directory, CARD_FILE)
-        try:
-            data = storage.read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return _card(path, directory, data)
-    found = f"no {CARD_FILE} in it" if storage.is_folder(model) else "no such folder"
-    raise UsageError(
-        f"model {model}: {found}; export one with"
-        " `python -m trainer.main --mode=export --model_dir=RUN`"
-    )
-
-
-def _card(path: str, directory: str, data: bytes) -> ModelCard:
-    try:
-        content = json.loads(data)
-        version = content["format"]
-        if version != FORMAT_VERSION:
-            raise UsageError(f"{path}: format {version}, this is {FORMAT_VERSION}; export again")
+    run_export = storage.join(model, EXPORT_FOLDER)
+    of_run = not storage.is_file(_CARD.path(model)) and storage.is_file(_CARD.path(run_export))
+    directory = run_export if of_run else model
+    with _CARD.reading(directory) as content:
+        _CARD.require_version(directory, content["format"])
         image = content["preprocessing"]
         return ModelCard(
             directory=directory,
@@ -80,5 +72,3 @@ def _card(path: str, directory: str, data: bytes) -> ModelCard:
             ),
             content=content,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error

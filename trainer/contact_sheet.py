@@ -100,8 +100,9 @@ def contact_sheet(
     Text too long for its place ends in "…".
 
     Neighbours of the query's class have a thick green frame and a tick, others a thin red frame
-    and a cross; queries and neighbours with match=None a thin grey one. Returns an RGB image, the
-    same for the same arguments and Pillow version. No queries: title and legend only.
+    and a cross; queries and neighbours with match=None a thin grey one. A legend says so, except
+    where no neighbour's match is known. Returns an RGB image, the same for the same arguments and
+    Pillow version. No queries: title and legend only.
     Raises ValueError if queries and neighbours differ in number, on an image that is not uint8
     [H, W, 3] with at least one pixel, on a smaller tile_size.
     """
@@ -109,7 +110,8 @@ def contact_sheet(
         raise ValueError(f"{len(queries)} queries, but neighbours of {len(neighbours)}")
     if tile_size < 32:
         raise ValueError(f"tile_size is {tile_size}, must be at least 32")
-    for tile in [*queries, *(tile for row in neighbours for tile in row)]:
+    found = [tile for row in neighbours for tile in row]
+    for tile in [*queries, *found]:
         _check(tile)
 
     heading, text = _Text(font_file, TITLE_SIZE), _Text(font_file, TEXT_SIZE)
@@ -118,9 +120,11 @@ def contact_sheet(
     for column in range(max(map(len, neighbours), default=0)):
         lefts.append(lefts[-1] + cell + (GAP if column else QUERY_GAP))
     legend = [(True, f"same class as the {headings[0]}"), (False, "another class")]
+    if found and all(tile.match is None for tile in found):
+        legend = []
     legend_steps = [LINE + 4 + MARK + 5 + text.width(words) + 20 for _, words in legend]
     width = max(lefts[-1] + cell, MARGIN + sum(legend_steps)) + MARGIN
-    heads_top = MARGIN + 24 + LINE + 8
+    heads_top = MARGIN + 24 + (LINE + 8 if legend else 0)
     top = heads_top + (LINE if queries else 0)
     row_height = cell + 2 + LINE + GAP
     sheet = Image.new("RGB", (width, top + row_height * len(queries) + MARGIN - GAP), PAPER)

@@ -20,14 +20,13 @@ from pipeline.outputs import check_apart, check_output, pipeline_into
 from preprocessing import embeddings, storage
 from preprocessing.errors import UsageError, require_positive
 from preprocessing.model_card import load_card
-from preprocessing.sources import RECORDS as TFRECORD
 from preprocessing.sources import (
-    TFDS,
     FolderInput,
     ManifestInput,
     RecordsInput,
     TfdsInput,
     open_source,
+    path_of,
 )
 
 
@@ -126,8 +125,7 @@ def embed(
             tfds_dir=tfds_dir,
             labelled=False,
         )
-        images, kind = ImageFiles(source), IMAGES
-        read = str(tfds_dir) if input.startswith(TFDS) else input.removeprefix(TFRECORD)
+        images, kind, read = ImageFiles(source), IMAGES, path_of(input, tfds_dir)
     check_apart("input" if data is None else "data", read, output)
     check_apart("model", card.directory, output)
     runners.check_paths(options, input=read, output=output, model=model)

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from preprocessing import storage, tfds_layout
 from preprocessing.errors import UsageError
+from preprocessing.info_file import InfoFile
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset_info.json"
@@ -22,6 +22,14 @@ CLASSES_FILE = "classes.parquet"
 REJECTED_FILE = "rejected.jsonl"
 DUPLICATES_FILE = "duplicates.jsonl"
 WORK_FOLDER = ".work"
+
+_INFO = InfoFile(
+    INFO_FILE,
+    "data_dir",
+    FORMAT_VERSION,
+    make="make it with `make preprocess`",
+    again="preprocess again",
+)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -120,29 +128,11 @@ def is_finished(directory: str) -> bool:
 
 
 def load_info(directory: str) -> DatasetInfo:
-    """Reads dataset_info.json; raises UsageError where there is no finished data set."""
+    """Reads dataset_info.json; raises UsageError where there is none."""
     storage.require_supported(directory, "data_dir")
-    path = storage.join(directory, INFO_FILE)
-    try:
-        data = storage.read(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if not storage.is_folder(directory):
-            raise UsageError(
-                f"data_dir {directory}: no such folder; make it with `make preprocess`"
-            ) from error
-        raise UsageError(
-            f"data_dir {directory}: no finished data set (no {INFO_FILE}); finish it with"
-            " `make preprocess`"
-        ) from error
-    try:
-        content = json.loads(data)
+    with _INFO.reading(directory) as content:
         extra = tfds_layout.extra_of(content)
-        version = extra["format_version"]
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"data_dir {directory}: format version {version}, this is version"
-                f" {FORMAT_VERSION}; preprocess again"
-            )
+        _INFO.require_version(directory, extra["format_version"])
         splits = {split["name"]: split for split in content["splits"]}
         info = DatasetInfo(
             directory=directory,
@@ -168,8 +158,6 @@ def load_info(directory: str) -> DatasetInfo:
         if any({*splits} != {*of} for of in (info.num_shards, info.num_images, info.num_classes)):
             raise ValueError("its lists of splits differ")
         return info
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -75,6 +75,11 @@ def open_source(
     return source
 
 
+def path_of(input: str, tfds_dir: str | None) -> str:
+    """The path that an input of `open_source` is read from."""
+    return str(tfds_dir) if input.startswith(TFDS) else input.removeprefix(RECORDS)
+
+
 def _open_path(
     input: str, folder: FolderInput, manifest: ManifestInput, *, labelled: bool
 ) -> Source:

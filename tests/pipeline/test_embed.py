@@ -53,7 +53,8 @@ def of_records(photos, model, tmp_path_factory) -> Path:
     assert not [line for line in done.stderr.splitlines() if "embedded" not in line]
     assert re.search(r"30 of 12 numbers, in 4 shards\n  30 images embedded now, in ", done.stdout)
     assert "left out: nothing" in done.stdout
-    last = f"next: python -m trainer.search build --embeddings={output} --index={output}-index"
+    index = output.parent / "index"
+    last = f"next: python -m trainer.search build --embeddings={output} --index={index}"
     assert done.stdout.splitlines()[-1] == last
     return output
 

@@ -196,7 +196,7 @@ def test_unfinished(collection, tmp_path):
     assert embeddings.is_finished(str(collection))
     (collection / embeddings.INFO_FILE).unlink()
     assert not embeddings.is_finished(str(collection))
-    with pytest.raises(UsageError, match="not finished; make them with"):
+    with pytest.raises(UsageError, match=r"not finished, no embeddings_info\.json in it; make"):
         embeddings.load_embeddings(str(collection))
     with pytest.raises(UsageError, match="no such folder"):
         embeddings.load_embeddings(str(tmp_path / "nowhere"))

@@ -75,7 +75,7 @@ def test_errors(copy, tmp_path):
 
     assert "no such folder; make it with `make preprocess`" in error(tmp_path / "nowhere")
     assert "no such folder" in error(copy / "features.json")
-    assert "no finished data set" in error(tmp_path)
+    assert "not finished, no dataset_info.json in it" in error(tmp_path)
     assert "gs:// only" in error("s3://bucket/data")
     assert "no bucket" in error("gs://")
     assert "no split 'dev', only gallery, query, train" in error(copy, "dev")

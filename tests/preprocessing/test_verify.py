@@ -526,7 +526,7 @@ def test_remarks(copy, capsys):
 
 
 def test_nothing_to_verify(tmp_path):
-    with pytest.raises(UsageError, match="no finished data set"):
+    with pytest.raises(UsageError, match=r"not finished, no dataset_info\.json in it"):
         verify(str(tmp_path))
 
 
@@ -647,7 +647,7 @@ def test_in_a_bucket(data_set):
         assert done.stdout == f"11 gs://bucket/sets/photos/{SHARD} d\n", done.stderr
         done = run([*command, "verify", "gs://bucket/sets"])
         assert done.returncode == 2
-        assert done.stderr.startswith("error: data_dir gs://bucket/sets: no finished data set")
+        assert done.stderr.startswith("error: data_dir gs://bucket/sets: not finished, no")
 
 
 def test_records_read_back(data_set):

@@ -119,7 +119,7 @@ def test_no_queries_and_no_neighbours():
 
 def test_order_is_kept():
     shades = [(0, 0, 50 * i) for i in range(5)]
-    sheet = sheet_of([tile(colour=shade) for shade in shades])
+    sheet = sheet_of([tile(colour=shade, match=False) for shade in shades])
     assert [pixel(sheet, 0, i, CELL // 2, CELL // 2) for i in range(5)] == shades
 
 
@@ -193,6 +193,13 @@ def test_colours_are_told_apart_in_the_title_row():
     sheet = np.array(sheet_of([tile(), tile(match=True)]))[: TOP - LINE]
     for match in (True, False):
         assert (sheet == COLOURS[match]).all(axis=2).any()
+
+
+def test_no_legend_where_no_match_is_known():
+    known, unknown = sheet_of([tile(), tile(), tile(match=False)]), sheet_of([tile(), tile()])
+    assert known.height - unknown.height == LINE + 8
+    above = np.array(unknown)[: TOP - LINE - 8]
+    assert not any((above == COLOURS[match]).all(axis=2).any() for match in (True, False))
 
 
 @pytest.mark.parametrize(

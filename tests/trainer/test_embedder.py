@@ -71,7 +71,10 @@ def test_many_threads_beside_faiss(embedder):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"format": 2}, "format 2, this is 1"), ({"preprocessing": 3}, "not written by tripletmill")],
+    [
+        ({"format": 2}, "format version 2, this is version 1"),
+        ({"preprocessing": 3}, "not written by tripletmill"),
+    ],
 )
 def test_other_cards_are_refused(run, tmp_path, change, words):
     card = {**json.loads((run / "export/model_card.json").read_text()), **change}

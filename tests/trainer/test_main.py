@@ -392,7 +392,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "semihard_triplets.distance_metric = 'L1'"}, "one of L2, squared-L2"),
         ({"gin_param": "SGD.learning_rate = float('nan')"}, "gin"),
         ({"data_dir": "nowhere"}, "data_dir nowhere: no such folder"),
-        ({"data_dir": "docs"}, "no finished data set"),
+        ({"data_dir": "docs"}, "not finished, no dataset_info.json in it"),
         ({"mode": "evaluate"}, "no checkpoint to evaluate"),
         ({"mode": "evalute"}, "evalute"),
         ({"modle_dir": "x"}, "model_dir"),

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from preprocessing import storage
 from preprocessing.errors import UsageError
 from preprocessing.index import UNREADABLE
+from preprocessing.info_file import InfoFile
 from trainer.search.approximate import held, kind_of
 from trainer.search.recall import Recall
 
@@ -34,6 +35,14 @@ FORMAT_VERSION = 1
 INFO_FILE = "index_info.json"
 LOCK_FILE = ".lock"
 DISTANCE = "squared Euclidean"
+
+_INFO = InfoFile(
+    INFO_FILE,
+    "index",
+    FORMAT_VERSION,
+    make="make it with `python -m trainer.search build`",
+    again="build again",
+)
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -109,28 +118,14 @@ def is_finished(directory: str) -> bool:
 def load_info(directory: str) -> IndexInfo:
     """Reads index_info.json; raises UsageError where there is no finished index."""
     storage.require_local(directory, "index")
-    path = storage.join(directory, INFO_FILE)
-    try:
-        content = json.loads(storage.read(path))
-        version = content.pop("format")
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"index {directory}: format version {version}, this is version {FORMAT_VERSION};"
-                " build again"
-            )
+    with _INFO.reading(directory) as content:
+        _INFO.require_version(directory, content.pop("format"))
         del content["distance"]
         recall = content.pop("recall")
         if recall:
             by_setting = {int(key): value for key, value in recall.pop("by_setting").items()}
             recall = Recall(by_setting=by_setting, **recall)
         return IndexInfo(directory=directory, recall=recall, **content)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        found = "not finished" if storage.is_folder(directory) else "no such folder"
-        raise UsageError(
-            f"index {directory}: {found}; make it with `python -m trainer.search build`"
-        ) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error
 
 
 def read(directory: str) -> tuple[IndexInfo, Contents]:

@@ -65,11 +65,12 @@ export: setup  ## the best model as files that load without this project [MODEL=
 	$(BIN)/python -m trainer.main --mode=export \
 	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(ARGS)
 
+# Without GIN: the demo's model and data, into its run.
 embed: setup  ## MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \
-	  $(call flag,model,$(or $(MODEL),runs/demo)) $(call flag,input,$(INPUT)) \
-	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) \
-	  $(call flag,output,$(or $(OUTPUT),$(or $(MODEL),runs/demo)/embeddings)) \
+	  $(call flag,model,$(or $(MODEL),$(if $(GIN),,runs/demo))) $(call flag,input,$(INPUT)) \
+	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL)$(GIN),,data/demo))) \
+	  $(call flag,output,$(or $(OUTPUT),$(addsuffix /embeddings,$(or $(MODEL),$(if $(GIN),,runs/demo))))) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
 
 # Embeddings and index lie in their run, unless INPUT= and INDEX= say otherwise.

@@ -76,9 +76,11 @@ def _print_summary(outcome: Outcome) -> None:
         print(f"  warning: {outcome.warning}")
     directory = info.directory.rstrip("/")
     parent, _, name = directory.rpartition("/")
-    index = f"{parent}/{name.replace('embeddings', 'index')}"
-    if index == directory:
-        index = f"{directory}-index"
+    index = name.replace("embeddings", "index")
+    if index == name:
+        index = f"{name}-index"
+    if not storage.is_bucket(directory):  # where no index can be
+        index = storage.join(parent, index)
     print(
         f"next: python -m trainer.search build --embeddings={shlex.quote(directory)}"
         f" --index={shlex.quote(index)}"

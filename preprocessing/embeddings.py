@@ -27,7 +27,7 @@ _INFO = InfoFile(
     "embeddings",
     FORMAT_VERSION,
     make="make them with `python -m pipeline.embed`",
-    again="embed again",
+    again="remove the folder and embed again",
 )
 
 

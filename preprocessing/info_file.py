@@ -48,8 +48,10 @@ class InfoFile:
         try:
             yield json.loads(data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"{self.path(directory)}: not written by tripletmill ({error!r})"
-            raise UsageError(what) from error
+            raise UsageError(
+                f"{self.path(directory)}: not written by tripletmill, or damaged ({error!r});"
+                f" {self.again}"
+            ) from error
 
     def require_version(self, directory: str, found: Any) -> None:
         """Raises UsageError for another version than the one that is written now."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from preprocessing.model_card import FORMAT_VERSION
 from trainer.evaluate import FOLDER as EVALUATION
+from trainer.results import searched_words
 
 _SHOWN = {"recall_at_1": "Recall@1", "map_at_r": "MAP@R", "r_precision": "R-precision"}
 
@@ -123,7 +124,7 @@ def card(
 def _limits(data: str, metrics: Mapping[str, Any]) -> list[str]:
     measured = [
         f"Measured: retrieval among {table['num_queries']:,} images of {table['num_classes']:,}"
-        f" classes ({name}), each a query against all others."
+        f" classes ({name}), {_protocol(table)}."
         for name, table in metrics.items()
     ]
     return [
@@ -134,6 +135,13 @@ def _limits(data: str, metrics: Mapping[str, Any]) -> list[str]:
         " own.",
         "Retrieval by class says nothing about other likeness, such as of colour or style.",
     ]
+
+
+def _protocol(table: Mapping[str, Any]) -> str:
+    against = searched_words(table.get("gallery"), table.get("num_gallery", 0))
+    group = table.get("group")
+    left_out = f", but for images of its class and {group}" if group else ""
+    return f"each a query against {against}{left_out}"
 
 
 def markdown(card: Mapping[str, Any]) -> str:
@@ -179,14 +187,15 @@ def _tables(metrics: Mapping[str, Any]) -> Sequence[str]:
     lines = []
     for name, table in metrics.items():
         lines += [
-            f"{name}: {table['num_queries']:,} images of {table['num_classes']:,} classes, each a"
-            " query against all others.",
+            f"{name}: {table['num_queries']:,} images of {table['num_classes']:,} classes,"
+            f" {_protocol(table)}.",
             "",
             "| | " + " | ".join(_SHOWN.values()) + " |",
             "|---|" + "---|" * len(_SHOWN),
         ]
         for what, values in table["results"].items():
-            shown = [f"{values[key]:.3f}" if key in values else "" for key in _SHOWN]
+            known = [values.get(key) for key in _SHOWN]
+            shown = ["" if value is None else f"{value:.3f}" for value in known]
             lines.append(f"| {what} | " + " | ".join(shown) + " |")
         lines.append("")
     return lines or ["Nothing: no evaluation of this step lies in the run's folder.", ""]

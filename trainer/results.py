@@ -73,7 +73,7 @@ class Results:
         """Prints them."""
         trained = self.metrics[TRAINED]
         searched = self._searched
-        against = f"the {trained.num_gallery:,} of {searched}" if searched else "all others"
+        against = searched_words(searched, trained.num_gallery)
         print(
             f"\n{self.queries.split}: {trained.num_queries:,} images of"
             f" {trained.num_classes:,} classes, each a query against {against}; model of step"
@@ -114,6 +114,11 @@ class Results:
 def split_name(queries: str, gallery: str | None) -> str:
     """SPLIT, or QUERIES-GALLERY."""
     return queries if gallery is None else f"{queries}-{gallery}"
+
+
+def searched_words(gallery: str | None, num_gallery: int) -> str:
+    """What each query was held against."""
+    return "all others" if gallery is None else f"the {num_gallery:,} of {gallery}"
 
 
 def worse(split: str, map_at_r: Mapping[str, float]) -> str | None:

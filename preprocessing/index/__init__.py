@@ -28,7 +28,7 @@ _INFO = InfoFile(
     "data_dir",
     FORMAT_VERSION,
     make="make it with `make preprocess`",
-    again="preprocess again",
+    again="remove the folder and preprocess again",
 )
 
 INDEX_SCHEMA = pa.schema(

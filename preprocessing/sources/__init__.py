@@ -53,7 +53,7 @@ def open_source(
       tfds: how a data set of TensorFlow Datasets is read.
       tfds_dir: where such data sets lie.
       labelled: whether every image must have a class; without it, a folder may have no class
-        folders and a list no classes, and such images have the class "".
+        folders, a list or records no classes, and such images have the class "".
 
     Raises:
       UsageError: there is no such input, or none that can be used.
@@ -62,13 +62,13 @@ def open_source(
     if input.startswith(RECORDS):
         pattern = input.removeprefix(RECORDS)
         storage.require_supported(pattern, "input")
-        source = TFRecordSource(storage.absolute(pattern), records)
+        source = TFRecordSource(storage.absolute(pattern), records, labelled)
     elif input.startswith(TFDS):
         if not tfds_dir:
             raise UsageError(f"input {input}: where it lies is missing; set --tfds_dir")
         storage.require_supported(tfds_dir, "tfds_dir")
         folder_of_sets = storage.absolute(os.path.expanduser(tfds_dir))
-        source = TfdsSource(input.removeprefix(TFDS), folder_of_sets, tfds)
+        source = TfdsSource(input.removeprefix(TFDS), folder_of_sets, tfds, labelled)
     else:
         source = _open_path(input, folder, manifest, labelled=labelled)
     source.check()

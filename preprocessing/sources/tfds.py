@@ -106,11 +106,13 @@ class TfdsSource:
       name: NAME[/CONFIG][:VERSION]; by default the newest version, and the only configuration.
       tfds_dir: where data sets have been prepared.
       options: what is read.
+      labelled: whether an image without a class is left out, or has the class "".
     """
 
     name: str
     tfds_dir: str
     options: TfdsInput = TfdsInput()
+    labelled: bool = True
 
     @property
     def columns(self) -> Sequence[str]:
@@ -153,7 +155,8 @@ class TfdsSource:
     def list_part(self, part: Shard) -> Iterator[ImageRef | Rejected]:
         """Every record of one file, as list_records, and one Rejected if there are too few."""
         count = 0
-        for found in list_records(part.path, part.name, part.records):
+        listed = list_records(part.path, part.name, part.records, labelled=self.labelled)
+        for found in listed:
             count += 1
             if isinstance(found, ImageRef):
                 found = dataclasses.replace(found, split=part.split)

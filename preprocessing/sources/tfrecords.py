@@ -87,6 +87,7 @@ class TFRecordSource:
 
     path: str
     options: RecordsInput = RecordsInput()
+    labelled: bool = True  # whether an image without a class is left out
 
     @property
     def columns(self) -> Sequence[str]:
@@ -105,7 +106,8 @@ class TFRecordSource:
         if options.label_names is not None:
             read_names(options.label_names)
         found = self._first_features(file)
-        for name in (options.image, options.label, options.source_id, options.split, *self.columns):
+        label = options.label if self.labelled else None
+        for name in (options.image, label, options.source_id, options.split, *self.columns):
             if found and name is not None and name not in found:
                 raise UsageError(
                     f"input tfrecord:{self.path}: no feature {name!r} in the first records of"
@@ -137,7 +139,8 @@ class TFRecordSource:
 
     def list_part(self, part: str) -> Iterator[ImageRef | Rejected]:
         """Every record of one file; as list_records."""
-        return list_records(part, printable(posixpath.basename(part)), self.options)
+        name = printable(posixpath.basename(part))
+        return list_records(part, name, self.options, labelled=self.labelled)
 
     def _first_features(self, file: str) -> list[str]:
         found: set[str] = set()
@@ -151,7 +154,9 @@ class TFRecordSource:
         return sorted(found)
 
 
-def list_records(path: str, name: str, options: RecordsInput) -> Iterator[ImageRef | Rejected]:
+def list_records(
+    path: str, name: str, options: RecordsInput, *, labelled: bool = True
+) -> Iterator[ImageRef | Rejected]:
     """Every record of a file, in order; nothing of an empty file.
 
     After a damaged record the listing goes on, unless its length is lost: what follows cannot be
@@ -161,6 +166,7 @@ def list_records(path: str, name: str, options: RecordsInput) -> Iterator[ImageR
       path: where the file lies.
       name: what source ids begin with.
       options: which features are read.
+      labelled: whether an image without a class is left out, or has the class "".
 
     Raises:
       OSError: as preprocessing.storage.
@@ -172,7 +178,7 @@ def list_records(path: str, name: str, options: RecordsInput) -> Iterator[ImageR
             source_id = f"{name}@{offset:0{OFFSET_DIGITS}}"
             if isinstance(record, bytes):
                 ref = ImageRef(source_id, path, "", 0, offset=offset, feature=options.image)
-                yield _listed(record, ref, options, names)
+                yield _listed(record, ref, options, names, labelled=labelled)
             else:
                 yield Rejected(source_id, "", record)
 
@@ -260,14 +266,20 @@ def _compression(file: BinaryIO) -> str:
 
 
 def _listed(
-    record: bytes, ref: ImageRef, options: RecordsInput, names: Sequence[str] | None
+    record: bytes,
+    ref: ImageRef,
+    options: RecordsInput,
+    names: Sequence[str] | None,
+    *,
+    labelled: bool,
 ) -> ImageRef | Rejected:
     """The reference, filled in from its record."""
     try:
         content = _Record(record)
         if options.source_id is not None:
             ref = dataclasses.replace(ref, source_id=content.required(options.source_id))
-        ref = dataclasses.replace(ref, class_name=content.class_name(options.label, names))
+        if labelled or content.has_class(options.label):
+            ref = dataclasses.replace(ref, class_name=content.class_name(options.label, names))
         image = content.image(options.image)
         return dataclasses.replace(
             ref,
@@ -297,6 +309,9 @@ class _Record:
         if not isinstance(image, bytes):
             raise BadImage(f"feature {name!r} is a number, not the bytes of an image file")
         return image
+
+    def has_class(self, name: str) -> bool:
+        return bool((self.text(name) or "").strip()) and self._value(name) != NO_CLASS
 
     def class_name(self, name: str, names: Sequence[str] | None) -> str:
         text, label = self.required(name), self._value(name)

@@ -357,7 +357,7 @@ def test_wrong_arguments(photos, model, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({"format": 2}, "format 2, this is 1"),
+        ({"format": 2}, "format version 2, this is version 1"),
         ({"preprocessing": {}}, "not written by tripletmill"),
         ({"embedding_dim": 13}, r"gives float32 (4, 12), not float32 (4, 13)"),
     ],

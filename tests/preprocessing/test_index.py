@@ -91,7 +91,7 @@ def test_errors(copy, tmp_path):
     edit_info(copy, lambda content, extra: extra["num_shards"].pop("query"))
     assert "its lists of splits differ" in error(copy)
     edit_info(copy, lambda content, extra: extra.update(format_version=2))
-    assert "format version 2, this is version 1; preprocess again" in error(copy)
+    assert "format version 2, this is version 1; remove the folder" in error(copy)
     path = copy / "dataset_info.json"
     for content in ('{"name": "somebody else\'s"}', "{", "[]", '{"releaseNotes": 1}', ""):
         path.write_text(content)

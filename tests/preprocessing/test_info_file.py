@@ -26,8 +26,14 @@ def test_content_is_taken_apart(tmp_path):
         ('{"format": 2}', "boxes {}: format version 2, this is version 3; pack again"),
         ("[1", "{}/info.json: not written by tripletmill"),
         ("[1]", "{}/info.json: not written by tripletmill"),
-        ('{"format": 3}', "{}/info.json: not written by tripletmill (KeyError('size'))"),
-        ('{"format": 3, "size": "4"}', "{}/info.json: not written by tripletmill (TypeError"),
+        (
+            '{"format": 3}',
+            "{}/info.json: not written by tripletmill, or damaged (KeyError",
+        ),
+        (
+            '{"format": 3, "size": "4"}',
+            "{}/info.json: not written by tripletmill, or damaged (Type",
+        ),
         (b"\xff\xfe{", "{}/info.json: not written by tripletmill"),
     ],
 )

@@ -316,6 +316,10 @@ def test_two_images_and_two_labels(prepared):
     assert len(refs) == 3
     (rejected,) = (found for found in found if isinstance(found, Rejected))
     assert rejected.reason == "feature 'fine' is -1, which means no class"
+    options = TfdsInput(image="right", label="fine")
+    found = listed(TfdsSource("pairs", str(tfds_dir), options, labelled=False))
+    assert {ref.class_name for ref in found} == {"", *(ref.class_name for ref in refs)}
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("column", ["box", "boxes", "none"])

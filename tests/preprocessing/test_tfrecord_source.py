@@ -282,6 +282,23 @@ def test_one_bad_record_among_good_ones(listed, features, reason):
     assert rejected.source_id == f"a.tfrecord@{FRAMING_BYTES + len(example(GOOD)):012}"
 
 
+def test_a_class_is_not_needed_where_none_is_asked_for(tmp_path):
+    """Missing, empty and -1 are no class; what is no class's name is still left out."""
+    labels = [{}, {LABEL: ""}, {LABEL: " "}, {LABEL: []}, {LABEL: -1}, {LABEL: "cat"}, {LABEL: 1.5}]
+    records = [example({IMAGE: b"i"} | label) for label in labels]
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(framed(records)[0])
+    source = TFRecordSource(str(path), labelled=False)
+    source.check()
+    *found, bad = source.list_part(str(path))
+    assert [ref.class_name for ref in found] == [""] * 5 + ["cat"]
+    assert isinstance(bad, Rejected)
+    path.write_bytes(framed(records[:1])[0])
+    source.check()
+    with pytest.raises(UsageError, match="no feature 'image/class/text' in the first records"):
+        TFRecordSource(str(path)).check()
+
+
 def test_rejected_keeps_name_and_class(listed):
     options = {"source_id": "id", "columns": ("x",)}
     several = one_rejected(listed([example({**GOOD, "id": "me", "x": [1, 2]})], **options))

@@ -49,12 +49,13 @@ def build(
       What was written. No embeddings: an index of no rows.
 
     Raises:
-      UsageError: an index is there, embeddings cannot be read or are of several models, or too few
-        for this kind.
+      UsageError: an index is there, or something else; embeddings cannot be read or are of several
+        models, or too few for this kind.
     """
     threads = threads or available_cores()
     infos = [embeddings.load_info(each) for each in embeddings_dirs]
     first = infos[0]
+    folder.require_ours(directory)
     with folder.writing(directory):
         if folder.is_finished(directory) and not overwrite:
             raise UsageError(

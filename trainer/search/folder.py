@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ _INFO = InfoFile(
     "index",
     FORMAT_VERSION,
     make="make it with `python -m trainer.search build`",
-    again="build again",
+    again="build again with --overwrite",
 )
 
 ROWS_SCHEMA = pa.schema(
@@ -54,7 +55,9 @@ ROWS_SCHEMA = pa.schema(
 )
 """A row for each row of the index; null where it is not known."""
 
-_OURS = re.compile(r"(index|embeddings|rows|left_out)-(\d{5})\.\w+|index_info\.json\.")
+_ENDINGS = {"index": "faiss", "embeddings": "npy", "rows": "parquet", "left_out": "jsonl"}
+_NAMES = "|".join(rf"{what}-\d{{5}}\.{ending}" for what, ending in _ENDINGS.items())
+_OURS = re.compile(rf"({_NAMES}|{re.escape(INFO_FILE)})(\.[0-9a-f]{{32}}\.partial)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +179,18 @@ def _contents(info: IndexInfo) -> Contents:
     return Contents(index, vectors, rows)
 
 
+def require_ours(directory: str) -> None:
+    """Raises UsageError for a folder with something else in it than an index, finished or not."""
+    storage.require_local(directory, "index")
+    if not storage.is_folder(directory):
+        return
+    others = {name for name in os.listdir(directory) if not _OURS.fullmatch(name)}
+    if others - {LOCK_FILE} and not is_finished(directory):
+        raise UsageError(
+            f"index {directory}: not empty, and no index of tripletmill; choose another"
+        )
+
+
 @contextlib.contextmanager
 def writing(directory: str) -> Iterator[None]:
     """Keeps other writers of this machine out; makes the folder.
@@ -201,25 +216,26 @@ def commit(info: IndexInfo, contents: Contents, left_out: Sequence[Mapping[str, 
       The info with its files.
     """
     present = [each.path.rpartition("/")[2] for each in storage.list_files(info.directory)]
-    numbers = [int(match[2]) for match in map(_OURS.match, present) if match and match[2]]
-    generation = max(numbers, default=-1) + 1
+    old = [name for name in present if _OURS.fullmatch(name) and name != INFO_FILE]
+    generations = [int(name.partition("-")[2][:5]) for name in old if "-" in name]
+    generation = max(generations, default=-1) + 1
     files: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def written(what: str, ending: str) -> Iterator[Any]:
-        name = f"{what}-{generation:05d}.{ending}"
+    def written(what: str) -> Iterator[Any]:
+        name = f"{what}-{generation:05d}.{_ENDINGS[what]}"
         with storage.atomic_file(storage.join(info.directory, name)) as file:
             yield file
             files[name] = file.tell()
 
-    with written("index", "faiss") as file:
+    with written("index") as file:
         faiss.write_index(contents.index, faiss.PyCallbackIOWriter(file.write))
     if held(contents.index) is None:
-        with written("embeddings", "npy") as file:
+        with written("embeddings") as file:
             np.save(file, contents.vectors)
-    with written("rows", "parquet") as file:
+    with written("rows") as file:
         pq.write_table(contents.rows, file, use_dictionary=["split", "class"])
-    with written("left_out", "jsonl") as file:
+    with written("left_out") as file:
         for entry in left_out:
             file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
     info = dataclasses.replace(info, files=files)
@@ -227,7 +243,6 @@ def commit(info: IndexInfo, contents: Contents, left_out: Sequence[Mapping[str, 
     del content["directory"]
     data = (json.dumps(content, indent=2) + "\n").encode()
     storage.write_file(storage.join(info.directory, INFO_FILE), data)
-    for name in present:
-        if _OURS.match(name):
-            storage.remove(storage.join(info.directory, name))
+    for name in old:
+        storage.remove(storage.join(info.directory, name))
     return info

@@ -36,8 +36,12 @@ def image_files(paths: Sequence[str]) -> list[str]:
     """Files, and those below folders, sorted; without hidden ones.
 
     Raises:
-      UsageError: a folder without a file.
+      UsageError: a folder without a file, or one that cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"image {error.filename}: {error.strerror}") from error
+
     found = []
     for path in paths:
         storage.require_local(path, "image")
@@ -46,7 +50,7 @@ def image_files(paths: Sequence[str]) -> list[str]:
             continue
         files = [
             os.path.join(folder, name)
-            for folder, _, names in os.walk(path)
+            for folder, _, names in os.walk(path, onerror=refuse)
             for name in names
             if not _is_hidden(os.path.relpath(os.path.join(folder, name), path))
         ]

@@ -12,7 +12,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index.describe import escaped
 from preprocessing.model_card import load_card
 from preprocessing.progress import Progress
-from preprocessing.storage import require_local
+from preprocessing.storage import make_folder, require_local
 from trainer.embedder import Embedder
 from trainer.pictures import FolderPictures, Pictures, RecordPictures, thumbnail_or_none
 from trainer.search import queries, sheet
@@ -56,15 +56,23 @@ def query(
         raise UsageError("query: either image files, or --source_id=ID; see --help")
     if images and not model:
         raise UsageError("query: --model=RUN is missing, the exported model that embeds images")
+    if format != SHEET and (output or data_dir or images_dir):
+        raise UsageError("query: --output, --data and --images are for --format=sheet")
     index = SearchIndex.load(directory)
     index.check_filter(class_name=wanted.class_name, split=wanted.split)
     files = queries.image_files(images)
     pictures = _pictures(output, data_dir, images_dir) if format == SHEET else None
     total = len(files) + len(source_ids)
-    if pictures and total > sheet.MOST:
-        raise UsageError(
-            f"query: a sheet holds {sheet.MOST} queries, these are {total:,}; use --format=jsonl"
-        )
+    for most, number, what in (
+        (sheet.MOST, total, "queries"),
+        (sheet.MOST_NEIGHBOURS, wanted.neighbours, "neighbours of each"),
+    ):
+        if pictures and number > most:
+            raise UsageError(
+                f"query: a sheet holds {most} {what}, these are {number:,}; use --format=jsonl"
+            )
+    if pictures and output:  # sooner than what takes time
+        make_folder(os.path.dirname(os.path.abspath(output)))
     answers: Iterator[tuple[Answer, bytes | None]]
     if model and files:
         require_local(model, "model")

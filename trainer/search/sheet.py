@@ -12,7 +12,8 @@ from trainer.pictures import Pictures, thumbnail_or_none
 from trainer.search.answers import Answer
 from trainer.search.index import Entry
 
-MOST = 200  # queries on a sheet; more would make a picture that little opens
+# On a sheet; more would make a picture that little opens.
+MOST, MOST_NEIGHBOURS = 200, 50
 _MISSING = np.full((96, 96, 3), 200, np.uint8)
 
 

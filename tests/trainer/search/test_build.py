@@ -182,6 +182,29 @@ def test_overwriting_replaces_whatever_is_there(tmp_path):
     assert files(tmp_path / "i") == {*info.files, "index_info.json", ".lock"}
 
 
+def test_nothing_but_an_index_is_replaced(tmp_path):
+    one = str(write_embeddings(tmp_path / "e1", unit_vectors(4)))
+    names = ["embeddings-00000.parquet", "index-00001.html", "rows-00000.csv"]
+    for folder_name in ("i", "foreign"):
+        (tmp_path / folder_name).mkdir()
+        for name in names:
+            (tmp_path / folder_name / name).write_text("not ours")
+    foreign = tmp_path / "foreign"
+    assert "not empty, and no index" in error(build, directory=foreign, embeddings_dirs=[one])
+    assert files(foreign) == {*names}
+    # Beside an index they stay; what a killed build left goes.
+    for name in names:
+        (tmp_path / "i" / name).rename(tmp_path / name)
+    left = {f"index-00000.faiss.{'0a' * 16}.partial", "rows-00000.parquet", ".lock"}
+    for name in left:
+        (tmp_path / "i" / name).write_text("")
+    build(directory=str(tmp_path / "i"), embeddings_dirs=[one])
+    for name in names:
+        (tmp_path / name).rename(tmp_path / "i" / name)
+    info = build(directory=str(tmp_path / "i"), embeddings_dirs=[one], overwrite=True)
+    assert files(tmp_path / "i") == {*info.files, *names, "index_info.json", ".lock"}
+
+
 def test_killed_at_any_moment(tmp_path):
     one = str(write_embeddings(tmp_path / "e1", unit_vectors(4)))
     two = str(write_embeddings(tmp_path / "e2", unit_vectors(3, seed=1), source_id=["x", "y", "z"]))

@@ -183,6 +183,12 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
         (["--source_id=red/1.png", "--format=sheet"], "--output=FILE.png is missing"),
         (["--source_id=red/1.png", "--format=sheet", "--output=x.png"], "either --data=DIR or"),
         (["--source_id=a"] * 201 + ["--format=sheet", "--output=x", "--images=."], "holds 200"),
+        (
+            ["--source_id=a", "--neighbours=51", "--format=sheet", "--output=x", "--images=."],
+            "holds 50 neighbours",
+        ),
+        (["--source_id=red/1.png", "--output=x.png"], "are for --format=sheet"),
+        (["--source_id=red/1.png", "--format=jsonl", "--data=d"], "are for --format=sheet"),
     ],
 )
 def test_refusals(ask, flags, words):
@@ -190,6 +196,19 @@ def test_refusals(ask, flags, words):
     assert (code, out) == (2, "")
     assert words in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_folder_that_cannot_be_read_is_named(ask, made, monkeypatch):
+    scandir, closed = os.scandir, os.path.join("images", "red")
+
+    def refused(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    code, out, err = ask("images", "--model=run")
+    assert (code, out, err) == (2, "", f"error: image {closed}: Permission denied\n")
 
 
 def test_another_model_is_refused(ask, made):

@@ -99,6 +99,12 @@ class Checkpoints:
             optimizer=[v.value for v in updates.variables] if updates else [],
             averages=averages,
         )
+        # The other machines of a TPU slice would write what they hold where they are.
+        strategy = getattr(weights[0], "distribute_strategy", None) if weights else None
+        is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+        self._options = tf.train.CheckpointOptions(
+            experimental_io_device="/job:localhost" if is_tpu else None
+        )
         self._folder = os.path.join(model_dir, LATEST)
         self._latest = tf.train.CheckpointManager(self._checkpoint, self._folder, max_to_keep=keep)
         self._best = tf.train.CheckpointManager(
@@ -177,6 +183,14 @@ class Checkpoints:
         self.evaluated_step.assign(evaluated_step)
         self._write(self._latest, step)
 
+    def forget_centres(self, *, but_of: int) -> bool:
+        """Empties `centres`, unless they are of so many classes; whether there were any."""
+        found = len(self.centres.numpy())
+        if found in (0, but_of):
+            return False
+        self.centres.assign(np.zeros([0, 0], np.int8))
+        return True
+
     @property
     def best_step(self) -> int:
         """The step of the best model so far, 0 where there is none."""
@@ -199,7 +213,7 @@ class Checkpoints:
         if not self._writes:
             return
         try:
-            manager.save(checkpoint_number=step)
+            manager.save(checkpoint_number=step, options=self._options)
         except (tf.errors.OpError, OSError) as error:
             for part in glob.glob(os.path.join(glob.escape(manager.directory), "*.tempstate*")):
                 with contextlib.suppress(OSError):
@@ -229,7 +243,7 @@ class Checkpoints:
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
         try:
-            status = checkpoint.restore(path)
+            status = checkpoint.restore(path, self._options)
             if partly:
                 status.expect_partial().assert_existing_objects_matched()
             else:

@@ -20,7 +20,7 @@ from trainer.reading import Reading, checked
 from trainer.results import RECALL_AT, TRAINED, Results, split_name, worse
 from trainer.retrieval import Gallery, RetrievalMetrics, nearest_neighbours, retrieval_metrics
 from trainer.retrieval.protocol import Protocol
-from trainer.workers import is_chief, losses_named, require_agreement
+from trainer.workers import is_chief, losses_named, require_agreement, require_same
 
 FOLDER = "evaluation"
 PIXEL_SIDE = 16
@@ -208,6 +208,7 @@ def evaluate(
         forward = forward_function(strategy, model)
         before = measured(forward, "model before training")
         step = Checkpoints(model_dir, model).restore_best()
+        require_same(strategy, step, f"the step of the model in model_dir {model_dir}")
         found = embedded(forward, TRAINED)
         backbone = forward_function(strategy, untrained(embedding_dim=None))
         results = Results(
@@ -234,7 +235,7 @@ def evaluate(
     name = name if own else f"{info.name}-{name}"
     table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
     results.write(table)
-    _write_sheet(sheet, found, num_queries, num_neighbours)
+    _write_sheet(sheet, found, num_queries, num_neighbours, group=group)
     results.show()
     if warning := worse(name, {name: each.map_at_r for name, each in results.metrics.items()}):
         print(warning)
@@ -262,28 +263,37 @@ def check_central_share(value: float) -> None:
 
 
 def raw_pixels(images: tf.Tensor) -> tf.Tensor:
-    """Images [batch, S, S, 3] -> [batch, 768]: shrunk to 16 x 16, compared as they are."""
-    small = tf.image.resize(tf.cast(images, tf.float32), [PIXEL_SIDE] * 2, method="area")
-    return tf.reshape(small, [tf.shape(small)[0], -1])
+    """Images [batch, S, S, 3] -> [batch, 768]: shrunk to 16 x 16 by area, compared as they are."""
+    # TPUs have no kernel of TensorFlow's for it.
+    side = images.shape[1]
+    ends = np.arange(side + 1) * PIXEL_SIDE / side
+    cells = np.arange(PIXEL_SIDE)[:, None]
+    share = np.diff(np.clip(ends, cells, cells + 1))
+    shares = tf.constant(share, tf.float32)
+    small = tf.einsum("is,bstc,jt->bijc", shares, tf.cast(images, tf.float32), shares)
+    return tf.reshape(small, [-1, PIXEL_SIDE * PIXEL_SIDE * 3])
 
 
 def _write_sheet(
-    path: str, found: Sequence[Embedded], num_queries: int, num_neighbours: int
+    path: str,
+    found: Sequence[Embedded],
+    num_queries: int,
+    num_neighbours: int,
+    *,
+    group: str | None,
 ) -> None:
     """Of queries and, where that is another split, the gallery."""
     of, among = found[0], found[-1]
-    queries = choose_queries(of.labels, num=num_queries)
-    neighbours = nearest_neighbours(
-        of.embeddings,
-        num_neighbours,
-        queries=queries,
-        gallery=among.embeddings if among is not of else None,
-    ).rows
-    queries, neighbours = of.rows[queries], among.rows[neighbours]
+    places = choose_queries(of.labels, num=num_queries)
+    queries = of.rows[places]
+    neighbours = [
+        among.rows[nearest] for nearest in _nearest(of, among, places, num_neighbours, group)
+    ]
     if among is of:
-        shown = pictures = _pictures(of.images, np.concatenate([queries, neighbours.ravel()]))
+        shown = pictures = _pictures(of.images, np.concatenate([queries, *neighbours]))
     else:
-        shown, pictures = _pictures(of.images, queries), _pictures(among.images, neighbours)
+        shown = _pictures(of.images, queries)
+        pictures = _pictures(among.images, np.concatenate(neighbours))
     index, searched = of.images.index, among.images.index
     title = index.split if among is of else f"{index.split} in {searched.split}"
     names = index.class_names()
@@ -295,13 +305,32 @@ def _write_sheet(
     sheet = contact_sheet(
         [Tile(shown[query], names[int(index.label[query])]) for query in queries.tolist()],
         [
-            [neighbour(row, query) for row in rows]
-            for query, rows in zip(queries.tolist(), neighbours.tolist(), strict=True)
+            [neighbour(row, query) for row in rows.tolist()]
+            for query, rows in zip(queries.tolist(), neighbours, strict=True)
         ],
         title=f"{index.info.name}, {title}: queries and their nearest neighbours",
     )
     with atomic_file(path) as file:
         sheet.save(file, format="PNG")
+
+
+def _nearest(
+    of: Embedded, among: Embedded, queries: np.ndarray, num: int, group: str | None
+) -> list[np.ndarray]:
+    """Places of each query's nearest that count: not those of its class and its group."""
+    of_queries, of_gallery = (
+        np.array(each.groups(group) or [None] * len(each.rows), object) for each in (of, among)
+    )
+    left_out = [
+        np.flatnonzero((among.labels == of.labels[query]) & (of_gallery == of_queries[query]))
+        if of_queries[query]
+        else np.empty(0, int)
+        for query in queries
+    ]
+    most = max(map(len, left_out), default=0)
+    gallery = among.embeddings if among is not of else None
+    found = nearest_neighbours(of.embeddings, num + most, queries=queries, gallery=gallery).rows
+    return [rows[~np.isin(rows, out)][:num] for rows, out in zip(found, left_out, strict=True)]
 
 
 def _pictures(images: Images, rows: np.ndarray) -> dict[int, np.ndarray]:

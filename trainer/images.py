@@ -27,7 +27,7 @@ def on_replicas(
 
     def replica(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images, places, mask = batch
-        own = (function(images), places, tf.cast(mask, tf.int32))
+        own = (function(images), tf.cast(places, tf.int32), tf.cast(mask, tf.int32))
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync == 1:
             return own

@@ -10,6 +10,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from trainer.batching import BatchPlan
 from trainer.losses import TripletResult
+from trainer.strategy import devices_of
 
 
 def check_triplets(
@@ -84,9 +85,12 @@ def say_start(
 ) -> None:
     """Every derived size, once, before the first step."""
     replicas = strategy.num_replicas_in_sync
-    skipped = f", {plan.num_skipped} classes of one image left out" if plan.num_skipped else ""
+    few = f"of fewer than {plan.min_images} images" if plan.min_images > 2 else "of one image"
+    skipped = f", {plan.num_skipped} classes {few} left out" if plan.num_skipped else ""
     name = type(strategy).__name__.removesuffix("V1")
-    say(f"devices: {name}, {replicas} replica{'s' if replicas > 1 else ''}")
+    kinds = {tf.DeviceSpec.from_string(each).device_type for each in devices_of(strategy)}
+    on = f" ({', '.join(sorted(map(str, kinds)))})" if kinds else ""
+    say(f"devices: {name}, {replicas} replica{'s' if replicas > 1 else ''}{on}")
     say(
         f"data: {len(index):,} images of {plan.num_classes + plan.num_skipped:,} classes in"
         f" {index.info.directory}{skipped}"

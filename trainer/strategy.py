@@ -1,6 +1,7 @@
 """Which devices a run uses."""
 
 import functools
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -71,8 +72,21 @@ def _strategy(
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
     if gpus:
         return tf.distribute.MirroredStrategy()
+    if replicas == 1:
+        raise UsageError(
+            "make_strategy.name 'mirrored': TensorFlow sees no GPU here (`nvidia-smi` tells whether"
+            " the driver does); set make_strategy.cpu_replicas to try it out on the CPU"
+        )
     _split_cpu(replicas)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def devices_of(strategy: tf.distribute.Strategy) -> Sequence[str]:
+    """Names of the devices in this process; none of TensorFlow's default strategy."""
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:
+        return ()
 
 
 def _require_no_replicas(cpu_replicas: int, why: str) -> None:

@@ -31,18 +31,28 @@ class Telemetry:
       model_dir: folder of the run.
       first_step: where it begins; what metrics.jsonl says of later steps is cut off, since they
         are done again, and TensorBoard is told to forget it.
+      evaluated_step: the last that was evaluated, by default first_step; what it says of later
+        evaluations is cut off.
       steps: where it ends.
       writes: False for a process that says and writes nothing, of several that train together.
     """
 
-    def __init__(self, model_dir: str, *, first_step: int, steps: int, writes: bool = True) -> None:
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        first_step: int,
+        steps: int,
+        evaluated_step: int | None = None,
+        writes: bool = True,
+    ) -> None:
         self._path = os.path.join(model_dir, METRICS_FILE)
         self._steps = steps
         self._writes = writes
         if not writes:
             return
         with written(self._path):
-            self._cut_back(first_step)
+            self._cut_back(first_step, first_step if evaluated_step is None else evaluated_step)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - see __exit__
         self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER), first_step)
         self._health = Health()
@@ -131,14 +141,15 @@ class Telemetry:
             self._file.flush()
         self._board.scalars(step, kind, numbers)
 
-    def _cut_back(self, first_step: int) -> None:
+    def _cut_back(self, first_step: int, evaluated_step: int) -> None:
         if not os.path.exists(self._path):
             return
         kept = []
         with open(self._path, encoding="utf-8") as file:
             for line in file:
                 try:
-                    if json.loads(line)["step"] <= first_step:
+                    row = json.loads(line)
+                    if row["step"] <= (evaluated_step if row["kind"] == "val" else first_step):
                         kept.append(line)
                 except ValueError:
                     break  # a line cut short by a kill; nothing follows it

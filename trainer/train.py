@@ -42,7 +42,14 @@ from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
 from trainer.whitening import features_of, start_head
-from trainer.workers import any_worker, is_chief, losses_named, require_agreement, require_same
+from trainer.workers import (
+    any_worker,
+    is_chief,
+    losses_named,
+    of_chief,
+    require_agreement,
+    require_same,
+)
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
@@ -69,6 +76,7 @@ def train(
     central_share: float = 1.0,
     images_per_centre: int = 8,
     evaluate_every: int = 100,
+    keep_best: bool = True,
     patience: int | None = None,
     keep: int = 2,
     steps_per_loop: int = 10,
@@ -103,7 +111,9 @@ def train(
       reading: how records are read.
       central_share: for val, side of the central square that is kept, as a share of the short side.
       images_per_centre: for hard batches, images of each class whose mean embedding is its centre.
-      evaluate_every: steps between evaluations on val; the model with the highest MAP@R is kept.
+      evaluate_every: steps between evaluations on val.
+      keep_best: whether the model with the highest MAP@R on val is the run's, or the last one: the
+        better choice where val has few classes, or classes more like train's than new ones will be.
       patience: evaluations without a higher MAP@R after which the run ends; None for never.
       keep: how many of the latest checkpoints are kept, beside the best.
       steps_per_loop: steps in one call of TensorFlow.
@@ -135,6 +145,8 @@ def train(
         **({} if crop_size is None else {"crop_size": crop_size}),
     )
     check_central_share(central_share)
+    if patience is not None and not keep_best:
+        raise UsageError("train.patience: waits for the best on val; set train.keep_best = True")
     if not 0 <= seed < 2**32:
         raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
     reading = checked(reading, "train.reading")
@@ -186,15 +198,30 @@ def train(
             return any_worker(strategy, stop.asked)
 
         if init_from is not None and not first_step:
-            _start_from(init_from, model, updates)
+            begun = _start_from(init_from, model, updates)
+            require_same(strategy, begun, f"the step of the model in train.init_from {init_from}")
         if chief:
             on_ready()
+        evaluated_step = int(checkpoints.evaluated_step)
         telemetry = stack.enter_context(
-            Telemetry(model_dir, first_step=first_step, steps=steps, writes=chief)
+            Telemetry(
+                model_dir,
+                first_step=first_step,
+                evaluated_step=evaluated_step,
+                steps=steps,
+                writes=chief,
+            )
         )
         say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
+        if plan.hard_share and checkpoints.forget_centres(but_of=plan.num_classes):
+            telemetry.line("other classes than before: no hard batches until the next evaluation")
         if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
+        elif not keep_best and checkpoints.best_step:
+            telemetry.line(
+                f"the model of step {checkpoints.best_step:,}, the best on val before"
+                " train.keep_best was False, stays this run's"
+            )
 
         # ---- What reads, and what computes.
         index = reading.bring(index)
@@ -245,10 +272,12 @@ def train(
             _copy_weights(model, shown)
             training.require_finite(forward, train_images)
 
-        step, evaluated_step = first_step, int(checkpoints.evaluated_step)
+        step, stopped = first_step, False
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 require_finite()
+                if val is not None or plan.hard_share:  # which take time in which one can be killed
+                    checkpoints.save(step, evaluated_step=evaluated_step)
                 training.show_last(train_images)
                 with updates.averaged():
                     _copy_weights(model, shown)
@@ -257,18 +286,18 @@ def train(
                         embedded = Embedded(val, *found)
                         metrics = measure(embedded, group=index.info.group, what="val")
                         telemetry.points(*found, val)
-                        best = checkpoints.save_if_best(step, metrics.map_at_r)
+                        best = keep_best and checkpoints.save_if_best(step, metrics.map_at_r)
                         note = "  (best so far)" if best else ""
                         telemetry.evaluation(step, metrics.mean, note)
                     if plan.hard_share:
-                        checkpoints.centres.assign(
-                            class_centres(
-                                forward, train_images, plan, images_per_centre=images_per_centre
-                            )
+                        centres = class_centres(
+                            forward, train_images, plan, images_per_centre=images_per_centre
                         )
+                        checkpoints.centres.assign(of_chief(strategy, centres))
                 evaluated_step = step
                 checkpoints.save(step, evaluated_step=evaluated_step)
-            if step >= steps or should_stop():
+            stopped = should_stop()
+            if step >= steps or stopped:
                 break
             if val is not None and patience is not None and evaluated_step == step:
                 waited = -(-(step - checkpoints.best_step) // evaluate_every)
@@ -290,12 +319,12 @@ def train(
         any_worker(strategy, False)
         if not step:
             telemetry.line("stopped before the first step; nothing was saved")
-        elif step < steps:
+        elif stopped:
             telemetry.line(
                 f"stopped after step {step:,} of {steps:,}, saved in {model_dir};"
                 f" to go on: python -m trainer.main --model_dir={shlex.quote(model_dir)}"
             )
-    return step >= steps
+    return not stopped
 
 
 def _make_plan(make_plan: Callable[..., BatchPlan], index: DatasetIndex, seed: int) -> BatchPlan:
@@ -321,11 +350,12 @@ def _copy_weights(model: keras.Model, shown: keras.Model) -> None:
             variable.assign(tf.identity(trained.value))
 
 
-def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> None:
+def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> int:
+    """Restores the best model of another run, and gives its step."""
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"train.init_from {model_dir}: no checkpoint there")
     try:
-        Checkpoints(model_dir, model, writes=False).restore_best()
+        step = Checkpoints(model_dir, model, writes=False).restore_best()
     except MisfitError as error:
         raise UsageError(
             f"train.init_from {model_dir}: checkpoint {error.path} {error.what}; set build_model as"
@@ -334,3 +364,4 @@ def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> None:
     except UsageError as error:
         raise UsageError(f"train.init_from {model_dir}: {error}") from error
     updates.start_averages()
+    return step

@@ -14,7 +14,7 @@ from preprocessing.errors import UsageError
 from trainer.batching import BatchPlan
 from trainer.images import Forward, Images
 from trainer.model import HEAD, UNIT_FEATURES
-from trainer.workers import is_chief, summed
+from trainer.workers import of_chief
 
 IMAGES_PER_CLASS, MOST_IMAGES = 64, 8192
 # Of the mean variance within classes, added to each direction's: few images tell little of many.
@@ -53,10 +53,8 @@ def start_head(
     features, found = images.map(forward, "whitening", rows)
     head = model.get_layer(HEAD)
     kernel, bias = whitening(features, images.index.label[found], int(head.units))
-    # All start alike: another processor may compute other last bits.
     for variable, value in ((head.kernel, kernel), (head.bias, bias)):
-        own = value if is_chief(strategy) else np.zeros_like(value)
-        variable.assign(summed(strategy, own))
+        variable.assign(of_chief(strategy, value))
 
 
 def whitening(

@@ -101,6 +101,13 @@ def summed(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
     return _sum(strategy)(tf.constant(wide)).numpy().astype(own.dtype)
 
 
+def of_chief(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
+    """The chief's array in every process, where last bits may differ; every one has to ask."""
+    if _count(strategy) == 1:
+        return own
+    return summed(strategy, own if is_chief(strategy) else np.zeros_like(own))
+
+
 def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
     """Whether any process has raised its flag; every one has to ask, and hears the same."""
     return any(of_all(strategy, int(flag)))

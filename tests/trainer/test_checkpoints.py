@@ -200,6 +200,16 @@ def test_from_a_damaged_one_to_the_one_before(tmp_path, damage, file):
     assert Checkpoints(str(tmp_path), again, updates_again).restore_latest() == 7
 
 
+def test_centres_of_other_classes_are_forgotten(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), *make())
+    assert not checkpoints.forget_centres(but_of=5)
+    checkpoints.centres.assign(np.ones([5, 3], np.int8))
+    assert not checkpoints.forget_centres(but_of=5)
+    assert checkpoints.centres.numpy().shape == (5, 3)
+    assert checkpoints.forget_centres(but_of=4)
+    assert checkpoints.centres.numpy().shape == (0, 0)
+
+
 def test_all_damaged(tmp_path):
     """Training does not begin anew over what a person may still want to save."""
     saved_twice(tmp_path)

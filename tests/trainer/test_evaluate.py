@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from PIL import Image
@@ -15,6 +17,7 @@ from pipeline.preprocess import preprocess
 from preprocessing.sources import ManifestInput
 from tests.fixtures.folders import class_folder
 from tests.trainer.test_main import arguments, run
+from trainer.evaluate import Embedded, _nearest, raw_pixels
 
 CLASSES, IMAGES = 10, 6
 
@@ -86,3 +89,44 @@ def test_without_groups_and_within_a_split(trained, tmp_path):
     assert done.returncode == 2
     message = f"data_dir {data_dir}: no class of query is in train too, with another x_session"
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("side", [16, 40, 48, 7, 224])
+def test_raw_pixels_are_means_over_areas(side):
+    images = np.random.default_rng(0).integers(0, 256, [3, side, side, 3]).astype(np.uint8)
+    expected = tf.image.resize(images.astype(np.float32), [16, 16], method="area")
+    np.testing.assert_allclose(raw_pixels(tf.constant(images)), tf.reshape(expected, [3, -1]), 1e-4)
+
+
+class Rows:
+    """Of a split, what a look at neighbours needs."""
+
+    def __init__(self, label: list[int], group: list[str | None]) -> None:
+        self.index = self
+        self.label = np.array(label)
+        self._group = group
+
+    def column(self, name: str) -> "Rows":
+        assert name == "visit"
+        return self
+
+    def to_pylist(self) -> list[str | None]:
+        return self._group
+
+
+def test_the_neighbours_on_a_sheet_are_those_that_count():
+    """As in the metrics: rows of a query's class and group are passed over, however many."""
+    places = np.array([[0], [1], [2], [3], [4], [5], [6]], np.float32)
+    of = Rows([0, 0, 0, 1, 0, 0, 1], ["a", "a", "a", "a", "b", None, "b"])
+    some = Embedded(of, places, np.arange(7))
+    assert [rows.tolist() for rows in _nearest(some, some, np.array([0, 5]), 3, "visit")] == [
+        [3, 4, 5],
+        [4, 6, 3],
+    ]
+    assert [rows.tolist() for rows in _nearest(some, some, np.array([0]), 3, None)] == [[1, 2, 3]]
+    # In a gallery; its rows are those that were not damaged.
+    gallery = Embedded(of, places[1:], np.arange(1, 7))
+    query = Embedded(Rows([9, 0], ["a", "b"]), np.float32([[4]]), np.array([1]))
+    assert [rows.tolist() for rows in _nearest(query, gallery, np.array([0]), 9, "visit")] == [
+        [2, 4, 1, 5, 0]
+    ]

@@ -102,7 +102,7 @@ def test_what_a_run_prints(trained):
     """On a log: plain lines, and nothing of TensorFlow's."""
     _, done = trained
     lines = done.stderr.splitlines()
-    assert lines[0] == "devices: OneDeviceStrategy, 1 replica"
+    assert lines[0] == "devices: OneDeviceStrategy, 1 replica (CPU)"
     assert re.fullmatch(r"data: 36 images of 6 classes in .*data", lines[1])
     assert lines[2] == "batch: 4 classes x 2 images = 8, 8 a replica"
     assert re.fullmatch(r"model: [\d,]+ parameters, [\d,]+ trained", lines[3])
@@ -215,7 +215,7 @@ def test_weights_after_training_do_not_depend_on_the_number_of_replicas(
     data_dir, trained, tmp_path
 ):
     done = run(*arguments(data_dir, tmp_path / "run", "make_strategy.cpu_replicas = 2"))
-    assert "devices: MirroredStrategy, 2 replicas" in done.stderr
+    assert "devices: MirroredStrategy, 2 replicas (CPU)" in done.stderr
     assert "= 8, 4 a replica" in done.stderr
     one, two = weights(trained[0]), weights(tmp_path / "run")
     moved = [n for n in one if n.startswith("model/") and one[n].dtype == np.float32]
@@ -324,6 +324,22 @@ def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
     assert max(row["step"] for row in numbers(tmp_path / "run")) == 3
 
 
+def test_the_last_model_is_kept_where_val_is_not_to_choose(data_dir, trained, tmp_path):
+    """Nothing moves: val would choose the first. A best model that is there already stays."""
+    still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "WarmupCosine.peak = 0.0")
+    flags = (*still, "train.keep_best = False")
+    done = run(*arguments(data_dir, tmp_path / "run", *flags))
+    assert "best so far" not in done.stderr
+    assert len(re.findall("step [36]  val: ", done.stderr)) == 2
+    assert "model of step 6" in done.stdout
+    assert not (tmp_path / "run/checkpoints/best").exists()
+    model_dir = shutil.copytree(trained[0], tmp_path / "best")
+    done = run(*arguments(data_dir, model_dir, "STEPS = 7", "train.keep_best = False"))
+    (step,) = (int(path.stem[5:]) for path in (model_dir / "checkpoints/best").glob("*.index"))
+    assert f"the model of step {step}, the best on val before" in done.stderr
+    assert f"model of step {step}" in done.stdout
+
+
 def test_training_that_made_it_worse_is_pointed_out():
     before = {"raw pixels": 0.3, "backbone before training": 0.59}
     assert worse("test", {**before, "trained model": 0.59}) is None
@@ -353,6 +369,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
+        ({"gin_param": ["train.patience = 2", "train.keep_best = False"]}, "set train.keep_best"),
         ({"gin_file": None}, "--gin_file is missing and there is no"),
         ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
@@ -388,6 +405,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "build_model.backbone = 'small_con'"}, "small_conv"),
         ({"gin_param": "BatchPlan.classes_per_batch = 7"}, "only 6 classes"),
         ({"gin_param": "make_strategy.cpu_replicas = 3"}, "not divisible by 3 replicas"),
+        ({"gin_param": "make_strategy.name = 'mirrored'"}, "TensorFlow sees no GPU here"),
         ({"gin_param": "make_strategy.name = 'tpus'"}, "one of auto, one_device, mirrored"),
         ({"gin_param": "semihard_triplets.distance_metric = 'L1'"}, "one of L2, squared-L2"),
         ({"gin_param": "SGD.learning_rate = float('nan')"}, "gin"),
@@ -400,7 +418,13 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
 )
 def test_errors_of_use_are_one_line(data_dir, tmp_path, changes, message):
     flags = {"gin_file": TINY, "data_dir": data_dir, "model_dir": tmp_path / "run", **changes}
-    done = run(*(f"--{name}={value}" for name, value in flags.items() if value), check=False)
+    given = [
+        f"--{name}={each}"
+        for name, value in flags.items()
+        for each in (value if isinstance(value, list) else [value])
+        if each
+    ]
+    done = run(*given, check=False)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: ")
@@ -602,6 +626,62 @@ def stopped(*rest):
 evaluate.embed = stopped
 commandline.run(main.main, description="")
 """
+
+
+# As on the command line; but sent a signal, the second argument, in the first look at val from a
+# step on, the third.
+SIGNALLED_IN_VAL = """
+import os, sys
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import checkpoints, main, train
+number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
+def measured(*args, **options):
+    if saved[0] >= first:
+        os.kill(os.getpid(), number)
+    return measure(*args, **options)
+def noted(self, step, **options):
+    saved[0] = step
+    save(self, step, **options)
+train.measure, checkpoints.Checkpoints.save = measured, noted
+commandline.run(main.main, description="")
+"""
+
+
+@pytest.mark.parametrize("moment", ["last step", "val, asked to stop", "val, killed"])
+def test_stopped_at_the_last_step_or_in_val(data_dir, trained, tmp_path, moment):
+    model_dir = tmp_path / "a run"
+    own = arguments(data_dir, model_dir)
+    if moment == "last step":
+        done = run_script(STOPPED, 6, *own)
+    else:
+        number = signal.SIGTERM if "asked" in moment else signal.SIGKILL
+        done = run_script(SIGNALLED_IN_VAL, int(number), 6, *own)
+    assert not (model_dir / "evaluation/test.json").exists()
+    assert (model_dir / "checkpoints/ckpt-6.index").exists()
+    if moment == "val, killed":
+        assert done.returncode == -signal.SIGKILL
+        again = own
+    else:
+        assert done.returncode == 0, done.stderr
+        line = done.stderr.splitlines()[-1]
+        said, again = line.split("; to go on: ")
+        assert said == f"stopped after step 6 of 6, saved in {model_dir}"
+        again = shlex.split(again)[3:]
+    run(*again)
+    unbroken = trained[0]
+    for name, value in weights(unbroken).items():
+        np.testing.assert_array_equal(weights(model_dir)[name], value)
+    for file in ("evaluation/test.json", "metrics.jsonl"):
+        rows = [(folder / file).read_text() for folder in (unbroken, model_dir)]
+        if file == "metrics.jsonl":  # which has speeds
+            rows = [
+                [(row["step"], row["kind"]) for row in map(json.loads, text.splitlines())]
+                for text in rows
+            ]
+        assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -45,6 +45,16 @@ def test_what_is_done_again_is_cut_off(tmp_path, capsys):
     assert "step 9  val: map_at_r 0.500  (best so far)" in shown
 
 
+def test_an_evaluation_that_is_done_again_is_cut_off(tmp_path):
+    """Killed in it, a run goes on from its step, and evaluates again."""
+    with Telemetry(str(tmp_path), first_step=0, steps=9) as telemetry:
+        for step in (3, 6):
+            telemetry.training(step, NUMBERS)
+            telemetry.evaluation(step, {"map_at_r": 0.5}, "")
+    with Telemetry(str(tmp_path), first_step=6, evaluated_step=3, steps=9):
+        assert steps(tmp_path / "metrics.jsonl") == [3, 3, 6]
+
+
 def test_tensorboard_reads_it(tmp_path):
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with Telemetry(str(tmp_path), first_step=0, steps=9) as telemetry:

@@ -3,12 +3,13 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import numpy as np
 import tensorflow as tf
 
 from preprocessing.progress import Progress
+from trainer.strategy import devices_of
 from trainer.workers import summed, worker_of
 
 
@@ -56,7 +57,13 @@ def share(
             work_off(devices[0])
             return
         pool = stack.enter_context(ThreadPoolExecutor(len(devices)))
-        for thread in [pool.submit(work_off, device) for device in devices]:
+        threads = [pool.submit(work_off, device) for device in devices]
+        try:
+            wait(threads, return_when=FIRST_EXCEPTION)
+        finally:
+            with lock:
+                waiting = iter(())  # after an error, or Ctrl+C, only what is in hand is finished
+        for thread in threads:
             thread.result()
 
 
@@ -68,10 +75,7 @@ def of_all(strategy: tf.distribute.Strategy | None, found: np.ndarray) -> np.nda
 
 
 def _devices(strategy: tf.distribute.Strategy | None) -> Sequence[str | None]:
-    try:
-        devices = strategy.extended.worker_devices if strategy else ()
-    except RuntimeError:  # TensorFlow's default strategy names none
-        devices = ()
+    devices = devices_of(strategy) if strategy else ()
     return ["CPU:0"] if any("TPU" in device for device in devices) else devices or [None]
 
 

@@ -118,7 +118,7 @@ class Embeddings:
 
 def is_finished(directory: str) -> bool:
     """Whether the directory holds committed embeddings."""
-    return storage.is_file(storage.join(directory, INFO_FILE))
+    return _INFO.is_in(directory)
 
 
 def load_info(directory: str) -> EmbeddingsInfo:

@@ -32,6 +32,10 @@ class InfoFile:
         """Of the file."""
         return storage.join(directory, self.name)
 
+    def is_in(self, directory: str) -> bool:
+        """Whether a folder holds one."""
+        return storage.is_file(self.path(directory))
+
     @contextlib.contextmanager
     def reading(self, directory: str) -> Iterator[Any]:
         """The file's content, to be taken apart inside the block.

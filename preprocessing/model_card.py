@@ -56,7 +56,7 @@ def load_card(model: str) -> ModelCard:
     """
     storage.require_supported(model, "model")
     run_export = storage.join(model, EXPORT_FOLDER)
-    of_run = not storage.is_file(_CARD.path(model)) and storage.is_file(_CARD.path(run_export))
+    of_run = not _CARD.is_in(model) and _CARD.is_in(run_export)
     directory = run_export if of_run else model
     with _CARD.reading(directory) as content:
         _CARD.require_version(directory, content["format"])

@@ -318,18 +318,16 @@ def _nearest(
     of: Embedded, among: Embedded, queries: np.ndarray, num: int, group: str | None
 ) -> list[np.ndarray]:
     """Places of each query's nearest that count: not those of its class and its group."""
-    of_queries, of_gallery = (
-        np.array(each.groups(group) or [None] * len(each.rows), object) for each in (of, among)
-    )
-    left_out = [
-        np.flatnonzero((among.labels == of.labels[query]) & (of_gallery == of_queries[query]))
-        if of_queries[query]
-        else np.empty(0, int)
-        for query in queries
-    ]
+    gallery = None if among is of else (among.labels, among.groups(group))
+    place, row, match = Protocol(of.labels, of.groups(group), gallery).of_class(queries)
+    left_out = [row[(place == query) & ~match] for query in range(len(queries))]
     most = max(map(len, left_out), default=0)
-    gallery = among.embeddings if among is not of else None
-    found = nearest_neighbours(of.embeddings, num + most, queries=queries, gallery=gallery).rows
+    found = nearest_neighbours(
+        of.embeddings,
+        num + most,
+        queries=queries,
+        gallery=None if among is of else among.embeddings,
+    ).rows
     return [rows[~np.isin(rows, out)][:num] for rows, out in zip(found, left_out, strict=True)]
 
 

@@ -124,7 +124,7 @@ class DatasetInfo:
 
 def is_finished(directory: str) -> bool:
     """Whether the directory holds a committed data set."""
-    return storage.is_file(storage.join(directory, INFO_FILE))
+    return _INFO.is_in(directory)
 
 
 def load_info(directory: str) -> DatasetInfo:

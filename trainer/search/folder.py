@@ -115,7 +115,7 @@ class Contents:
 
 def is_finished(directory: str) -> bool:
     """Whether the directory holds an index."""
-    return storage.is_file(storage.join(directory, INFO_FILE))
+    return _INFO.is_in(directory)
 
 
 def load_info(directory: str) -> IndexInfo:

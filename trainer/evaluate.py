@@ -318,17 +318,17 @@ def _nearest(
     of: Embedded, among: Embedded, queries: np.ndarray, num: int, group: str | None
 ) -> list[np.ndarray]:
     """Places of each query's nearest that count: not those of its class and its group."""
-    gallery = None if among is of else (among.labels, among.groups(group))
-    place, row, match = Protocol(of.labels, of.groups(group), gallery).of_class(queries)
-    left_out = [row[(place == query) & ~match] for query in range(len(queries))]
-    most = max(map(len, left_out), default=0)
-    found = nearest_neighbours(
+    same = among is of
+    rows = nearest_neighbours(
         of.embeddings,
-        num + most,
+        num,
         queries=queries,
-        gallery=None if among is of else among.embeddings,
+        gallery=None if same else among.embeddings,
+        protocol=Protocol(
+            of.labels, of.groups(group), None if same else (among.labels, among.groups(group))
+        ),
     ).rows
-    return [rows[~np.isin(rows, out)][:num] for rows, out in zip(found, left_out, strict=True)]
+    return [places[places >= 0] for places in rows]
 
 
 def _pictures(images: Images, rows: np.ndarray) -> dict[int, np.ndarray]:

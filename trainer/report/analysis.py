@@ -10,7 +10,13 @@ import numpy as np
 from preprocessing.errors import UsageError
 from trainer.report import findings
 from trainer.report.inputs import Inputs
-from trainer.retrieval import Gallery, RetrievalMetrics, nearest_neighbours, retrieval_metrics
+from trainer.retrieval import (
+    Gallery,
+    Protocol,
+    RetrievalMetrics,
+    nearest_neighbours,
+    retrieval_metrics,
+)
 
 DEEPEST = 100  # K of the recall curve
 NEIGHBOURS = 10
@@ -75,15 +81,14 @@ def analyse(inputs: Inputs) -> Analysis:
         embedding[queries],
         NEIGHBOURS,
         gallery=None if gallery is None else gallery.embeddings,
+        protocol=Protocol(
+            label[queries],
+            None if group is None else group[queries],
+            None if gallery is None else (gallery.labels, gallery.groups),
+        ),
         what=f"neighbours in {inputs.searched or inputs.split}",
     )
-    nearest = searched[found.rows]
-    same_class = label[nearest] == label[queries, None]
-    same_group = np.zeros_like(same_class)
-    if group is not None:
-        own = group[queries, None]
-        same_group = (group[nearest] == own) & (own != None)  # noqa: E711  (elementwise)
-    counted = findings.counted_neighbours(nearest, same_class, same_group)
+    counted = [searched[rows[rows >= 0]].tolist() for rows in found.rows]
     with_match = np.zeros(len(queries), bool)
     with_match[metrics.queries] = True
     confused = findings.confusions(

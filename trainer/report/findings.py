@@ -216,20 +216,6 @@ def pair_distances(
     return measured(matches - int(alone), True), measured(len(order) - matches, False)
 
 
-def counted_neighbours(
-    nearest: np.ndarray, same_class: np.ndarray, same_group: np.ndarray
-) -> list[list[int]]:
-    """For each query the rows among its nearest that count: not those of its class and its group.
-
-    Args:
-      nearest: integers [Q, k].
-      same_class: bool [Q, k].
-      same_group: bool [Q, k].
-    """
-    kept = ~(same_class & same_group)
-    return [rows[keep].tolist() for rows, keep in zip(nearest, kept, strict=True)]
-
-
 def confusions(
     query_label: np.ndarray, gallery_label: np.ndarray, counted: Sequence[Sequence[int]]
 ) -> list[Confusion]:

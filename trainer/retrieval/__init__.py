@@ -3,11 +3,12 @@
 from trainer.retrieval.bootstrap import confidence_intervals
 from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
 from trainer.retrieval.neighbours import Neighbours, nearest_neighbours
-from trainer.retrieval.protocol import Gallery
+from trainer.retrieval.protocol import Gallery, Protocol
 
 __all__ = [
     "Gallery",
     "Neighbours",
+    "Protocol",
     "RetrievalMetrics",
     "confidence_intervals",
     "nearest_neighbours",

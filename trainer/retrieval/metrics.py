@@ -13,7 +13,7 @@ from trainer.retrieval.distances import as_embeddings
 from trainer.retrieval.expectation import expected
 from trainer.retrieval.neighbours import GALLERY_TILE, QUERY_TILE
 from trainer.retrieval.protocol import Gallery, Protocol, as_labels
-from trainer.retrieval.ranks import cut, tied_blocks
+from trainer.retrieval.ranks import tied_blocks
 from trainer.retrieval.scan import Scan
 from trainer.retrieval.sharing import of_all, share
 
@@ -130,7 +130,8 @@ def retrieval_metrics(
         values[queries] = expected(blocks, protocol.num_matches[queries], cutoffs)
 
     queries = np.flatnonzero(protocol.num_matches)
-    share(strategy, cut(queries, protocol, query_tile), measure, what)
+    tiles = [queries[places] for places in protocol.tiles(queries, query_tile)]
+    share(strategy, tiles, measure, what)
     values = of_all(strategy, values)[queries]
     class_labels, classes, counts = np.unique(
         labels[queries], return_inverse=True, return_counts=True

@@ -8,17 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.retrieval.distances import as_embeddings, ordered
+from trainer.retrieval.protocol import Protocol
 from trainer.retrieval.scan import Scan
 from trainer.retrieval.sharing import of_all, share
 
 QUERY_TILE, GALLERY_TILE = 2048, 4096
+NO_ROW = np.iinfo(np.int32).max  # past all others in the order of ties
 
 
 class Neighbours(NamedTuple):
     """The nearest rows of every query, nearest first.
 
-    rows: int32 [Q, k], row numbers in [0, N).
-    distances: float32 [Q, k], squared Euclidean, in [0, inf], ascending along a row.
+    rows: int32 [Q, k], row numbers in [0, N); -1 where a protocol leaves fewer than k.
+    distances: float32 [Q, k], squared Euclidean, in [0, inf], ascending along a row; inf there.
     """
 
     rows: np.ndarray
@@ -31,6 +33,7 @@ def nearest_neighbours(
     *,
     queries: np.ndarray | None = None,
     gallery: Any = None,
+    protocol: Protocol | None = None,
     strategy: tf.distribute.Strategy | None = None,
     query_tile: int = QUERY_TILE,
     gallery_tile: int = GALLERY_TILE,
@@ -43,6 +46,7 @@ def nearest_neighbours(
     queries: row numbers [Q] of embeddings; by default every row, Q = M.
     gallery: [N, D], where neighbours are looked for; by default the embeddings themselves, each but
     the query: it is left out by its row number, so exact copies of it stay in, at distance 0.
+    protocol: of these embeddings and this gallery; what it leaves out is left out here.
     strategy: whose devices share the queries; of several workers, all have to call. By default one
     device.
     query_tile, gallery_tile: rows computed at a time; memory is O(query_tile x gallery_tile) beside
@@ -65,22 +69,33 @@ def nearest_neighbours(
     rows = np.zeros((len(queries), k), np.int32)
     nearest = np.zeros((len(queries), k), np.float32)
 
+    def left_out(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of queries [q]: places among them, and the rows of the gallery that do not count."""
+        if protocol is not None:
+            place, row, match = protocol.of_class(of)
+            return place[~match], row[~match]
+        return (np.arange(len(of)), of) if gallery is None else (of[:0], of[:0])
+
     def search(tile: np.ndarray) -> None:
         kept = _Nearest(len(tile), k)
         on_device = scan.query_tile(queries[tile])
-        own = scan.place(queries[tile]) if gallery is None else np.full(len(tile), -1)
+        place, row = left_out(queries[tile])
+        own = scan.place(row)
         for number, part in enumerate(scan.tiles):
-            here = np.flatnonzero((part.start <= own) & (own < part.stop))
-            left_out = np.stack([here, own[here]], axis=1)
-            near = scan.within(on_device, number, None, kept.farthest, left_out)
+            here = (part.start <= own) & (own < part.stop)
+            without = np.stack([place[here], own[here]], axis=1)
+            near = scan.within(on_device, number, None, kept.farthest, without)
             if len(near.row):
                 distance = scan.distances(queries[tile], number, near)
                 kept.add(near.query, near.row, distance)
-        rows[tile], nearest[tile] = kept.rows, kept.distances
+        rows[tile] = np.where(kept.rows == NO_ROW, -1, kept.rows)
+        nearest[tile] = kept.distances
 
     if k:
         count = len(queries)
         tiles = [np.arange(s, min(s + query_tile, count)) for s in range(0, count, query_tile)]
+        if protocol is not None:
+            tiles = protocol.tiles(queries, query_tile)
         share(strategy, tiles, search, what)
     return Neighbours(of_all(strategy, rows), of_all(strategy, nearest))
 
@@ -90,7 +105,7 @@ class _Nearest:
 
     def __init__(self, queries: int, k: int) -> None:
         self.distances = np.full((queries, k), np.inf, np.float32)
-        self.rows = np.full((queries, k), np.iinfo(np.int32).max)
+        self.rows = np.full((queries, k), NO_ROW)
 
     @property
     def farthest(self) -> np.ndarray:

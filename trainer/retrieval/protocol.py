@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+PAIRS = 2**20
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gallery:
@@ -94,6 +96,21 @@ class Protocol:
         row = self._members[self._starts[self.classes[queries]][place] + within]
         match = self._groups[row] != self._of_query[queries][place]
         return place, row, match
+
+    def tiles(self, queries: np.ndarray, most: int) -> list[np.ndarray]:
+        """Places among queries [q], at most `most` at a time, and PAIRS of what `of_class` gives.
+
+        By class, so that the queries of a tile share what they are compared with.
+        """
+        places = np.argsort(self.classes[queries], kind="stable")
+        ends = np.cumsum(self.class_sizes[queries[places]])
+        tiles, start = [], 0
+        while start < len(places):
+            pairs = (ends[start - 1] if start else 0) + PAIRS
+            end = min(start + most, int(np.searchsorted(ends, pairs, side="right")))
+            tiles.append(places[start : max(start + 1, end)])
+            start += len(tiles[-1])
+        return tiles
 
 
 def as_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:

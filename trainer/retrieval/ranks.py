@@ -15,7 +15,6 @@ from trainer.retrieval.distances import all_distances, distances, ordered
 from trainer.retrieval.protocol import Protocol
 from trainer.retrieval.scan import Scan
 
-PAIRS = 2**20
 LARGE_CLASS = 64  # rows, from where on a matmul pays
 
 
@@ -38,20 +37,6 @@ class Blocks:
     others: np.ndarray
     matches_before: np.ndarray
     before: np.ndarray
-
-
-def cut(queries: np.ndarray, protocol: Protocol, tile: int) -> list[np.ndarray]:
-    """Queries [Q] in tiles, at most `tile` each, and PAIRS with rows of their own class."""
-    # By class, so that the queries of a tile share what they are compared with.
-    queries = queries[np.argsort(protocol.classes[queries], kind="stable")]
-    ends = np.cumsum(protocol.class_sizes[queries])
-    tiles, start = [], 0
-    while start < len(queries):
-        most = (ends[start - 1] if start else 0) + PAIRS
-        stop = max(start + 1, min(start + tile, int(np.searchsorted(ends, most, side="right"))))
-        tiles.append(queries[start:stop])
-        start = stop
-    return tiles
 
 
 def tied_blocks(

@@ -214,12 +214,3 @@ def test_confusions():
         findings.Confusion(1, 2, [(0, 1), (1, 1)]),
         findings.Confusion(2, 3, [(3, 2)]),
     ]
-
-
-def test_neighbours_of_a_querys_class_and_group_do_not_count():
-    found = findings.counted_neighbours(
-        np.array([[4, 5, 6], [7, 8, 9]]),
-        np.array([[True, True, False], [True, True, True]]),
-        np.array([[True, False, True], [True, True, True]]),
-    )
-    assert found == [[5, 6], []]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.retrieval.data import clustered, unbalanced
 from tests.trainer.retrieval.oracle import order
-from trainer.retrieval import nearest_neighbours
+from trainer.retrieval import Protocol, nearest_neighbours
 
 LINE = np.array([[0.0], [1.0], [10.0], [2.0], [4.0], [20.0]], np.float32)
 
@@ -54,6 +54,46 @@ def test_a_gallery_of_its_own():
     assert nearest_neighbours(queries, 99, gallery=gallery).rows.shape == (23, 39)
     assert nearest_neighbours(queries, 9, gallery=gallery[:0]).rows.shape == (23, 0)
     assert nearest_neighbours(queries[:0], 9, gallery=gallery).rows.shape == (0, 9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.booleans(), st.integers(1, 9), st.integers(1, 20))
+def test_rows_that_a_protocol_leaves_out(seed, within, k, tile):
+    """Those of the query's class and group; fewer than k may be left."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(25, 3)).round(1).astype(np.float32)
+    labels = rng.choice([3, 7], 25)
+    groups = rng.choice(np.array(["x", "y", "", None], object), 25).tolist()
+    count = 25 if within else 12
+    first = 0 if within else 12
+    protocol = Protocol(
+        labels[:count], groups[:count], None if within else (labels[first:], groups[first:])
+    )
+    queries = rng.integers(0, count, 6)
+    found = nearest_neighbours(
+        rows[:count],
+        k,
+        queries=queries,
+        gallery=None if within else rows[first:],
+        protocol=protocol,
+        query_tile=tile,
+        gallery_tile=tile,
+    )
+    for query, nearest, distances in zip(queries.tolist(), *found, strict=True):
+        kept = [
+            row
+            for row in range(25 - first)
+            if not (within and row == query)
+            and not (
+                labels[first + row] == labels[query]
+                and groups[query]
+                and groups[first + row] == groups[query]
+            )
+        ]
+        expected = order(rows[query], rows[first:], kept)[:k]
+        none = min(k, 25 - first - within) - len(expected)
+        assert nearest.tolist() == [row for _, row in expected] + [-1] * none
+        np.testing.assert_array_equal(distances, [d for d, _ in expected] + [np.inf] * none)
 
 
 def test_tiles_do_not_matter():

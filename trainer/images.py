@@ -1,6 +1,7 @@
 """The images of a split as evaluation sees them: each once, in order, shared by all replicas."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -33,7 +34,7 @@ def on_replicas(
             return own
         return tuple(context.all_gather(tf.identity(part), axis=0) for part in own)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         parts = strategy.run(replica, args=batch)
         return tuple(strategy.experimental_local_results(part)[0] for part in parts)
@@ -82,10 +83,11 @@ class Images:
         Raises:
           UsageError: a record is damaged, unless `damaged` says that it is to be left out.
         """
+        dataset = self._all if rows is None else self._batches(rows)
         rows = np.arange(len(self.index)) if rows is None else rows
         values: list[np.ndarray] = []
         places: list[np.ndarray] = []
-        with Progress() as progress, iterated(self._batches(rows)) as batches:
+        with Progress() as progress, iterated(dataset) as batches:
             for batch in batches():
                 result, of, mask = (tensor.numpy() for tensor in forward(*batch))
                 values.append(result[mask > 0])
@@ -100,6 +102,11 @@ class Images:
                 " Reading.damaged = 'replace' to leave out what is damaged"
             )
         return np.concatenate(values), rows[order]
+
+    # To build it takes half a second, which several models and evaluations would take again.
+    @functools.cached_property
+    def _all(self) -> tf.distribute.DistributedDataset:
+        return self._batches(np.arange(len(self.index)))
 
     def _batches(self, rows: np.ndarray) -> tf.distribute.DistributedDataset:
         def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:

@@ -134,9 +134,12 @@ def evaluation_batches(
         image_size=image_size,
         batch_size=per_replica,
     )
-    return images.map(
-        lambda images, of, spares: (images, of["place"], of["mask"] & tf.equal(spares, 0))
-    ).prefetch(2 * replicas)
+
+    @tf.autograph.experimental.do_not_convert
+    def masked(images: tf.Tensor, of: dict, spares: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return images, of["place"], of["mask"] & tf.equal(spares, 0)
+
+    return images.map(masked).prefetch(2 * replicas)
 
 
 @contextlib.contextmanager

@@ -38,11 +38,16 @@ def save(
     def square(data: tf.Tensor) -> tf.Tensor:
         return decode(data, size, central_share=central_share, background=background)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, name="image")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, name="image")],
+        autograph=False,
+    )
     def pixels(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"embedding": model(image, training=False)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="encoded")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="encoded")], autograph=False
+    )
     def encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         # There are no decoders for other devices.
         with tf.device("/device:CPU:0"):

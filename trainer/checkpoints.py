@@ -200,11 +200,15 @@ class Checkpoints:
         """Keeps the model if its metric is the highest so far; errors as `save`."""
         if not metric > float(self._best_metric):
             return False
+        self.save_best(step)
+        self._best_metric.assign(metric)
+        return True
+
+    def save_best(self, step: int) -> None:
+        """Keeps the model, whatever the metric of the one before; errors as `save`."""
         self.step.assign(step)
         self._write(self._best, step)
-        self._best_metric.assign(metric)
         self._best_step.assign(step)
-        return True
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> None:
         # Every process looks, also one that does not write: the weights are the same in all, so all

@@ -33,7 +33,8 @@ def build_model(
       weights: of the backbone: None, "imagenet" or a path.
       embedding_dim: D of the head; None leaves it out, the embedding is the pooled features.
       whitened: whether the head takes features of unit length and has a bias, so that training can
-        start it as one that whitens them (`trainer.whitening`); until then it only turns them.
+        make it one that whitens them (`trainer.whitening`), for its start and for what it keeps;
+        until then it only turns them.
       freeze_batch_norm: whether batch norm keeps the statistics it has; else it is live, over the
         batches of all replicas together.
       dtype_policy: of the backbone, "float32" or "mixed_bfloat16" (weights float32, computed in

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -41,7 +41,7 @@ from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
-from trainer.whitening import features_of, start_head
+from trainer.whitening import features_of, own_head, whiten_head
 from trainer.workers import (
     any_worker,
     is_chief,
@@ -213,11 +213,12 @@ def train(
             )
         )
         say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
+        features = features_of(shown)
         if plan.hard_share and checkpoints.forget_centres(but_of=plan.num_classes):
             telemetry.line("other classes than before: no hard batches until the next evaluation")
         if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
-        elif not keep_best and checkpoints.best_step:
+        elif not keep_best and checkpoints.best_step and features is None:
             telemetry.line(
                 f"the model of step {checkpoints.best_step:,}, the best on val before"
                 " train.keep_best was False, stays this run's"
@@ -263,24 +264,41 @@ def train(
             should_stop=should_stop,
         )
 
-        if not first_step and init_from is None and (features := features_of(shown)) is not None:
-            _copy_weights(model, shown)
-            start_head(strategy, model, forward_function(strategy, features), train_images, plan)
-            updates.start_averages()
-
         def require_finite() -> None:
             _copy_weights(model, shown)
             training.require_finite(forward, train_images)
+
+        to_features = forward_function(strategy, features or shown)
+
+        def whiten() -> None:
+            _copy_weights(model, shown)
+            whiten_head(strategy, model, to_features, train_images, plan)
+
+        @contextlib.contextmanager
+        def finished(whitens: bool) -> Iterator[None]:
+            """The model as it is evaluated and kept: averaged, and its head whitened anew."""
+            with updates.averaged(), contextlib.ExitStack() as head:
+                if whitens:
+                    head.enter_context(own_head(model))
+                    whiten()
+                _copy_weights(model, shown)
+                yield
+
+        if features is not None and not first_step and init_from is None:
+            whiten()
+            updates.start_averages()
 
         step, stopped = first_step, False
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 require_finite()
-                if val is not None or plan.hard_share:  # which take time in which one can be killed
+                whitens = features is not None and (val is not None or step == steps)
+                if val is not None or plan.hard_share or whitens:  # in which one can be killed
                     checkpoints.save(step, evaluated_step=evaluated_step)
                 training.show_last(train_images)
-                with updates.averaged():
-                    _copy_weights(model, shown)
+                with finished(whitens):
+                    if whitens and (val is None or not keep_best):
+                        checkpoints.save_best(step)
                     if val is not None:
                         found = embed(forward, val, "val")
                         embedded = Embedded(val, *found)

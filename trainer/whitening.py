@@ -1,10 +1,14 @@
-"""Where a pretrained network's head starts: its features, whitened by what varies within classes.
+"""A head that whitens a network's features by what varies within classes.
 
-Directions in which photos of one class differ are shrunk before the first step. That alone told
-unseen classes apart much better than the features do (docs/benchmarks.md), and training goes on
-from there. Hatch, Kajarekar, Stolcke: Within-class covariance normalization, 2006; Mikolajczyk,
-Matas: Improving descriptors for fast tree matching by optimal linear projection, 2007.
+Directions in which photos of one class differ are shrunk. Before the first step that alone told
+unseen classes apart much better than a pretrained network's features do, and training goes on from
+there; of a trained network it did so again (docs/benchmarks.md). Hatch, Kajarekar, Stolcke:
+Within-class covariance normalization, 2006; Mikolajczyk, Matas: Improving descriptors for fast tree
+matching by optimal linear projection, 2007.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -28,7 +32,7 @@ def features_of(model: keras.Model) -> keras.Model | None:
     return keras.Model(model.inputs, model.get_layer(UNIT_FEATURES).output)
 
 
-def start_head(
+def whiten_head(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
     forward: Forward,
@@ -55,6 +59,18 @@ def start_head(
     kernel, bias = whitening(features, images.index.label[found], int(head.units))
     for variable, value in ((head.kernel, kernel), (head.bias, bias)):
         variable.assign(of_chief(strategy, value))
+
+
+@contextlib.contextmanager
+def own_head(model: keras.Model) -> Iterator[None]:
+    """The head may be set within; what it was before comes back."""
+    variables = model.get_layer(HEAD).variables
+    before = [tf.identity(variable.value) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
 
 
 def whitening(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from preprocessing.errors import UsageError
 from preprocessing.index import load_index
 from tests.trainer.test_main import arguments, run
+from tests.trainer.test_main import weights as saved_weights
 from trainer.checkpoints import Checkpoints
 from trainer.images import Images, on_replicas
 from trainer.model import build_model
@@ -118,17 +119,47 @@ def test_fewer_images_than_features():
     np.testing.assert_allclose((features @ kernel + bias).mean(axis=0), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("param", "ends"),
-    [("train.average_decay = None", (3, 4)), ("make_strategy.cpu_replicas = 2", (3,))],
-)
-def test_training_begins_with_it(data_dir, tmp_path, param, ends):
+def test_training_begins_with_it(data_dir, tmp_path):
     """At a learning rate of 0 the run ends with it, and a run that goes on leaves it alone."""
     still = ["WarmupCosine.peak = 0.0", "head/SGD.learning_rate = 0.0", "train.evaluate_every = 1"]
-    for steps in ends:
-        run(*arguments(data_dir, tmp_path / "run", *WHITENED, *still, param, f"STEPS = {steps}"))
-    model = build_model(backbone="small_conv", image_size=16, embedding_dim=3, whitened=True)
-    Checkpoints(str(tmp_path / "run"), model, writes=False).restore_best()
+    for steps in (3, 4):
+        params = (*WHITENED, *still, "train.average_decay = None", f"STEPS = {steps}")
+        run(*arguments(data_dir, tmp_path / "run", *params))
+    model = whitened_model()
+    path = tf.train.latest_checkpoint(str(tmp_path / "run" / "checkpoints"))
+    assert path.endswith("ckpt-4")
+    weights = [variable.value for variable in model.variables]
+    tf.train.Checkpoint(model=weights).restore(path).expect_partial()
+    assert_whitened(model, data_dir)
+
+
+def test_what_is_kept_is_whitened_anew_and_training_goes_on_with_its_own(data_dir, tmp_path):
+    """On two replicas, with averages; how often it is looked at changes nothing."""
+    params = (*WHITENED, "make_strategy.cpu_replicas = 2", "train.keep_best = False")
+    kept, trained = [], []
+    for every in (1, 6):
+        folder = tmp_path / str(every)
+        run(*arguments(data_dir, folder, *params, f"train.evaluate_every = {every}"))
+        model = whitened_model()
+        assert Checkpoints(str(folder), model, writes=False).restore_best() == 6
+        assert_whitened(model, data_dir)
+        kept.append(model.get_layer("head").kernel.numpy())
+        trained.append(saved_weights(folder))
+    np.testing.assert_array_equal(*kept)
+    assert trained[0].keys() == trained[1].keys()
+    for name, value in trained[0].items():
+        np.testing.assert_array_equal(value, trained[1][name], err_msg=name)
+    heads = [value for value in trained[0].values() if value.shape == kept[0].shape]
+    assert len(heads) >= 2  # and its average
+    assert all(np.abs(head - kept[0]).max() > 0.01 for head in heads)
+
+
+def whitened_model() -> keras.Model:
+    return build_model(backbone="small_conv", image_size=16, embedding_dim=3, whitened=True)
+
+
+def assert_whitened(model: keras.Model, data_dir) -> None:
+    """The head whitens the features that the model has of the train split."""
     index = load_index(str(data_dir), "train")
     images = Images(
         index, Reading().records(index), image_size=16, central_share=1.0, batch_size=36

@@ -44,7 +44,8 @@ setup(
             FAISS,
         ],
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", FAISS],
-        "tpu": ["tensorflow-tpu>=2.20,<2.22", FAISS],
+        # The last two look up a TPU by its name, for TensorFlow.
+        "tpu": ["tensorflow-tpu>=2.20,<2.22", FAISS, "google-api-python-client", "oauth2client"],
         # build: Beam makes the package of --setup_file with it.
         "gcp": ["apache-beam[gcp]>=2.66", "build"],
         # Compiles a training step for a TPU without having one (docs/tpu.md).

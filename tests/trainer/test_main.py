@@ -406,6 +406,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "BatchPlan.classes_per_batch = 7"}, "only 6 classes"),
         ({"gin_param": "make_strategy.cpu_replicas = 3"}, "not divisible by 3 replicas"),
         ({"gin_param": "make_strategy.name = 'mirrored'"}, "TensorFlow sees no GPU here"),
+        ({"gin_param": "make_strategy.name = 'tpu'"}, "tpu 'local': no TPU there (TPUs not found"),
         ({"gin_param": "make_strategy.name = 'tpus'"}, "one of auto, one_device, mirrored"),
         ({"gin_param": "semihard_triplets.distance_metric = 'L1'"}, "one of L2, squared-L2"),
         ({"gin_param": "SGD.learning_rate = float('nan')"}, "gin"),

@@ -93,11 +93,11 @@ serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=fol
 	$(BIN)/python -m trainer.serve --model='$(or $(MODEL),runs/demo)' --index='$(INDEX)' \
 	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) $(call flag,images,$(INPUT)) $(ARGS)
 
-test: setup  ## every test; no network, no accelerator
+test: setup  ## the tests but those that take minutes; no network, no accelerator
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: setup  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-slow: setup  ## those that take minutes
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: setup  ## what CI checks besides the tests
 	$(BIN)/ruff check .

@@ -145,6 +145,7 @@ def retrieval(data: Path, *flags: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_retrieval_with_our_losses_alone(tmp_path):
     printed = retrieval(small_data_set(tmp_path), "--parts=peers", f"--peers={tmp_path}")
     rows = [line.split() for line in printed.splitlines()]

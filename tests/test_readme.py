@@ -44,6 +44,7 @@ def test_two_commands_set_up_and_test():
     assert COMMANDS[:2] == ["make demo", "make test"]
 
 
+@pytest.mark.slow
 def test_make_demo(project):
     if not (VENV / ".installed-cpu").exists():
         pytest.skip("not in the environment that `make setup` makes")
@@ -58,6 +59,7 @@ def test_make_demo(project):
         assert (project / line.removeprefix("wrote ")).is_file()
 
 
+@pytest.mark.slow
 def test_own_images(project):
     """Every other command, in order."""
     class_folder(project / "photos", classes=60, images=8)

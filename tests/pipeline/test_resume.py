@@ -76,6 +76,7 @@ def unbroken(photos, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments(photos, unbroken, tmp_path):
     output, log = tmp_path / "data", tmp_path / "log"
     arguments = [f"--input={photos}", f"--output={output}", *PHOTO_SETTINGS]

@@ -73,6 +73,7 @@ def test_query_against_gallery_is_the_default_where_there_are_both(trained):
         assert sheet.width > 500
 
 
+@pytest.mark.slow
 def test_without_groups_and_within_a_split(trained, tmp_path):
     data_dir, _, _ = trained
     model_dir = shutil.copytree(trained[1], tmp_path / "run")

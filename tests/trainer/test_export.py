@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index import load_info
 from preprocessing.records import decode_example, read_record
 from preprocessing.storage import exclusive
+from tests.trainer import forked
 from trainer.backbones.applications import PreprocessInput
 from trainer.backbones.batch_norm import freeze_batch_norm
 from trainer.backbones.portable import portable
@@ -68,8 +70,7 @@ def make_run(model_dir: Path, data_dir: Path, build=small, *, step: int = 7) -> 
 
 
 def main(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "trainer.main", "--mode=export", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return forked.run(["-m", "trainer.main", "--mode=export", *map(str, arguments)], os.environ)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.trainer.input_digests import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,7 @@ def lines(out: Path) -> int:
     return out.read_text().count("\n") if out.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps(data_dir, tmp_path):
     """One process never stops; the other is killed twice, where chance will have it."""
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"

@@ -148,7 +148,7 @@ def euclidean(x, y):
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 def test_metric_may_be_undefined_where_no_triplet_is(rule, jit_compile):
-    for rows in (8, 64, 100):
+    for rows in (100,) if jit_compile else (8, 64, 100):  # XLA takes 5 s for each
         labels = np.arange(rows) % (rows // 3)  # some classes have one more than others
         x = normal(labels)
         for metric, name in ((cosine, "angular"), (euclidean, "L2")):

@@ -20,6 +20,7 @@ from preprocessing.index import load_index
 from preprocessing.storage import exclusive
 from tests.fixtures.datasets import make_data_set, small_data_set
 from tests.fixtures.folders import class_folder
+from tests.trainer.forked import run as fork
 from trainer.results import worse
 
 ROOT = Path(__file__).parents[2]
@@ -33,17 +34,22 @@ def command(*arguments) -> list[str]:
     return [sys.executable, "-m", "trainer.main", *map(str, arguments)]
 
 
-def run(*arguments, check=True) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(*arguments),
+def run(*arguments, check=True, forked=True) -> subprocess.CompletedProcess:
+    """Forked: without Python's and TensorFlow's own start and end."""
+    done = (fork if forked else python)(command(*arguments)[1:], DETERMINISTIC)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def python(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env=DETERMINISTIC,
+        env=env,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 def arguments(data_dir, model_dir, *params) -> list[str]:
@@ -62,7 +68,7 @@ def weights(model_dir) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("run") / "unbroken"
-    return model_dir, run(*arguments(data_dir, model_dir))
+    return model_dir, run(*arguments(data_dir, model_dir), forked=False)
 
 
 def test_a_run_writes_what_it_says(trained):
@@ -168,6 +174,7 @@ def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, nu
     assert_equal_runs(model_dir, trained[0])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken(data_dir, tmp_path):
     """Without a chance to save: it goes on from the last evaluation, with its class centres."""
     params = ["STEPS = 30", "train.evaluate_every = 5", "BatchPlan.hard_share = 0.5"]
@@ -289,6 +296,7 @@ def test_damaged_records_in_an_evaluation(data_dir, trained, tmp_path):
     assert json.loads((model_dir / "evaluation/test.json").read_text())["num_damaged"] == 1
 
 
+@pytest.mark.slow
 def test_waiting_for_input_is_shown(data_dir, tmp_path):
     """But not where TensorFlow is asked for determinism, under which it has no clock."""
     flags = arguments(data_dir, tmp_path / "run", "train.steps_per_loop = 3")
@@ -324,6 +332,7 @@ def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
     assert max(row["step"] for row in numbers(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
 def test_the_last_model_is_kept_where_val_is_not_to_choose(data_dir, trained, tmp_path):
     """Nothing moves: val would choose the first. A best model that is there already stays."""
     still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "WarmupCosine.peak = 0.0")
@@ -557,14 +566,7 @@ commandline.run(main.main, description="")
 
 
 def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=ROOT,
-        env=DETERMINISTIC,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return fork(["-c", script, *map(str, arguments)], DETERMINISTIC)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -600,11 +602,13 @@ commandline.run(main.main, description="")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "file"), [(1_000, "metrics.jsonl"), (4_000, "tensorboard")])
 def test_full_disk(data_dir, trained, tmp_path, limit, file):
     """What is written most often names itself too; then the same command goes on."""
     flags = arguments(data_dir, tmp_path / "run")
-    done = run_script(FULL, limit, *flags)
+    # Forked, what it prints would be in a file with a limit.
+    done = python(["-c", FULL, str(limit), *flags], DETERMINISTIC)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith(f"error: {tmp_path / 'run' / file} could not be written (")
@@ -651,6 +655,7 @@ commandline.run(main.main, description="")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["last step", "val, asked to stop", "val, killed"])
 def test_stopped_at_the_last_step_or_in_val(data_dir, trained, tmp_path, moment):
     model_dir = tmp_path / "a run"

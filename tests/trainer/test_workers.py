@@ -140,6 +140,7 @@ def assert_close(model_dir: Path, expected: Path, tolerance: float) -> None:
         np.testing.assert_allclose(value, other[name], rtol=0, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
     """The weights at the end are those of one process that was never stopped."""
     long = ("STEPS = 120", "train.evaluate_every = 60", "train.steps_per_loop = 1")
@@ -163,6 +164,7 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
     assert_close(tmp_path / "run", tmp_path / "alone", 5e-5)
 
 
+@pytest.mark.slow
 def test_the_first_workers_triplets_are_shown(data_dir, tmp_path):
     # All are active then, and of so many some lie within the first worker's rows whole.
     params = ("semihard_triplets.margin = 2.0", "BatchPlan.classes_per_batch = 6", "STEPS = 12")
@@ -174,7 +176,12 @@ def test_the_first_workers_triplets_are_shown(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "lost"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)]
+    ("number", "lost"),
+    [
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_lost_worker_ends_the_other_with_one_line(data_dir, tmp_path, number, lost):
     arguments = command(data_dir, tmp_path / "run", *ENDLESS)
@@ -200,7 +207,7 @@ def test_started_again_after_one_was_killed(data_dir, tmp_path):
     assert "trained model" in chief.output()
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_a_worker_that_is_gone_before_the_first_step(data_dir, tmp_path, mode):
     """It has joined, and agreed with the other on what to do."""
     arguments = [*command(data_dir, tmp_path / "run"), f"--mode={mode}"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from preprocessing.errors import UsageError
+from trainer.pictures import Pictures
 from trainer.report import findings
+from trainer.report.alike import alike
 from trainer.report.inputs import Inputs
 from trainer.retrieval import (
     Gallery,
@@ -48,8 +51,8 @@ class Analysis:
     nearest: np.ndarray
 
 
-def analyse(inputs: Inputs) -> Analysis:
-    """Computes it all; needs TensorFlow.
+def analyse(inputs: Inputs, pictures: Pictures | None = None) -> Analysis:
+    """Computes it all; needs TensorFlow. Without pictures, near-duplicates go by embeddings alone.
 
     Raises:
       UsageError: no query has a match.
@@ -115,6 +118,12 @@ def analyse(inputs: Inputs) -> Analysis:
             for each in confused
         ],
         wrong_labels=findings.wrong_labels(embedding, label, around.rows),
-        near_duplicates=findings.near_duplicates(label, every.split, around.rows, around.distances),
+        near_duplicates=findings.near_duplicates(
+            label,
+            every.split,
+            around.rows,
+            around.distances,
+            alike=None if pictures is None else functools.partial(alike, every, pictures),
+        ),
         nearest=around.rows,
     )

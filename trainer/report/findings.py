@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from trainer.retrieval.distances import all_distances, distances
 
-NEAR_SHARE = 0.5  # of the usual distance around two images: what is nearer is a near-duplicate
+NEAR_SHARE = 0.5  # of the usual distance around two images: what is nearer is a near-duplicate,
+ALIKE = 0.99  # and so is what is nearer than usual, and whose pictures correlate so much;
+COMPARED = 2_000  # so many pairs of pictures are compared, at most
 PAIRS = 500_000  # of each kind that are measured, at most
 _CHUNK = 4096  # rows
 
@@ -36,18 +38,24 @@ class WrongLabels:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NearDuplicates:
-    """Pairs of images of two classes, or of two splits, that are nearly the same, nearest first.
+    """Pairs of images of two classes, or of two splits, that are nearly the same.
+
+    First those whose pictures are alike, and of each kind the nearest first.
 
     Attributes:
       pairs: int64 [P, 2], rows.
       distance: float32 [P].
-      ratio: float64 [P], of the distance to the usual one around the two, at most NEAR_SHARE.
+      ratio: float64 [P], of the distance to the usual one around the two, at most 1.
+      alike: float64 [P], correlation of their pictures; NaN where they were not compared.
+      num_not_compared: pairs nearer than usual whose pictures were not: too many, or missing.
       num_crowded: images whose listed neighbours are all so near that there may be more pairs.
     """
 
     pairs: np.ndarray
     distance: np.ndarray
     ratio: np.ndarray
+    alike: np.ndarray
+    num_not_compared: int
     num_crowded: int
 
 
@@ -134,28 +142,37 @@ def _score(embedding: np.ndarray, row: int, own: np.ndarray, other: np.ndarray, 
 
 
 def near_duplicates(
-    label: np.ndarray, split: np.ndarray, nearest: np.ndarray, distance: np.ndarray
+    label: np.ndarray,
+    split: np.ndarray,
+    nearest: np.ndarray,
+    distance: np.ndarray,
+    *,
+    alike: Callable[[np.ndarray], np.ndarray] | None = None,
+    compared: int = COMPARED,
 ) -> NearDuplicates:
     """Pairs of two classes or two splits that are nearer than is usual around them.
 
     What is usual around an image is the median distance to its k nearest; around two, the geometric
     mean of both (local scaling: Zelnik-Manor, Perona: Self-Tuning Spectral Clustering, NIPS 2004).
     Pairs up to half of that (NEAR_SHARE) count, so that no scale has to be given: classes that lie
-    close together have a smaller one.
+    close together have a smaller one. A model can be sensitive to what copying does to a picture:
+    pairs up to all of that count if their pictures are alike (ALIKE).
 
     Args:
       label: integers [N].
       split: [N], names.
       nearest: integers [N, k], rows of the nearest of all others, nearest first.
       distance: float32 [N, k], to them.
+      alike: how alike the pictures of pairs [n, 2] are, [n]: -1 to 1, or NaN; None: not compared.
+      compared: pairs that it is asked for, at most, nearest first.
     """
     if not nearest.size:
         none = np.zeros(0)
-        return NearDuplicates(np.zeros((0, 2), np.int64), none.astype(np.float32), none, 0)
-    root = np.sqrt(np.median(distance.astype(np.float64), axis=1))
-    usual = root[:, None] * root[nearest]
-    near = distance <= NEAR_SHARE * usual
-    i, column = np.nonzero(near)
+        pairs = np.zeros((0, 2), np.int64)
+        return NearDuplicates(pairs, none.astype(np.float32), none, none, 0, 0)
+    median = np.median(distance.astype(np.float64), axis=1)
+    usual = np.sqrt(median[:, None] * median[nearest])
+    i, column = np.nonzero(distance <= usual)
     j = nearest[i, column].astype(np.int64)
     apart = (label[i] != label[j]) | (split[i] != split[j])
     i, j, column = i[apart], j[apart], column[apart]
@@ -165,8 +182,22 @@ def near_duplicates(
     found, around = distance[i, column], usual[i, column]
     ratio = np.divide(found, around, out=np.zeros(len(found)), where=around > 0)  # copies: 0
     order = np.lexsort((pairs[:, 1], pairs[:, 0], ratio))
-    crowded = int(near[:, -1].sum()) if nearest.shape[1] < len(label) - 1 else 0
-    return NearDuplicates(pairs[order], found[order], ratio[order], crowded)
+    pairs, found, ratio = pairs[order], found[order], ratio[order]
+    agree = np.full(len(pairs), np.nan)
+    if alike is not None:
+        agree[:compared] = alike(pairs[:compared])
+    same = agree >= ALIKE
+    kept = np.flatnonzero(same | (ratio <= NEAR_SHARE))
+    kept = kept[np.argsort(~same[kept], kind="stable")]
+    full = nearest.shape[1] == len(label) - 1
+    return NearDuplicates(
+        pairs[kept],
+        found[kept],
+        ratio[kept],
+        agree[kept],
+        num_not_compared=int(np.isnan(agree).sum()),
+        num_crowded=0 if full else int((distance[:, -1] <= NEAR_SHARE * usual[:, -1]).sum()),
+    )
 
 
 def pair_distances(

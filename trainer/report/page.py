@@ -296,8 +296,8 @@ class _Builder:
     def near_duplicates(self, listed: int) -> list[Entry]:
         near = self._found.near_duplicates
         entries = []
-        for pair, distance, ratio in zip(
-            near.pairs[:listed].tolist(), near.distance, near.ratio, strict=False
+        for pair, distance, ratio, agree in zip(
+            near.pairs[:listed].tolist(), near.distance, near.ratio, near.alike, strict=False
         ):
             one, two = (self._in.embeddings.split[row] for row in pair)
             classes = [self._name(int(self._label[row])) for row in pair]
@@ -308,7 +308,8 @@ class _Builder:
             entries.append(
                 Entry(
                     f"{classes[0]} ({one}) and {classes[1]} ({two})",
-                    f"{' and '.join(what)}; distance {distance:.2g}, {ratio:.2f} of the usual;"
+                    f"{' and '.join(what)}; distance {distance:.2g}, {ratio:.2f} of the usual"
+                    f"{'' if np.isnan(agree) else f'; the pictures correlate by {agree:.2f}'};"
                     f" {' and '.join(self._where(row) for row in pair)}",
                     [self._tile(row) for row in pair],
                 )

@@ -51,7 +51,7 @@ def write_report(
         split=split,
     )
     pictures = RecordPictures(data_dir)
-    found = analyse(given)
+    found = analyse(given, pictures)
     thumbnails = Thumbnails(given.embeddings, pictures)
     html = render(given, found, thumbnails, listed=listed)
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)

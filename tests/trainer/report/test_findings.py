@@ -142,29 +142,67 @@ def test_crowds_of_near_duplicates_are_counted():
     assert found.num_crowded == 0
 
 
-def plain_near_duplicates(embedding, label, split, k):
+def plain_near_duplicates(embedding, label, split, k, alike=lambda i, j: 0.0):
     """As docs/report.md has it, a pair at a time."""
     rows, distance = nearest(embedding, k)
     usual = np.median(distance.astype(float), axis=1)
-    return {
-        (min(i, j), max(i, j))
-        for i in range(len(embedding))
-        for j, d in zip(rows[i].tolist(), distance[i].tolist(), strict=True)
-        if (label[i], split[i]) != (label[j], split[j]) and d <= (usual[i] * usual[j]) ** 0.5 / 2
-    }
+    found = set()
+    for i in range(len(embedding)):
+        for j, d in zip(rows[i].tolist(), distance[i].tolist(), strict=True):
+            apart = (label[i], split[i]) != (label[j], split[j])
+            share = 1 if apart and alike(i, j) >= 0.99 else 0.5
+            if apart and d <= (usual[i] * usual[j]) ** 0.5 * share:
+                found.add((min(i, j), max(i, j)))
+    return found
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 6))
-def test_near_duplicates_are_those_of_the_plain_rule(seed, num, k):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 6), st.booleans())
+def test_near_duplicates_are_those_of_the_plain_rule(seed, num, k, with_pictures):
     rng = np.random.default_rng(seed)
     embedding = rng.standard_normal((num, 2)).astype(np.float32)
     label, split = rng.integers(0, 3, num), rng.choice(np.array(["a", "b"], object), num)
-    found = findings.near_duplicates(label, split, *nearest(embedding, k))
+    table = rng.choice([0.2, 0.98, 0.99, 1.0], (num, num))
+    table = np.maximum(table, table.T) if with_pictures else np.full((num, num), np.nan)
+    found = findings.near_duplicates(
+        label,
+        split,
+        *nearest(embedding, k),
+        alike=(lambda pairs: table[pairs[:, 0], pairs[:, 1]]) if with_pictures else None,
+    )
     pairs = [(i, j) for i, j in found.pairs.tolist()]
     assert len({*pairs}) == len(pairs)
-    assert {*pairs} == plain_near_duplicates(embedding, label, split, k)
-    assert (np.diff(found.ratio) >= 0).all()
+    assert {*pairs} == plain_near_duplicates(
+        embedding, label, split, k, lambda i, j: np.nan_to_num(table[i, j])
+    )
+    np.testing.assert_array_equal(found.alike, [table[pair] for pair in pairs])
+    same = found.alike >= 0.99
+    assert (np.diff(same.astype(int)) <= 0).all()  # they come first
+    for each in (same, ~same):
+        assert (np.diff(found.ratio[each]) >= 0).all()
+
+
+def test_pictures_that_were_not_compared_are_counted():
+    """Four pairs of two classes, the farther the later; three of them nearer than half."""
+    first = np.repeat(np.float32([1, 4, 9, 81]), 2)
+    near = np.stack([first, 200 - first], axis=1)  # 100 is usual around each
+    rows = np.array([[1, 7], [0, 7], [3, 7], [2, 7], [5, 7], [4, 7], [7, 0], [6, 0]])
+    label, asked = np.arange(8), []
+
+    def alike(pairs):
+        asked.extend(pairs.tolist())
+        return np.array([1.0, np.nan, 0.3])
+
+    found = findings.near_duplicates(label, label, rows, near, alike=alike, compared=3)
+    assert asked == [[0, 1], [2, 3], [4, 5]]
+    assert found.pairs.tolist() == asked
+    assert found.num_not_compared == 2  # one picture is missing, one pair too many
+    found = findings.near_duplicates(
+        label, label, rows, near, alike=lambda _: np.array([0, 0, 0, 1])
+    )
+    assert found.pairs.tolist() == [[6, 7], *asked]
+    np.testing.assert_allclose(found.ratio, [0.81, 0.01, 0.04, 0.09])
+    assert found.num_not_compared == 0
 
 
 @pytest.mark.parametrize("num", [0, 1])

@@ -17,6 +17,7 @@ from tests.fixtures.written import edit_rows
 from tests.trainer.report import conftest as planted
 from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
 from tests.trainer.retrieval import oracle
+from trainer.pictures import RecordPictures
 from trainer.report.__main__ import main
 from trainer.report.report import write_report
 
@@ -144,8 +145,16 @@ def test_the_planted_wrong_label_is_first_but_for_the_copy(page, reported):
 
 def test_the_planted_near_duplicate_is_found(page, reported):
     of = reported.embeddings
-    count = len(plain_near_duplicates(of.embedding, of.label, of.split, 10))
-    assert f"as is usual around them: {count}." in " ".join(reported.html.split())
+    pictures = RecordPictures(str(reported.data))
+    names = list(zip(of.source_id, of.split, strict=True))
+
+    def alike(i, j):
+        both = [Image.open(io.BytesIO(pictures.of(*names[row]))) for row in (i, j)]
+        small = [np.asarray(each.resize((16, 16), Image.BOX), float) for each in both]
+        return np.corrcoef([(each - each.mean((0, 1))).ravel() for each in small])[0, 1]
+
+    count = len(plain_near_duplicates(of.embedding, of.label, of.split, 10, alike))
+    assert f"that correlate by .99): {count}." in " ".join(reported.html.split())
     articles = page.articles["Near-duplicates across classes and splits"]
     assert len(articles) == count
     both = (planted.COPY, planted.COPIED)

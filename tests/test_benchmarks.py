@@ -78,6 +78,7 @@ def mining(*flags: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_mining_without_peers(tmp_path):
     printed = mining("--sizes", "64", "--shares", "--memory", "--peers", str(tmp_path))
     assert printed.count("not installed: make peers") == 2

@@ -149,6 +149,7 @@ def test_killed_and_run_again(emulator, images, local, tmp_path):
     assert objects(emulator, "killed") == local
 
 
+@pytest.mark.slow
 def test_requests_that_fail_in_between(emulator, from_bucket, tmp_path):
     rules = [
         Rule(status(503), path=UPLOAD, first=1, per_object=True),

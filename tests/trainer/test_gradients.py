@@ -173,6 +173,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_part():
     def megabytes(microbatches: int) -> int:
         done = subprocess.run(

@@ -32,7 +32,11 @@ def true_loss(loss: str, outputs: np.ndarray) -> float:
 
 # 37 rows leave a last batch that replicas share unequally, 33 one that a replica has none of.
 @pytest.mark.parametrize(
-    ("replicas", "losses"), [(2, ["semihard-37", "hard-33"]), (4, ["semihard-37"])]
+    ("replicas", "losses"),
+    [
+        pytest.param(2, ["semihard-37", "hard-33"], marks=pytest.mark.slow),
+        (4, ["semihard-37"]),
+    ],
 )
 def test_fit_does_not_depend_on_the_replicas(replicas, losses):
     found = processes.results("tests.trainer.keras_replicas", replicas, *losses)

@@ -155,7 +155,9 @@ def assert_equal_runs(model_dir: Path, expected: Path) -> None:
     assert numbers(model_dir) == numbers(expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, number):
     model_dir = tmp_path / "a run"
     process = start(*arguments(data_dir, model_dir))
@@ -266,6 +268,7 @@ def test_a_damaged_record_stops_training_and_is_named(data_dir, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_records_are_replaced_named_and_counted(data_dir, tmp_path):
     copy, sources = damage(data_dir, tmp_path, 1, 20)
     params = ["STEPS = 30", "train.evaluate_every = 10", "Reading.damaged = 'replace'"]
@@ -319,6 +322,7 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
     assert former.read_text() == (trained[0] / "config.gin").read_text()
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
     """Nothing moves, so no evaluation after the first is better; resumed, it has ended."""
     still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "STEPS = 10")
@@ -474,6 +478,7 @@ def test_a_run_that_does_not_begin_with_another_model(data_dir, trained, tmp_pat
     assert "--model_dir" not in line
 
 
+@pytest.mark.slow
 def test_another_data_set(data_dir, trained, tmp_path):
     """A run does not go on with it; an evaluation on it takes nothing's place."""
     model_dir = shutil.copytree(trained[0], tmp_path / "run")
@@ -490,6 +495,7 @@ def test_another_data_set(data_dir, trained, tmp_path):
     assert "nothing to train" in run(*arguments(moved, model_dir)).stderr
 
 
+@pytest.mark.slow
 def test_no_val_and_no_test_split(tmp_path):
     class_folder(tmp_path / "images", classes=6)
     data_dir = make_data_set(tmp_path)
@@ -518,6 +524,7 @@ def test_diverged_run_stops_and_names_the_step(data_dir, tmp_path, steps_per_loo
     assert f"error: the loss is not finite in step 2 ({why})" in done.stderr
 
 
+@pytest.mark.slow
 def test_smaller_crops_train_what_larger_images_show(data_dir, tmp_path):
     """Val is looked at in the model's own size, with the weights that the crops have trained."""
     params = (

@@ -260,7 +260,10 @@ def test_a_worker_that_never_comes(data_dir, tmp_path):
     assert "Traceback" not in chief.output()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGTERM, -15, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
 def test_interrupted_while_waiting(data_dir, tmp_path, number, code):
     with workers(command(data_dir, tmp_path / "run"), tmp_path, started=1) as (chief,):
         chief.wait_for(r"waiting for worker 1")

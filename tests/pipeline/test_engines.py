@@ -255,6 +255,7 @@ def test_an_error_comes_back_from_a_job_server(command, images, job_server, tmp_
     assert error_of(done).startswith("1 of 31 images rejected")
 
 
+@pytest.mark.slow
 def test_dataflow_job_runs_from_what_was_staged(
     command, bucket, cloud, data_set, worker_python, tmp_path
 ):

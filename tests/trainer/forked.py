@@ -97,7 +97,7 @@ def _become(arguments: list[str], env: dict[str, str], files: list[str]) -> NoRe
         os.dup2(file, number)
         os.close(file)
     kind, what, *rest = arguments
-    code: object = 0
+    code: object = None
     try:
         sys.argv = ["-c" if kind == "-c" else what, *rest]
         if kind == "-c":
@@ -111,9 +111,10 @@ def _become(arguments: list[str], env: dict[str, str], files: list[str]) -> NoRe
         code = 1
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0 if isinstance(code, int | None) else 1)
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":

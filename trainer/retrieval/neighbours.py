@@ -92,10 +92,11 @@ def nearest_neighbours(
         nearest[tile] = kept.distances
 
     if k:
-        count = len(queries)
-        tiles = [np.arange(s, min(s + query_tile, count)) for s in range(0, count, query_tile)]
         if protocol is not None:
             tiles = protocol.tiles(queries, query_tile)
+        else:
+            places = np.arange(len(queries))
+            tiles = [places[s : s + query_tile] for s in range(0, len(queries), query_tile)]
         share(strategy, tiles, search, what)
     return Neighbours(of_all(strategy, rows), of_all(strategy, nearest))
 

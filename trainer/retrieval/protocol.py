@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-PAIRS = 2**20
+PAIRS = 2**20  # of queries and rows of their class, in one tile
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -20,12 +20,12 @@ from trainer.evaluate import (
     Embedded,
     check_central_share,
     embed,
-    forward_function,
     has_queries,
     measure,
 )
 from trainer.gradients import make_gradients
 from trainer.images import Images
+from trainer.kept import Kept
 from trainer.loop import make_loop
 from trainer.losses import TripletResult
 from trainer.opening import (
@@ -41,7 +41,6 @@ from trainer.stop import on_signals
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
-from trainer.whitening import features_of, own_head, whiten_head
 from trainer.workers import (
     any_worker,
     is_chief,
@@ -213,12 +212,12 @@ def train(
             )
         )
         say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
-        features = features_of(shown)
+        kept = Kept(strategy, model, shown, updates)
         if plan.hard_share and checkpoints.forget_centres(but_of=plan.num_classes):
             telemetry.line("other classes than before: no hard batches until the next evaluation")
         if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
-        elif not keep_best and checkpoints.best_step and features is None:
+        elif not keep_best and checkpoints.best_step and not kept.whitens:
             telemetry.line(
                 f"the model of step {checkpoints.best_step:,}, the best on val before"
                 " train.keep_best was False, stays this run's"
@@ -229,7 +228,7 @@ def train(
         records = reading.records(index)
         seen_as = functools.partial(
             Images,
-            image_size=int(shown.input_shape[1]),
+            image_size=kept.image_size,
             central_share=central_share,
             batch_size=EVALUATION_BATCH,
             damaged=reading.damaged,
@@ -240,7 +239,6 @@ def train(
         if val_index is not None:
             val_index = reading.bring(val_index)
             val = seen_as(val_index, reading.records(val_index))
-        forward = forward_function(strategy, shown)
         run_steps = make_loop(
             strategy,
             make_gradients(model, triplets, microbatches=microbatches, jit_compile=jit_compile),
@@ -265,38 +263,20 @@ def train(
         )
 
         def require_finite() -> None:
-            _copy_weights(model, shown)
-            training.require_finite(forward, train_images)
+            training.require_finite(kept.trained(), train_images)
 
-        to_features = forward_function(strategy, features or shown)
-
-        def whiten() -> None:
-            _copy_weights(model, shown)
-            whiten_head(strategy, model, to_features, train_images, plan)
-
-        @contextlib.contextmanager
-        def finished(whitens: bool) -> Iterator[None]:
-            """The model as it is evaluated and kept: averaged, and its head whitened anew."""
-            with updates.averaged(), contextlib.ExitStack() as head:
-                if whitens:
-                    head.enter_context(own_head(model))
-                    whiten()
-                _copy_weights(model, shown)
-                yield
-
-        if features is not None and not first_step and init_from is None:
-            whiten()
-            updates.start_averages()
+        if not first_step and init_from is None:
+            kept.begin(train_images, plan)
 
         step, stopped = first_step, False
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 require_finite()
-                whitens = features is not None and (val is not None or step == steps)
+                whitens = kept.whitens and (val is not None or step == steps)
                 if val is not None or plan.hard_share or whitens:  # in which one can be killed
                     checkpoints.save(step, evaluated_step=evaluated_step)
                 training.show_last(train_images)
-                with finished(whitens):
+                with kept.finished(train_images, plan, whitens=whitens) as forward:
                     if whitens and (val is None or not keep_best):
                         checkpoints.save_best(step)
                     if val is not None:
@@ -360,12 +340,6 @@ def _val_index(info: DatasetInfo) -> DatasetIndex | None:
         return None
     index = load_index(info.directory, "val")
     return index if has_queries(index, group=info.group) else None
-
-
-def _copy_weights(model: keras.Model, shown: keras.Model) -> None:
-    if shown is not model:
-        for variable, trained in zip(shown.variables, model.variables, strict=True):
-            variable.assign(tf.identity(trained.value))
 
 
 def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> int:

@@ -43,8 +43,9 @@ demo: setup demo-images  ## draw the demo set, preprocess, train on the CPU, eva
 demo-images: setup
 	$(BIN)/python -m demo.draw --output=data/demo-images
 
-# --flag='value' where the variable has a value.
-flag = $(if $(2),--$(1)='$(2)')
+# A value for the shell, whatever is in it; and --flag=value where there is one.
+quoted = '$(subst ','\'',$(1))'
+flag = $(if $(2),--$(1)=$(call quoted,$(2)))
 
 # Without INPUT: the demo set.
 preprocess: setup $(if $(INPUT),,demo-images)  ## INPUT=folder or CSV, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
@@ -57,40 +58,41 @@ train: setup  ## [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
 	$(BIN)/python -m trainer.main $(call flag,gin_file,$(or $(GIN),gin/demo.gin)) \
 	  $(call flag,data_dir,$(DATA)) $(call flag,model_dir,$(MODEL)) $(ARGS)
 
+# Embeddings, index and report lie in their run, unless INPUT=, INDEX= and OUTPUT= say otherwise.
+RUN = $(or $(MODEL),runs/demo)
+INDEX ?= $(RUN)/index
+
 evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
 	$(BIN)/python -m trainer.main --mode=evaluate \
-	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(call flag,data_dir,$(DATA)) $(ARGS)
+	  $(call flag,model_dir,$(RUN)) $(call flag,data_dir,$(DATA)) $(ARGS)
 
 export: setup  ## the best model as files that load without this project [MODEL=runs/demo ARGS=...]
-	$(BIN)/python -m trainer.main --mode=export \
-	  $(call flag,model_dir,$(or $(MODEL),runs/demo)) $(ARGS)
+	$(BIN)/python -m trainer.main --mode=export $(call flag,model_dir,$(RUN)) $(ARGS)
 
 # Without GIN: the demo's model and data, into its run.
+EMBEDDED = $(or $(MODEL),$(if $(GIN),,runs/demo))
 embed: setup  ## MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \
-	  $(call flag,model,$(or $(MODEL),$(if $(GIN),,runs/demo))) $(call flag,input,$(INPUT)) \
+	  $(call flag,model,$(EMBEDDED)) $(call flag,input,$(INPUT)) \
 	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL)$(GIN),,data/demo))) \
-	  $(call flag,output,$(or $(OUTPUT),$(addsuffix /embeddings,$(or $(MODEL),$(if $(GIN),,runs/demo))))) \
+	  $(call flag,output,$(or $(OUTPUT),$(if $(EMBEDDED),$(EMBEDDED)/embeddings))) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
-
-# Embeddings and index lie in their run, unless INPUT= and INDEX= say otherwise.
-INDEX ?= $(or $(MODEL),runs/demo)/index
 
 index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search build \
-	  --embeddings='$(or $(INPUT),$(or $(MODEL),runs/demo)/embeddings)' --index='$(INDEX)' $(ARGS)
+	  $(call flag,embeddings,$(or $(INPUT),$(RUN)/embeddings)) $(call flag,index,$(INDEX)) $(ARGS)
 
 search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
-	$(BIN)/python -m trainer.search query --index='$(INDEX)' \
-	  $(if $(INPUT),--model='$(or $(MODEL),runs/demo)' '$(INPUT)') $(ARGS)
+	$(BIN)/python -m trainer.search query $(call flag,index,$(INDEX)) \
+	  $(if $(INPUT),$(call flag,model,$(RUN)) $(call quoted,$(INPUT))) $(ARGS)
 
 report: setup  ## MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
-	$(BIN)/python -m trainer.report --model_dir='$(or $(MODEL),runs/demo)' \
+	$(BIN)/python -m trainer.report $(call flag,model_dir,$(RUN)) \
 	  $(call flag,data_dir,$(or $(DATA),$(if $(MODEL),,data/demo))) \
 	  $(call flag,embeddings,$(EMBEDDINGS)) $(call flag,output,$(OUTPUT)) $(ARGS)
 
 serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
-	$(BIN)/python -m trainer.serve --model='$(or $(MODEL),runs/demo)' --index='$(INDEX)' \
+	$(BIN)/python -m trainer.serve $(call flag,model,$(RUN)) $(call flag,index,$(INDEX)) \
 	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) $(call flag,images,$(INPUT)) $(ARGS)
 
 test: setup  ## the tests but those that take minutes; no network, no accelerator

@@ -81,6 +81,34 @@ def test_links_in_the_docs_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), (page.name, target)
 
 
+@pytest.mark.parametrize(
+    "target", ["train", "evaluate", "export", "embed", "index", "search", "report", "serve"]
+)
+def test_make_hands_names_on_whatever_is_in_them(target):
+    model, data = "runs/it's my $HOME, so", 'dat"a `x'
+    # $ is make's own.
+    variables = [f"MODEL={model.replace('$', '$$')}", f"DATA={data}", f"INPUT={data}"]
+    if target == "index":
+        variables.pop()
+    shown = subprocess.run(
+        ["make", "--dry-run", "VENV=a", "--old-file=setup", target, *variables],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    [command] = [line for line in shown.replace("\\\n", " ").splitlines() if " -m " in line]
+    words = shlex.split(command)
+    of = {
+        "train": {f"--model_dir={model}", f"--data_dir={data}"},
+        "evaluate": {f"--model_dir={model}", f"--data_dir={data}"},
+        "export": {f"--model_dir={model}"},
+        "embed": {f"--model={model}", f"--data={data}", f"--output={model}/embeddings"},
+        "index": {f"--embeddings={model}/embeddings", f"--index={model}/index"},
+        "search": {f"--model={model}", f"--index={model}/index", data},
+        "report": {f"--model_dir={model}", f"--data_dir={data}"},
+        "serve": {f"--model={model}", f"--index={model}/index", f"--data={data}"},
+    }
+    assert of[target] <= {*words}, words
+
+
 def test_make_help_lists_every_target():
     help_text = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True

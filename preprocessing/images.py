@@ -59,7 +59,9 @@ _UPRIGHT = {
 
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
+_TIFF_TILE = (322, 323)  # width and height
 _WHITE_IS_ZERO = 0
+_USUAL_TILE = 2**20  # pixels; also where images may have fewer
 
 # How far the cheap steps (the JPEG decoder's own scaling, then a box filter) may shrink before the
 # real filter takes over: to twice the final size, where the difference cannot be seen.
@@ -149,6 +151,7 @@ def canonical_jpeg(data: bytes, settings: ImageSettings) -> CanonicalImage:
         image = reader(io.BytesIO(data))
     target = _target_size(image.size, settings)
     with _decoding():
+        _check_tile(image, settings)
         box = _load(image, target)
         orientation = _orientation(image)
         pixels = _grey_or_rgb(image, settings.background)
@@ -239,6 +242,18 @@ def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, i
     side = settings.short_side
     long_side = (2 * side * long + short) // (2 * short)  # rounded, without floating point
     return (side, long_side) if size[0] == short else (long_side, side)
+
+
+def _check_tile(image: ImageFile.ImageFile, settings: ImageSettings) -> None:
+    """A TIFF of few pixels may lie in one tile of many, which is decoded whole."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    sides = [image.tag_v2.get(tag, 0) for tag in _TIFF_TILE]
+    most = max(settings.max_pixels, _USUAL_TILE)
+    if not all(isinstance(side, int) for side in sides):
+        raise BadImage("tiles of no size")
+    if math.prod(sides) > most:
+        raise BadImage(f"a tile of more than {most} pixels")
 
 
 def _load(

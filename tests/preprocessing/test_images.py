@@ -347,6 +347,26 @@ def test_bomb_is_refused_by_its_header():
     assert reason.startswith("truncated, damaged or unsupported: ")
 
 
+def tiled_tiff(side, tile):
+    """A black square in one deflated tile."""
+    data = zlib.compress(bytes(tile * tile))
+    tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
+    tags |= {324: 8 + 2 + 12 * (len(tags) + 2) + 4, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_a_bomb_in_one_tile_of_a_small_image():
+    assert canonical_jpeg(tiled_tiff(64, 128), SMALL).width == 48
+    few = ImageSettings(max_pixels=64 * 64)
+    canonical_jpeg(tiled_tiff(64, 1024), few)
+    assert bad(tiled_tiff(64, 1040), few) == f"a tile of more than {2**20} pixels"
+    assert bad(tiled_tiff(64, 2000), ImageSettings(max_pixels=3_999_999)).endswith("3999999 pixels")
+    canonical_jpeg(tiled_tiff(64, 2000), ImageSettings(max_pixels=4_000_000))
+    width = struct.pack("<HHI", 322, 4, 1), struct.pack("<HHI", 322, 11, 1)  # a float
+    assert bad(tiled_tiff(64, 1040).replace(*width), few) == "tiles of no size"
+
+
 # Damage
 
 

@@ -1,4 +1,4 @@
-"""The pictures behind source ids: from the records of a data set, or from a folder of images."""
+"""The pictures behind source ids: from the records of a data set, or from image files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from preprocessing.errors import UsageError
 from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
 from preprocessing.index import DatasetIndex, load_index, load_info
 from preprocessing.records import DamagedRecord, decode_example, read_record
+from preprocessing.sources.manifests import SUFFIXES, path_in_list
 
 SIDE = 128  # of the shorter side, pixels
 
@@ -62,26 +63,35 @@ def _jpeg_of(index: DatasetIndex, row: int) -> bytes | None:
     return jpeg if isinstance(jpeg, bytes) else None
 
 
-class FolderPictures:
-    """The image files of a folder, or of a bucket; source ids are their paths in it.
+class FilePictures:
+    """Image files that were embedded, on a disk or in a bucket.
+
+    Args:
+      images: the folder that was, in which source ids are paths; or the list (.csv, .jsonl), beside
+        which they are.
 
     Raises:
-      UsageError: there is no such folder.
+      UsageError: there is none.
     """
 
-    def __init__(self, images_dir: str) -> None:
-        storage.require_supported(images_dir, "images")
-        if not storage.is_folder(images_dir):
-            raise UsageError(f"images {images_dir}: no such folder")
-        self._folder = images_dir
+    def __init__(self, images: str) -> None:
+        storage.require_supported(images, "images")
+        self._is_list = images.lower().endswith(SUFFIXES) and storage.is_file(images)
+        if not self._is_list and not storage.is_folder(images):
+            raise UsageError(f"images {images}: no such folder, and no list (.csv, .jsonl)")
+        self._images = images
 
     def of(self, source_id: str, split: str | None = None) -> bytes | None:
-        """Reads the file; none outside the folder."""
-        parts = os.path.normpath(source_id).split(os.sep)
-        if os.path.isabs(source_id) or parts[0] == os.pardir:
-            return None
+        """Reads the file; of a folder, none outside it."""
+        if self._is_list:
+            path = path_in_list(self._images, source_id)
+        else:
+            parts = os.path.normpath(source_id).split(os.sep)
+            if os.path.isabs(source_id) or parts[0] == os.pardir:
+                return None
+            path = storage.join(self._images, source_id)
         try:
-            return storage.read(storage.join(self._folder, source_id))
+            return storage.read(path)
         except OSError as error:
             if storage.problem_of_file(error) is None:
                 raise

@@ -87,7 +87,7 @@ class ManifestSource:
 
     def _look(self, row: Row) -> ImageRef | Rejected:
         name, class_name = _text(row, self.options.path), _text(row, self.options.label)
-        path = _path(self.path, name)
+        path = path_in_list(self.path, name)
         source_id = _source_id(self.path, path)
         try:
             info = storage.stat(path)
@@ -170,7 +170,7 @@ class _Scan:
                 raise UsageError(f"{where}: no {self.options.path}")
             if self.labelled and not _text(row, self.options.label):
                 raise UsageError(f"{where}: no {self.options.label} for {name}")
-            seen.append(hash(_source_id(self.path, _path(self.path, name))))
+            seen.append(hash(_source_id(self.path, path_in_list(self.path, name))))
             ends.append((end, line))
         _, counts = np.unique(np.array(seen, np.int64), return_counts=True)
         if (counts > 1).any():
@@ -186,7 +186,8 @@ class _Scan:
     def _check_once(self, file: BinaryIO, header: tuple[str, ...]) -> None:
         lines: dict[str, int] = {}
         for row, line, _ in _rows(self.path, file, header, line=2 if header else 1):
-            source_id = _source_id(self.path, _path(self.path, _text(row, self.options.path)))
+            path = path_in_list(self.path, _text(row, self.options.path))
+            source_id = _source_id(self.path, path)
             if source_id in lines:
                 raise UsageError(
                     f"input {self.path}, line {line}: {source_id} stands in line"
@@ -199,8 +200,8 @@ def _text(row: Row, column: str) -> str:
     return (row.get(column) or "").strip()
 
 
-def _path(manifest: str, name: str) -> str:
-    """Where a worker finds a file of the list."""
+def path_in_list(manifest: str, name: str) -> str:
+    """Where a file lies that a list has under this name, or an image of it under its source id."""
     folder = posixpath.dirname(manifest)
     if storage.is_bucket(name):
         return name

@@ -32,6 +32,13 @@ def require_local(path: str, what: str) -> None:
         raise UsageError(f"{what} {path}: only local paths are supported; copy or mount it first")
 
 
+def require_new_file(path: str, what: str) -> None:
+    """Raises UsageError for a path where no local file can be written: of a folder, or gs://."""
+    require_local(path, what)
+    if path.endswith("/") or is_folder(path):
+        raise UsageError(f"{what} {path}: a folder; name a file in it")
+
+
 def require_supported(path: str, what: str) -> None:
     """Raises UsageError for a path that is neither local nor gs://BUCKET/NAME."""
     if is_bucket(path):

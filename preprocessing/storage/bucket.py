@@ -181,6 +181,10 @@ class _Reader:
         with _errors(self._path):
             return self._file.read(size)
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with _errors(self._path):  # it asks for the object
+            return self._file.seek(offset, whence)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 

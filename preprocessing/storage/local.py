@@ -101,11 +101,11 @@ def atomic_file(path: str, *, temporary: str | None, replaces: str | None) -> It
             yield file
             file.flush()
             os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from preprocessing.errors import UsageError
+from preprocessing.index import load_index
 from preprocessing.storage import bucket as bucket_storage
 from tests.fixtures.cloud.emulators import go_emulator
 from tests.fixtures.cloud.faults import (
@@ -313,6 +315,22 @@ def test_index_commands(emulator, images, tmp_path, what):
     )
     assert done.returncode == 0, done.stderr
     assert "31 images" in done.stdout if what == "verify" else "broken.jpg" in done.stdout
+
+
+def test_an_object_that_is_not_there(emulator, monkeypatch):
+    for name, value in emulator.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket_storage._client.cache_clear()
+    try:
+        for ask in (lambda file: file.seek(5), lambda file: file.read(1)):
+            file = bucket_storage.open_read(f"gs://{BUCKET}/nothing")
+            with pytest.raises(FileNotFoundError):
+                ask(file)
+        with pytest.raises(UsageError, match="nothing: no such folder"):
+            load_index(f"gs://{BUCKET}/nothing", "train")
+    finally:
+        bucket_storage._client().close()
+        bucket_storage._client.cache_clear()
 
 
 def test_a_server_that_hangs_is_given_up(emulator, monkeypatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.storage import atomic_file, atomic_folder, write_file
+from preprocessing.errors import UsageError
+from preprocessing.storage import atomic_file, atomic_folder, require_new_file, write_file
 
 
 def test_whole(tmp_path):
@@ -26,6 +27,17 @@ def test_not_at_all(tmp_path):
         stop_in_the_middle()
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_where_a_folder_lies(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_file(str(tmp_path / "a"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    for folder in (str(tmp_path / "a"), str(tmp_path / "new") + "/"):
+        with pytest.raises(UsageError, match=r"output .*: a folder; name a file"):
+            require_new_file(folder, "output")
+    require_new_file(str(tmp_path / "new"), "output")
 
 
 def fill(folder: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Pictures by source id, from records and from folders."""
+"""Pictures by source id, from records, folders and lists."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import pytest
 from preprocessing.errors import UsageError
 from preprocessing.images import ImageSettings, canonical_jpeg
 from preprocessing.index import load_index
+from preprocessing.sources.manifests import ManifestInput, open_manifest
 from tests.fixtures.images import corners, encode, quadrants, rotated, save
-from trainer.pictures import FolderPictures, RecordPictures, thumbnail, thumbnail_or_none
+from trainer.pictures import FilePictures, RecordPictures, thumbnail, thumbnail_or_none
 
 
 def test_records(data_dir):
@@ -28,13 +29,32 @@ def test_folder(tmp_path):
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "x.png").write_bytes(b"x")
     (tmp_path / "secret").write_bytes(b"secret")
-    pictures = FolderPictures(str(tmp_path / "in"))
+    pictures = FilePictures(str(tmp_path / "in"))
     assert pictures.of("a/x.png", "test") == b"x"
     outside = ("../secret", "a/../../secret", str(tmp_path / "secret"), "..")
     for name in ("a", "a/y.png", "", *outside):
         assert pictures.of(name) is None
-    with pytest.raises(UsageError, match="no such folder"):
-        FolderPictures(str(tmp_path / "no"))
+    with pytest.raises(UsageError, match=r"no: no such folder, and no list"):
+        FilePictures(str(tmp_path / "no"))
+
+
+def test_list(tmp_path, monkeypatch):
+    """Its source ids are paths beside it, wherever they lead: up, too."""
+    for name in ("photos/a/x.png", "lists/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    absolute = tmp_path / "photos/a/x.png"
+    (tmp_path / "lists/a.csv").write_text(f"path\n{absolute}\ny.png\n../photos/gone.png\n")
+    source = open_manifest(str(tmp_path / "lists/a.csv"), ManifestInput(), labelled=False)
+    ids = [each.source_id for part in source.parts() for each in source.list_part(part)]
+    assert ids == ["../photos/a/x.png", "y.png", "../photos/gone.png"]
+    monkeypatch.chdir(tmp_path / "lists")
+    for path in (str(tmp_path / "lists/a.csv"), "a.csv"):
+        pictures = FilePictures(path)
+        found = [pictures.of(each) for each in ids]
+        assert found == [b"photos/a/x.png", b"lists/y.png", None]
+    with pytest.raises(UsageError, match=r"b.csv: no such folder, and no list"):
+        FilePictures("b.csv")
 
 
 def test_thumbnails_are_upright():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from preprocessing.storage import require_local, write_file
+from preprocessing.storage import require_new_file, write_file
 from trainer.pictures import RecordPictures
 from trainer.report import inputs as reading
 from trainer.report.analysis import Analysis, analyse
@@ -43,7 +43,7 @@ def write_report(
       UsageError: something is missing, or does not belong together.
     """
     output = output or os.path.join(model_dir, FILE)
-    require_local(output, "output")
+    require_new_file(output, "output")
     given = reading.load(
         model_dir=model_dir,
         data_dir=data_dir,

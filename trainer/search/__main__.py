@@ -57,7 +57,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     query.add_argument("--format", choices=FORMATS, default="table", help="of the answer (table)")
     query.add_argument("--output", metavar="FILE.png", help="the sheet")
     query.add_argument("--data", metavar="DIR", help="data set with the sheet's pictures")
-    query.add_argument("--images", metavar="DIR", help="in its place: the folder that was embedded")
+    text = "in its place: the folder, or list, that was embedded"
+    query.add_argument("--images", metavar="PATH", help=text)
     return parser.parse_args(arguments)
 
 

@@ -12,9 +12,9 @@ from preprocessing.errors import UsageError
 from preprocessing.index.describe import escaped
 from preprocessing.model_card import load_card
 from preprocessing.progress import Progress
-from preprocessing.storage import make_folder, require_local
+from preprocessing.storage import make_folder, require_local, require_new_file
 from trainer.embedder import Embedder
-from trainer.pictures import FolderPictures, Pictures, RecordPictures, thumbnail_or_none
+from trainer.pictures import FilePictures, Pictures, RecordPictures, thumbnail_or_none
 from trainer.search import queries, sheet
 from trainer.search.answers import Answer, json_line, table
 from trainer.search.index import SearchIndex
@@ -47,7 +47,7 @@ def query(
       format: of the answers.
       output: where the sheet is written.
       data_dir: the data set that has the sheet's pictures, or
-      images_dir: the folder that has them.
+      images_dir: the folder, or list, that was embedded.
 
     Raises:
       UsageError: something is missing, or of another model; not one query could be answered.
@@ -94,11 +94,11 @@ def query(
 def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) -> Pictures:
     if not output:
         raise UsageError("query: --output=FILE.png is missing, where the sheet is written")
-    require_local(output, "output")
+    require_new_file(output, "output")
     if data_dir and not images_dir:
         return RecordPictures(data_dir)
     if images_dir and not data_dir:
-        return FolderPictures(images_dir)
+        return FilePictures(images_dir)
     raise UsageError("query: a sheet takes its pictures from either --data=DIR or --images=DIR")
 
 

@@ -28,8 +28,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--index", metavar="DIR", required=True, help=text)
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument("--data", metavar="DIR", help="data set with the pictures of the index")
-    text = "in its place: the folder that was embedded"
-    pictures.add_argument("--images", metavar="DIR", help=text)
+    text = "in its place: the folder, or list, that was embedded"
+    pictures.add_argument("--images", metavar="PATH", help=text)
     text = "address to listen on (127.0.0.1: this machine alone)"
     parser.add_argument("--host", default="127.0.0.1", help=text)
     text = "to listen on (8000); 0: one that is free"

@@ -13,7 +13,7 @@ from preprocessing import storage
 from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
 from preprocessing.model_card import load_card
 from trainer.embedder import Embedder
-from trainer.pictures import FolderPictures, Pictures, RecordPictures
+from trainer.pictures import FilePictures, Pictures, RecordPictures
 from trainer.search import Entry, Neighbour, SearchIndex
 from trainer.search.queries import Wanted, require_same_model
 
@@ -52,7 +52,7 @@ class Finder:
           model: the export that the index's embeddings are of, or its run.
           index: what `python -m trainer.search build` wrote.
           data: the data set with the index's pictures, or
-          images: the folder with them.
+          images: the folder, or list, that was embedded.
 
         Raises:
           UsageError: one of them is missing, damaged, or of another model.
@@ -61,7 +61,7 @@ class Finder:
         card = load_card(model)
         searched = SearchIndex.load(index)
         require_same_model(searched, card)
-        pictures = RecordPictures(data) if data else FolderPictures(images or "")
+        pictures = RecordPictures(data) if data else FilePictures(images or "")
         limits = dataclasses.replace(card.image, max_pixels=MAX_PIXELS)
         return cls(searched, Embedder(dataclasses.replace(card, image=limits)), pictures)
 

@@ -34,7 +34,7 @@ def serve(
       model: the export that the index's embeddings are of, or its run.
       index: what `python -m trainer.search build` wrote.
       data: the data set with the index's pictures, or
-      images: the folder with them.
+      images: the folder, or list, that was embedded.
       host: address or name to listen on.
       port: 0 for one that is free.
 
@@ -83,6 +83,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except socket.gaierror as error:
         raise UsageError(f"--host={host}: {error.strerror}") from error
+    except UnicodeError as error:  # of its labels, an empty one among them
+        raise UsageError(f"--host={host}: no name of a host") from error
     except OSError as error:
         problem = PROBLEMS.get(error.errno or 0)
         if problem:

@@ -187,6 +187,7 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
             ["--source_id=a", "--neighbours=51", "--format=sheet", "--output=x", "--images=."],
             "holds 50 neighbours",
         ),
+        (["--source_id=a", "--format=sheet", "--output=e", "--images=."], "output e: a folder"),
         (["--source_id=red/1.png", "--output=x.png"], "are for --format=sheet"),
         (["--source_id=red/1.png", "--format=jsonl", "--data=d"], "are for --format=sheet"),
     ],

@@ -24,7 +24,7 @@ from tests.trainer.serve.conftest import (
     ask,
     connect,
 )
-from trainer.pictures import FolderPictures
+from trainer.pictures import FilePictures
 from trainer.search import SearchIndex
 from trainer.search.build import build
 from trainer.serve.__main__ import main
@@ -160,7 +160,7 @@ class Slow:
 def test_searches_do_not_wait_for_images_that_are_embedded(server, collection):
     """Also when there are more of those than threads."""
     index = SearchIndex.load(str(collection.folder / "index"))
-    pictures = FolderPictures(str(collection.folder / "images"))
+    pictures = FilePictures(str(collection.folder / "images"))
     slow = Slow(index.vector(0))
     finder = Finder(index, slow, pictures)
     slow.entered.acquire()
@@ -391,7 +391,10 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     assert "nowhere" in error(capsys, model, "--index=nowhere", data, free)
     assert "nowhere" in error(capsys, model, index, "--data=nowhere", free)
     assert error(capsys, model, index, "--images=nowhere", free) == (
-        "images nowhere: no such folder"
+        "images nowhere: no such folder, and no list (.csv, .jsonl)"
+    )
+    assert error(capsys, model, index, data, free, "--host=a..b") == (
+        "--host=a..b: no name of a host"
     )
     assert "--host=no.example.invalid: " in error(
         capsys, model, index, data, free, "--host=no.example.invalid"

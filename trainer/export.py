@@ -21,6 +21,7 @@ from trainer.model_card import card, fingerprint, markdown, read_metrics
 
 SAVED_MODEL, KERAS, TFLITE = "saved_model", "model.keras", "model.tflite"
 CARD_FOR_PEOPLE = "model_card.md"
+FILES = {SAVED_MODEL, KERAS, TFLITE, CARD_FILE, CARD_FOR_PEOPLE}
 LOCK_FILE = ".export.lock"
 _PREPROCESSING = ("short_side", "quality", "background")
 
@@ -111,10 +112,17 @@ def _require_ours(target: str) -> None:
     """Raises UsageError where something else than an export would be replaced."""
     if not os.path.lexists(target):
         return
-    empty = os.path.isdir(target) and not os.listdir(target)
+    names = {*os.listdir(target)} if os.path.isdir(target) else set()
+    empty = os.path.isdir(target) and not names
     if os.path.islink(target) or not (empty or os.path.isfile(os.path.join(target, CARD_FILE))):
         raise UsageError(
             f"{target}: something else than an export lies there (no {CARD_FILE}); move it away"
+        )
+    others = sorted(names - FILES)
+    if others:
+        raise UsageError(
+            f"{target}: {', '.join(others[:3])}{', ...' if others[3:] else ''} beside the export"
+            " would be lost; move it away"
         )
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from preprocessing.model_card import FORMAT_VERSION
 from trainer.evaluate import FOLDER as EVALUATION
-from trainer.results import searched_words
+from trainer.results import read_results, searched_words
 
 _SHOWN = {"recall_at_1": "Recall@1", "map_at_r": "MAP@R", "r_precision": "R-precision"}
 
@@ -75,9 +75,8 @@ def read_metrics(model_dir: str, step: int) -> tuple[dict[str, Any], list[str]]:
         path = os.path.join(folder, name)
         if not name.endswith(".json"):
             continue
-        with open(path, encoding="utf-8") as file:
-            table = json.load(file)
-        if not isinstance(table, dict) or "results" not in table:
+        table = read_results(path)
+        if table is None:
             continue  # what else an evaluation writes
         if table.get("step") == step:
             table.pop("classes", None)  # as long as there are classes

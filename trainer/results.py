@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from preprocessing import storage
+from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from preprocessing.storage import write_file
 from trainer.retrieval import RetrievalMetrics, confidence_intervals
@@ -13,6 +15,7 @@ from trainer.retrieval.metrics import MAP_AT_R, R_PRECISION, RECIPROCAL_RANK, re
 
 RECALL_AT = (1, 2, 4, 8)
 TRAINED = "trained model"
+_WRITTEN = {"step", "num_classes", "num_queries", "results"}
 _COLUMNS = {
     **{recall_name(k): f"Recall@{k}" for k in RECALL_AT},
     MAP_AT_R: "MAP@R",
@@ -109,6 +112,23 @@ class Results:
                 zip(trained.class_labels.tolist(), trained.class_counts.tolist(), strict=True)
             )
         ]
+
+
+def read_results(path: str) -> dict[str, Any] | None:
+    """What `Results.write` wrote; None for other JSON.
+
+    Raises:
+      UsageError: it is damaged, or no JSON.
+      OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(storage.read(path))
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}); evaluate again, or move it away"
+        ) from error
+    known = isinstance(content, dict) and {*content} >= _WRITTEN
+    return content if known and isinstance(content["results"], dict) else None
 
 
 def split_name(queries: str, gallery: str | None) -> str:

@@ -323,6 +323,9 @@ def test_errors_of_use(data_dir, tmp_path):
     with pytest.raises(UsageError, match=r"something else than an export lies there"):
         export(model_dir=folder, build_model=small)
     assert content(tmp_path / "export") == {"thesis.txt": b""}
+    (tmp_path / "export/model_card.json").write_text("")
+    with pytest.raises(UsageError, match=r"export: thesis.txt beside the export would be lost"):
+        export(model_dir=folder, build_model=small)
     (tmp_path / "checkpoints/data.json").unlink()
     (tmp_path / "export/thesis.txt").unlink()
     with pytest.raises(UsageError, match=r"which data the run was trained on is not noted"):
@@ -341,6 +344,9 @@ def test_metrics_of_the_step_alone(tmp_path):
     found, others = read_metrics(str(tmp_path), 7)
     assert found == {"other-val": TABLE, "test": TABLE}
     assert others == [str(folder / "val.json")]
+    (folder / "test.json").write_text(json.dumps(TABLE)[:-1])
+    with pytest.raises(UsageError, match=r"test.json: cannot be read .*; evaluate again"):
+        read_metrics(str(tmp_path), 7)
 
 
 def test_the_fingerprint_follows_what_fixes_an_embedding():

@@ -17,7 +17,7 @@ from preprocessing.index import DatasetInfo, load_index, load_info
 from preprocessing.model_card import CARD_FILE, EXPORT_FOLDER, load_card
 from preprocessing.splits import GALLERY, QUERY
 from trainer.checkpoints import is_data_of
-from trainer.results import split_name
+from trainer.results import read_results, split_name
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -49,6 +49,11 @@ class Inputs:
     searched: str | None
     evaluation: Mapping[str, Any] | None
     history: Sequence[Mapping[str, Any]]
+
+    @property
+    def rules_differ(self) -> bool:
+        """Whether the evaluation left out other images of rankings, or none, by their group."""
+        return self.evaluation is not None and self.evaluation.get("group") != self.info.group
 
 
 def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | None = None) -> Inputs:
@@ -128,12 +133,10 @@ def _data_of(info: DatasetInfo, embeddings: Embeddings) -> tuple[dict[int, str],
 
 def _evaluation(path: str) -> Mapping[str, Any] | None:
     try:
-        content = json.loads(storage.read(path))
+        content = read_results(path)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UsageError(f"{path}: cannot be read ({error}); evaluate again") from error
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+    if content is None:
         raise UsageError(f"{path}: not written by tripletmill; evaluate again")
     return content
 

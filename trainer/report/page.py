@@ -134,6 +134,8 @@ class _Builder:
         }
         rows = {TRAINED: trained}
         evaluation: Mapping[str, Any] = self._in.evaluation or {"results": {}}
+        if self._in.rules_differ:
+            return rows
         for of, values in reversed(evaluation["results"].items()):
             if of == TRAINED:
                 continue
@@ -146,7 +148,7 @@ class _Builder:
 
     def stale(self) -> float | None:
         """MAP@R of the evaluation's trained model, where it is not that of the embeddings."""
-        if self._in.evaluation is None:
+        if self._in.evaluation is None or self._in.rules_differ:
             return None
         value: float | None = self._in.evaluation["results"].get(TRAINED, {}).get(MAP_AT_R)
         near = value is None or abs(value - self._found.metrics.map_at_r) <= STALE

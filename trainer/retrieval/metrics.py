@@ -42,7 +42,6 @@ class RetrievalMetrics:
       class_labels: [C], labels of these queries, ascending.
       class_counts: int64 [C], how many of them have each.
       num_without_match: queries left out, since nothing in the gallery is a match.
-      num_classes: distinct labels of all queries, those left out included.
       num_gallery: rows searched.
     """
 
@@ -55,13 +54,17 @@ class RetrievalMetrics:
     class_labels: np.ndarray
     class_counts: np.ndarray
     num_without_match: int
-    num_classes: int
     num_gallery: int
 
     @property
     def num_queries(self) -> int:
         """Queries with a match, M."""
         return len(self.queries)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of these queries, C."""
+        return len(self.class_labels)
 
     @property
     def map_at_r(self) -> float:
@@ -150,6 +153,5 @@ def retrieval_metrics(
         class_labels=class_labels,
         class_counts=counts,
         num_without_match=len(sought) - len(queries),
-        num_classes=len(np.unique(labels)),
         num_gallery=len(searched),
     )

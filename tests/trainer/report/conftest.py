@@ -27,6 +27,9 @@ HISTORY = [
 ]
 EVALUATION = {
     "split": "test",
+    "step": 7,
+    "num_classes": 3,
+    "num_queries": 18,
     "results": {
         "raw pixels": {"recall_at_1": 0.125, "map_at_r": 0.0625, "r_precision": None},
         "trained model": {"recall_at_1": 0.5, "map_at_r": 0.3125},

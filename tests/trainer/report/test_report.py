@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -261,6 +262,17 @@ def test_embeddings_of_other_labels_are_refused(reported, tmp_path):
     edit_rows(data / index_file(load_info(str(data)).name, "val"), relabel)
     line = refused(f"--model_dir={reported.run}", f"--data_dir={data}")
     assert "not of the data set" in line
+
+
+def test_an_evaluation_by_other_rules_is_not_beside_it(reported, tmp_path, capsys):
+    run = shutil.copytree(reported.run, tmp_path / "run")
+    [path] = (run / "evaluation").glob("*.json")
+    path.write_text(json.dumps({**planted.EVALUATION, "group": "x_visit"}))
+    write_report(model_dir=str(run), data_dir=str(reported.data))
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "images of a query's x_visit were left out" in " ".join(html.split())
+    assert {name for name, _ in Page(html).cells} == {"trained model"}
+    assert "of the trained model: it is of another step" not in html
 
 
 def test_damaged_pictures_are_counted(reported, tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -94,6 +95,8 @@ class _Shard:
     _received_crc32c: int = 0
     _closed: bool = False
     _file: BinaryIO | None = None
+    # Held while bytes are taken: none are once `close` has returned.
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     _place: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def tell(self) -> int:
@@ -106,8 +109,12 @@ class _Shard:
           UsageError: they cannot be written.
           OSError: they are not the shard's.
         """
-        if self._closed:
-            raise ValueError(f"{self.path}: nobody waits for it any more")
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.path}: nobody waits for it any more")
+            return self._take(data)
+
+    def _take(self, data: bytes) -> int:
         with _writing(self.path):
             if self._file is None:  # not before: there may be more shards than can be open
                 self._file = self._place.enter_context(storage.atomic_file(self.path))
@@ -134,9 +141,10 @@ class _Shard:
 
     def close(self) -> None:
         """Takes nothing any more, and leaves nothing unless it is finished."""
-        self._closed = True
-        with contextlib.suppress(Exception), self._place:
-            raise InterruptedError
+        with self._lock:
+            self._closed = True
+            with contextlib.suppress(Exception), self._place:
+                raise InterruptedError
 
 
 def _identity(info: DatasetInfo) -> str:

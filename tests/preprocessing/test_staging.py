@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from preprocessing import staging
+from preprocessing import staging, storage
 from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex, DatasetInfo, load_index
 from preprocessing.staging import stage
@@ -299,6 +300,25 @@ def test_bytes_that_change_on_their_way(emulator, monkeypatch, tmp_path, broken_
         stage(index, folder=str(tmp_path))
         assert fetched(proxy) == dict.fromkeys(shards.keys() - found.keys(), 1)
     assert lying(tmp_path) == shards
+
+
+def test_nothing_is_taken_once_nobody_waits(monkeypatch, tmp_path):
+    """A download that is still on its way when another has failed."""
+    shard = staging._Shard("gs://sets/a", str(tmp_path / "a"), 3, None)
+    closing = threading.Thread(target=shard.close)
+    atomic_file = storage.atomic_file
+
+    def slow(path):
+        closing.start()
+        time.sleep(0.2)
+        return atomic_file(path)
+
+    monkeypatch.setattr(storage, "atomic_file", slow)
+    shard.write(b"ab")
+    closing.join()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="nobody waits"):
+        shard.write(b"c")
 
 
 @pytest.mark.parametrize("change", ["bytes", "gone"])

@@ -1,9 +1,9 @@
 """Saving and restoring a run: all that a step depends on, and the best model so far."""
 
-import contextlib
 import glob
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +69,7 @@ class Checkpoints:
         writes: bool = True,
     ) -> None:
         self._model = model
-        self._writes = writes
+        self._writes, self._swept = writes, False
         self.step, self.evaluated_step, self._best_step = (
             tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(3)
         )
@@ -216,16 +216,23 @@ class Checkpoints:
         self._require_finite(step)
         if not self._writes:
             return
+        if not self._swept:
+            self._sweep()  # after a kill
         try:
             manager.save(checkpoint_number=step, options=self._options)
         except (tf.errors.OpError, OSError) as error:
-            for part in glob.glob(os.path.join(glob.escape(manager.directory), "*.tempstate*")):
-                with contextlib.suppress(OSError):
-                    os.remove(part)
+            self._sweep()
             raise UsageError(
                 f"step {step:,} could not be saved in {manager.directory}"
                 f" ({first_line(error)}); {GO_ON}"
             ) from error
+
+    def _sweep(self) -> None:
+        """Removes what a checkpoint that was not finished has left, as large as the model."""
+        self._swept = True
+        for folder in (self._folder, os.path.join(self._folder, BEST)):
+            for part in glob.glob(os.path.join(glob.escape(folder), "ckpt-*_temp")):
+                shutil.rmtree(part, ignore_errors=True)
 
     def _require_finite(self, step: int) -> None:
         """The loss of a step tells nothing of the weights that the step leaves.

@@ -73,8 +73,13 @@ class Updates:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Of the optimizers."""
-        return [variable for optimizer, _ in self._of for variable in optimizer.variables]
+        """Of the optimizers, but for learning rates, which are of the configuration."""
+        return [
+            variable
+            for optimizer, _ in self._of
+            for variable in optimizer.variables
+            if variable is not optimizer.learning_rate
+        ]
 
     @property
     def learning_rates(self) -> dict[str, float]:

@@ -155,6 +155,24 @@ def test_what_does_not_fit_is_named(tmp_path, before, now, message):
     assert Checkpoints(str(tmp_path), other).restore_best() == 1
 
 
+def test_learning_rates_are_those_of_the_configuration(tmp_path):
+    """A number is no state of the optimizer, though Keras counts it as one; the rest is."""
+
+    def optimizer(rate):
+        return lambda: keras.optimizers.SGD(rate, momentum=0.5)
+
+    schedule = keras.optimizers.schedules.CosineDecay(0.25, 100)
+    model, updates = built(optimizer(0.5))
+    fit(model, updates)
+    Checkpoints(str(tmp_path), model, updates).save(1, evaluated_step=1)
+    for rate, expected in ((0.125, 0.125), (schedule, float(schedule(1)))):
+        model, again = built(optimizer(rate))
+        assert Checkpoints(str(tmp_path), model, again).restore_latest() == 1
+        assert again.learning_rates == {"learning_rate": pytest.approx(expected)}
+        for one, other in zip(again.variables, updates.variables, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def saved_twice(folder: Path) -> dict[int, list[np.ndarray]]:
     """A run with checkpoints of steps 3 and 7; the weights of each."""
     model, updates = make()
@@ -284,18 +302,18 @@ import resource, sys
 from preprocessing.errors import UsageError
 from tests.trainer.test_checkpoints import fit, make
 from trainer.checkpoints import Checkpoints
-model, updates = make(20_000)
+model, updates = make(400_000)
 checkpoints = Checkpoints(sys.argv[1], model, updates)
 fit(model, updates)
 checkpoints.save(1, evaluated_step=0)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
 for save in (checkpoints.save, checkpoints.save_if_best):
     try:
         save(2, evaluated_step=0) if save == checkpoints.save else save(2, 0.5)
     except UsageError as error:
         print(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-again = Checkpoints(sys.argv[1], *make(20_000))
+again = Checkpoints(sys.argv[1], *make(400_000))
 print("restored", again.restore_latest())
 checkpoints.save(2, evaluated_step=0)
 print("restored", again.restore_latest())
@@ -316,4 +334,17 @@ def test_full_disk(tmp_path):
         assert line.startswith(f"step 2 could not be saved in {tmp_path / folder} (")
         assert "what was saved before is kept; make room" in line
     assert (before, after) == ("restored 1", "restored 2")
-    assert not list(tmp_path.rglob("*tempstate*"))
+    assert not list(tmp_path.rglob("*temp*"))
+
+
+def test_what_a_kill_has_left_is_removed(tmp_path):
+    """TensorFlow writes into a folder beside the checkpoint."""
+    checkpoints = Checkpoints(str(tmp_path), *make())
+    left = [tmp_path / "checkpoints" / name for name in ("ckpt-7_temp", "best/ckpt-5_temp")]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "part-00000-of-00001.data-00000-of-00001.tempstate1").write_bytes(b"half")
+    checkpoints.restore_latest()
+    assert all(folder.exists() for folder in left)  # this may be one that only reads
+    checkpoints.save(1, evaluated_step=0)
+    assert not any(folder.exists() for folder in left)

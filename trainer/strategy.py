@@ -49,13 +49,19 @@ def make_strategy(
 def _strategy(
     name: str, cpu_replicas: int, tpu: str, start_seconds: float
 ) -> tf.distribute.Strategy:
-    workers = cluster() if name in ("auto", "multi_worker") else None
+    workers = cluster()
     if name == "multi_worker" and workers is None:
         raise UsageError(
             "make_strategy.name 'multi_worker': no TF_CONFIG in the environment; see"
             " docs/distributed.md"
         )
-    if workers is not None and (name == "multi_worker" or len(workers[0]) > 1):
+    number = len(workers[0]) if workers else 1
+    if number > 1 and name not in ("auto", "multi_worker"):
+        raise UsageError(
+            f"make_strategy.name {name!r}: TF_CONFIG has {number} workers, of which each"
+            " would train alone; set it to 'multi_worker', or unset TF_CONFIG"
+        )
+    if workers is not None and (name == "multi_worker" or number > 1):
         _require_no_replicas(cpu_replicas, "in a cluster each process is a replica")
         # Nothing of TensorFlow's may run before, not even a look at its devices.
         await_all(*workers, start_seconds)
@@ -67,6 +73,8 @@ def _strategy(
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         _require_no_replicas(cpu_replicas, f"there are {len(gpus)} GPUs")
+    if name == "one_device":
+        _require_no_replicas(cpu_replicas, "'one_device' is one")
     replicas = len(gpus) or cpu_replicas
     if name == "one_device" or (name == "auto" and replicas == 1):
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")

@@ -19,6 +19,7 @@ import tensorflow as tf
 from preprocessing.errors import UsageError, one_line
 from preprocessing.index import DatasetInfo
 from trainer import watchdog
+from trainer.disk import first_line
 
 LOST_EXIT_CODE = 1
 SAY_EVERY, ASK_EVERY = 10.0, 0.2
@@ -191,13 +192,19 @@ def losses_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
     except LOST as error:
         if _count(strategy) == 1:
             raise
-        raise _lost(*(cluster() or ([], 0))) from error
+        raise _lost(*(cluster() or ([], 0)), error) from error
 
 
-def _lost(addresses: Sequence[str], number: int) -> WorkerLostError:
+def _lost(addresses: Sequence[str], number: int, error: BaseException) -> WorkerLostError:
     silent = watchdog.silent(addresses, number)
-    whom = ", ".join(silent) if silent else "one that answers again, or stands still"
-    return WorkerLostError(f"a worker was lost: {whom}; {_GO_ON}")
+    if silent:
+        return WorkerLostError(f"a worker was lost: {', '.join(silent)}; {_GO_ON}")
+    # The kernel of a process that stands still, or was started again, answers for it; and some
+    # errors of this process's own devices look no different.
+    return WorkerLostError(
+        "a worker was lost: one that stands still or has ended by itself (see what it says), or"
+        f" this one failed ({first_line(error)}); {_GO_ON}"
+    )
 
 
 @contextlib.contextmanager
@@ -226,7 +233,9 @@ def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
     """
     port = int(addresses[number].rpartition(":")[2])
     try:
-        listener = socket.create_server(("", port))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listener = socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise UsageError(
             f"TF_CONFIG: worker {number} ({addresses[number]}) cannot use its port"
@@ -273,7 +282,7 @@ def joining(addresses: Sequence[str], number: int, seconds: float) -> Iterator[N
         ):
             yield
     except LOST as error:
-        raise _lost(addresses, number) from error
+        raise _lost(addresses, number, error) from error
     finally:
         for each, handler in zip(signals, before, strict=True):
             signal.signal(each, handler)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,10 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from preprocessing.index import load_info
 from tests.trainer.processes import free_ports
-from trainer.workers import cluster
+from trainer import workers as workers_module
+from trainer.strategy import make_strategy
+from trainer.watchdog import silent
+from trainer.workers import await_all, cluster
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.gin")
@@ -312,3 +316,44 @@ def test_a_cluster_and_none(monkeypatch):
     config = {"cluster": {"worker": ["a:1", "b:2"]}, "task": task}
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     assert cluster() == (["a:1", "b:2"], 1)
+
+
+@pytest.mark.parametrize("name", ["one_device", "mirrored", "tpu"])
+def test_a_cluster_of_which_each_would_train_alone(monkeypatch, name):
+    two = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(two))
+    with pytest.raises(UsageError, match=f"'{name}': TF_CONFIG has 2 workers, .*'multi_worker'"):
+        make_strategy(name=name)
+    one = {**two, "cluster": {"worker": ["a:1"]}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(one))
+    assert isinstance(make_strategy(name="one_device"), tf.distribute.OneDeviceStrategy)
+
+
+def test_one_device_is_one(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UsageError, match="cpu_replicas 2: 'one_device' is one; leave it out"):
+        make_strategy(name="one_device", cpu_replicas=2)
+
+
+def test_workers_find_each_other_by_ipv6_too():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free, coming = free_ports(2)
+        addresses = [f"[::1]:{free}", f"127.0.0.1:{other.getsockname()[1]}"]
+        late = [addresses[0], f"127.0.0.1:{coming}"]
+        waiting = threading.Thread(target=await_all, args=(late, 0, 20), daemon=True)
+        waiting.start()
+        deadline = time.monotonic() + 10
+        while silent(addresses, 1) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not silent(addresses, 1)
+        with socket.create_server(("127.0.0.1", coming)):
+            waiting.join(20)
+        assert not waiting.is_alive()
+
+
+def test_errors_that_name_no_worker_keep_their_text(monkeypatch):
+    monkeypatch.setattr(workers_module.watchdog, "silent", lambda *_: [])
+    failed = tf.errors.InternalError(None, None, "Failed to run cuBLAS routine\nmore")
+    line = str(workers_module._lost(["a:1", "b:2"], 0, failed))
+    assert line.startswith("a worker was lost: one that stands still or has ended by itself")
+    assert "or this one failed (Failed to run cuBLAS routine); start all workers again" in line

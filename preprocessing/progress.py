@@ -11,6 +11,8 @@ TERMINAL_SECONDS = 0.2
 class Progress:
     """Prints the newest of many updates, seldom enough to be read.
 
+    Work goes on in silence where nobody reads any more, or the log's disk is full.
+
     Example:
       with Progress() as progress:
           progress.update("step 10 of 100")
@@ -22,14 +24,14 @@ class Progress:
         self._every = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
         # A log shows nothing of work that is done at once.
         self._printed_at = -float("inf") if self._terminal else time.monotonic()
-        self._open_line = False
+        self._open_line = self._silent = False
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._open_line:
-            self._stream.write("\n")
+            self._write("\n")
             self._open_line = False
 
     def update(self, text: str, *, force: bool = False) -> None:
@@ -39,19 +41,25 @@ class Progress:
             return
         self._printed_at = now
         if self._terminal:
-            self._stream.write(f"\r\x1b[2K{text}")
+            self._write(f"\r\x1b[2K{text}")
             self._open_line = True
         else:
-            self._stream.write(f"{text}\n")
-        self._stream.flush()
+            self._write(f"{text}\n")
 
     def line(self, text: str) -> None:
         """Prints a line that stays."""
-        if self._open_line:
-            self._stream.write("\r\x1b[2K")
-            self._open_line = False
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
+        clear = "\r\x1b[2K" if self._open_line else ""
+        self._open_line = False
+        self._write(f"{clear}{text}\n")
+
+    def _write(self, text: str) -> None:
+        if self._silent:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self._silent = True
 
 
 def duration(seconds: float) -> str:

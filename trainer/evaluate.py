@@ -15,6 +15,7 @@ from preprocessing.splits import GALLERY, QUERY
 from preprocessing.storage import atomic_file, require_local
 from trainer.checkpoints import Checkpoints, is_data_of
 from trainer.contact_sheet import Tile, choose_queries, contact_sheet
+from trainer.disk import written
 from trainer.images import Forward, Images, on_replicas
 from trainer.reading import Reading, checked
 from trainer.results import RECALL_AT, TRAINED, Results, split_name, worse
@@ -234,8 +235,10 @@ def evaluate(
     name = split_name(split, gallery)
     name = name if own else f"{info.name}-{name}"
     table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
-    results.write(table)
-    _write_sheet(sheet, found, num_queries, num_neighbours, group=group)
+    with written(table):
+        results.write(table)
+    with written(sheet):
+        _write_sheet(sheet, found, num_queries, num_neighbours, group=group)
     results.show()
     if warning := worse(name, {name: each.map_at_r for name, each in results.metrics.items()}):
         print(warning)

@@ -21,8 +21,7 @@ def on_signals() -> Iterator[Stop]:
         if stop.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.asked = True
-        # Not print: this may have come in the middle of another one.
-        os.write(2, b"\nfinishing the steps in hand; Ctrl+C again stops at once\n")
+        _say("finishing the steps in hand; Ctrl+C again stops at once")
 
     with _handled(ask):
         yield stop
@@ -33,11 +32,18 @@ def told(line: str) -> Iterator[None]:
     """Where Ctrl+C or SIGTERM ends what is within, the line says what to do; exit code as ever."""
 
     def end(number: int, _: object) -> None:
-        os.write(2, f"\n{line}\n".encode())
+        _say(line)
         raise SystemExit(128 + number)
 
     with _handled(end):
         yield
+
+
+def _say(line: str) -> None:
+    # Not print: this may have come in the middle of another one. Ctrl+C also ends the `tee` that
+    # the lines may go to.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
 
 
 @contextlib.contextmanager

@@ -146,6 +146,8 @@ def train(
     check_central_share(central_share)
     if patience is not None and not keep_best:
         raise UsageError("train.patience: waits for the best on val; set train.keep_best = True")
+    if keep < 2:
+        raise UsageError(f"train.keep {keep}: 2 or more, so that one is whole at any time")
     if not 0 <= seed < 2**32:
         raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
     reading = checked(reading, "train.reading")
@@ -183,7 +185,6 @@ def train(
         # ---- Where the run stands; one process at a time.
         os.makedirs(model_dir, exist_ok=True)
         chief = is_chief(strategy)
-        stop = stack.enter_context(on_signals())
         if chief:
             what = f"model_dir {model_dir}"
             stack.enter_context(exclusive(os.path.join(model_dir, LOCK_FILE), what))
@@ -192,9 +193,6 @@ def train(
         checkpoints = Checkpoints(model_dir, model, updates, keep=keep, writes=chief)
         first_step = checkpoints.restore_latest()
         require_same(strategy, first_step, f"the last step saved in model_dir {model_dir}")
-
-        def should_stop() -> bool:
-            return any_worker(strategy, stop.asked)
 
         if init_from is not None and not first_step:
             begun = _start_from(init_from, model, updates)
@@ -259,7 +257,7 @@ def train(
             damaged=reading.damaged,
             model_dir=model_dir if chief else None,
             telemetry=telemetry,
-            should_stop=should_stop,
+            should_stop=lambda: any_worker(strategy, stop.asked),
         )
 
         def require_finite() -> None:
@@ -268,6 +266,8 @@ def train(
         if not first_step and init_from is None:
             kept.begin(train_images, plan)
 
+        # ---- Step by step. Until here there is nothing to finish: a signal ends all at once.
+        stop = stack.enter_context(on_signals())
         step, stopped = first_step, False
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
@@ -294,7 +294,7 @@ def train(
                         checkpoints.centres.assign(of_chief(strategy, centres))
                 evaluated_step = step
                 checkpoints.save(step, evaluated_step=evaluated_step)
-            stopped = should_stop()
+            stopped = training.should_stop()
             if step >= steps or stopped:
                 break
             if val is not None and patience is not None and evaluated_step == step:

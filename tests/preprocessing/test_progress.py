@@ -8,6 +8,19 @@ from preprocessing import progress
 from preprocessing.progress import Progress, duration
 
 
+class Unread(io.StringIO):
+    """A pipe that is closed at the other end."""
+
+    tries = 0
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def flush(self) -> None:
+        self.tries += 1
+        raise BrokenPipeError
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -32,6 +45,18 @@ def test_log():
             shown.update(f"step {step}")
         shown.update("last", force=True)
     assert stream.getvalue() == "last\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nobody_reads_any_more(monkeypatch, terminal):
+    """As after Ctrl+C, which ends `tee` too: work is not ended by what it says."""
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0)
+    stream = Unread()
+    stream.terminal = terminal
+    with Progress(stream) as shown:
+        shown.update("one", force=True)
+        shown.line("two")
+    assert stream.tries == 1
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from preprocessing.storage import exclusive
 from tests.fixtures.datasets import make_data_set, small_data_set
 from tests.fixtures.folders import class_folder
 from tests.trainer.forked import run as fork
+from trainer.checkpoints import Checkpoints
 from trainer.results import worse
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def run(*arguments, check=True, forked=True) -> subprocess.CompletedProcess:
     return done
 
 
-def python(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess:
+def python(arguments: list[str], env: dict[str, str] | None) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -174,6 +175,42 @@ def test_interrupted_and_resumed_equals_unbroken(data_dir, trained, tmp_path, nu
     assert "another configuration" not in resumed.stdout
     assert f"going on from step {step}" in resumed.stderr
     assert_equal_runs(model_dir, trained[0])
+
+
+@pytest.mark.slow
+def test_interrupted_together_with_what_reads_its_log(data_dir, tmp_path):
+    """Ctrl+C goes to every process of `python ... 2>&1 | tee log`."""
+    process = subprocess.Popen(
+        command(*arguments(data_dir, tmp_path / "run", "STEPS = 500")),
+        cwd=ROOT, env=DETERMINISTIC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for_step(tmp_path / "run", 1)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    assert Checkpoints.exist(str(tmp_path / "run"))
+
+
+# As on the command line; but sent a signal, the second argument, while shards are brought.
+SIGNALLED_AT_START = """
+import os, sys
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import main, reading
+number = int(sys.argv.pop(1))
+reading.Reading.bring = lambda self, index: os.kill(os.getpid(), number)
+commandline.run(main.main, description="")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_before_the_first_step_a_signal_ends_at_once(data_dir, tmp_path, number, code):
+    flags = arguments(data_dir, tmp_path / "run")
+    done = run_script(SIGNALLED_AT_START, int(number), *flags)
+    assert done.returncode == code, done.stderr
+    assert "finishing the steps" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -399,6 +436,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "BatchPlan.class_weighting = 'log'"}, "one of uniform, sqrt, size"),
         ({"gin_param": "CENTRAL_SHARE = 0.0"}, "central_share 0.0: above 0"),
         ({"gin_param": "SEED = -1"}, "train.seed -1"),
+        ({"gin_param": "train.keep = 1"}, "train.keep 1: 2 or more"),
         ({"gin_param": "make_strategy.cpu_replicas = 0"}, "cpu_replicas 0: 1 or more"),
         ({"gin_param": "build_model.image_size = -4"}, "image_size is -4"),
         # What only the evaluation at the end needs is an error before the first step.
@@ -623,6 +661,30 @@ def test_full_disk(data_dir, trained, tmp_path, limit, file):
     assert "Traceback" not in done.stderr
     assert "going on from step 3\n" in run(*flags).stderr
     assert_equal_runs(tmp_path / "run", trained[0])
+
+
+# As on the command line; but files get a limit before results are written.
+FULL_AT_THE_END = """
+import resource
+from trainer import startup
+startup.import_tensorflow()
+from preprocessing import commandline
+from trainer import main, results
+write = results.Results.write
+def limited(self, path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
+    write(self, path)
+results.Results.write = limited
+commandline.run(main.main, description="")
+"""
+
+
+@pytest.mark.slow
+def test_full_disk_in_the_evaluation_at_the_end(trained):
+    done = python(["-c", FULL_AT_THE_END, "--mode=evaluate", f"--model_dir={trained[0]}"], None)
+    assert done.returncode == 2, done.stderr
+    table = trained[0] / "evaluation/test.json"
+    assert f"error: {table} could not be written (File too large); " in done.stderr
 
 
 STOPPED_EVALUATION = """

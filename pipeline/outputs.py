@@ -17,6 +17,7 @@ from preprocessing.claim import Claim, plan_version, read_plan, work_folder
 from preprocessing.commit import remove_work
 from preprocessing.errors import UsageError
 from preprocessing.index import WORK_FOLDER
+from preprocessing.sources import manifests
 
 DATA_SET_NOUN = "data set"  # of a plan that does not say
 
@@ -52,10 +53,19 @@ class Kind:
 
 
 def check_apart(what: str, path: str, output: str) -> None:
-    """Raises UsageError for an output that lies in what the job reads."""
-    inside = storage.absolute(output) + "/"
-    if storage.is_folder(path) and inside.startswith(storage.absolute(path) + "/"):
+    """Raises UsageError for an output that lies in what the job reads, or would take its place."""
+    if path.lower().endswith(manifests.SUFFIXES):
+        return  # the list's own folder is no input
+    is_folder = storage.is_folder(path)
+    read = _real(path if is_folder else path.rpartition("/")[0] or ".")
+    written = _real(output)
+    if written == read or (is_folder and written.startswith(read.rstrip("/") + "/")):
         raise UsageError(f"output {output}: lies in the {what}; choose a place outside of it")
+
+
+def _real(path: str) -> str:
+    """Without links, which can lead to one place by two names."""
+    return storage.absolute(path) if storage.is_bucket(path) else os.path.realpath(path)
 
 
 def check_output(kind: Kind, output: str, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -97,6 +107,10 @@ def lock(kind: Kind, output: str, *, overwrite: bool) -> contextlib.AbstractCont
     if storage.is_bucket(output) or (kind.is_finished(output) and not overwrite):
         return contextlib.nullcontext()
     storage.make_folder(work_folder(output))
+    return _exclusive(output)
+
+
+def _exclusive(output: str) -> contextlib.AbstractContextManager[None]:
     return storage.exclusive(storage.join(work_folder(output), "lock"), f"output {output}")
 
 
@@ -176,9 +190,18 @@ def look(
             " have changed since; choose another --output, or --overwrite it"
         )
     if finished and same and not overwrite:
-        remove_work(output)
+        _remove_leftovers(output)
         return Found(finished=True, unfinished=None)
     return Found(finished=False, unfinished=found if same and not finished else None)
+
+
+def _remove_leftovers(output: str) -> None:
+    """Of the job that has finished; not the work of one that is about to make all anew."""
+    if storage.is_bucket(output):
+        remove_work(output)
+    elif storage.is_folder(work_folder(output)):
+        with contextlib.suppress(UsageError), _exclusive(output):
+            remove_work(output)
 
 
 def take(kind: Kind, claim: Claim) -> None:

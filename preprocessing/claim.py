@@ -51,12 +51,12 @@ class Claim:
         Raises:
           UsageError: another job has written another one.
         """
+        storage.make_folder(self.folder)
         if read_plan(self.output) != self.content:
             try:
                 storage.write_file(self.path, self._bytes, replaces=replaces)
             except storage.Replaced:
                 self.check()
-        storage.make_folder(self.folder)
 
     def check(self) -> None:
         """Raises UsageError where another job has begun in this output."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import listing
 from preprocessing import index, shards
 from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
@@ -232,6 +233,29 @@ def test_a_second_job_is_kept_out(images, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.writing._commit", start_another)
     with pytest.raises(UsageError, match="another process is writing there"):
         run(images, tmp_path / "data")
+
+
+def test_a_finished_data_set_that_is_about_to_be_made_anew(images, data_set, tmp_path, monkeypatch):
+    """The same command without --overwrite has nothing to do, and leaves the other its work."""
+    output = shutil.copytree(data_set, tmp_path / "data")
+    make_listing, jobs = listing.make_listing, []
+
+    def another_before(*arguments):
+        jobs.append(1)
+        if len(jobs) == 1:
+            run(images, output)
+            assert (output / ".work/lock").exists()
+        return make_listing(*arguments)
+
+    monkeypatch.setattr(listing, "make_listing", another_before)
+    run(images, output, overwrite=True)
+    assert len(jobs) == 2
+    assert content(output) == content(data_set)
+    # What a job has left that was killed at its very end goes.
+    (output / ".work").mkdir()
+    (output / ".work/plan.json").write_text("{}")
+    run(images, output)
+    assert not (output / ".work").exists()
 
 
 def test_two_commands_at_once(photos, unbroken, tmp_path):

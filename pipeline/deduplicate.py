@@ -10,13 +10,13 @@ import numpy as np
 
 from pipeline.job import Job
 from pipeline.listing import Chunk, Start
+from pipeline.repeated import Repeated, is_among, partitioned
 from preprocessing import duplicates, index, storage
 from preprocessing.claim import work_folder
 from preprocessing.duplicates import Copy, DuplicateGroup
 from preprocessing.errors import UsageError
 from preprocessing.sources import ImageRef, Rejected
 
-PARTITIONS = 16
 NOTHING = 0  # in place of a hash: this image has no equal
 
 
@@ -51,14 +51,14 @@ class Deduplicate(beam.PTransform):
     # Not annotated: Beam warns of what is no single PCollection.
     def expand(self, chunks):
         start = beam.pvalue.AsSingleton(self.start)
-        sizes = chunks | "Sizes" >> beam.FlatMap(_sizes, start=start) | "EqualSizes" >> _Repeated()
+        sizes = chunks | "Sizes" >> beam.FlatMap(_sizes, start=start) | "EqualSizes" >> Repeated()
         hashed = chunks | "HashMiddles" >> beam.Map(
             _hash_middles,
             sizes=beam.pvalue.AsSingleton(sizes),
             start=start,
             job=self.job,
         )
-        hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> _Repeated()
+        hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> Repeated()
         found = (
             hashed
             | "LikelyCopies" >> beam.FlatMap(_likely, hashes=beam.pvalue.AsSingleton(hashes))
@@ -80,61 +80,9 @@ class Deduplicate(beam.PTransform):
         return kept, verdict
 
 
-class _Repeated(beam.PTransform):
-    """(partition, numbers) -> one array, sorted, of the numbers that occur more than once."""
-
-    def expand(self, numbers: beam.PCollection) -> beam.PCollection:
-        return (
-            numbers
-            | "Count" >> beam.CombinePerKey(_RepeatedFn())
-            | "Arrays" >> beam.Values()
-            | "Join" >> beam.CombineGlobally(_join)
-        )
-
-
-class _RepeatedFn(beam.CombineFn):
-    def create_accumulator(self, *_: Any, **__: Any) -> list[np.ndarray]:
-        return []
-
-    def add_input(self, seen: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray]:
-        seen.append(numbers)
-        return seen
-
-    def merge_accumulators(self, all_seen: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-        return [numbers for seen in all_seen for numbers in seen]
-
-    def compact(self, seen: list[np.ndarray]) -> list[np.ndarray]:
-        return [_concatenate(seen)]
-
-    def extract_output(self, seen: list[np.ndarray]) -> np.ndarray:
-        found, counts = np.unique(_concatenate(seen), return_counts=True)
-        return found[counts > 1]
-
-
-def _concatenate(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.uint64), *arrays])
-
-
-def _join(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    return np.sort(_concatenate(arrays))
-
-
-def _partition(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    partition = numbers % PARTITIONS
-    for number in np.unique(partition):
-        yield int(number), numbers[partition == number]
-
-
-def _is_among(numbers: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Whether each number is in a sorted array."""
-    if not len(found):
-        return np.zeros(len(numbers), bool)
-    return found[np.searchsorted(found, numbers).clip(max=len(found) - 1)] == numbers
-
-
 def _sizes(chunk: Chunk, start: Start) -> Iterator[tuple[int, np.ndarray]]:
     if start.known is None:
-        yield from _partition(np.array([r.size for r in chunk.images if not r.md5], np.uint64))
+        yield from partitioned(np.array([r.size for r in chunk.images if not r.md5], np.uint64))
 
 
 def _hash_middles(
@@ -143,7 +91,7 @@ def _hash_middles(
     """The chunk with a hash for each image; files of a size of their own are not read."""
     hashes = np.full(len(chunk.images), NOTHING, np.uint64)
     if start.known is None:
-        equal = _is_among(np.array([ref.size for ref in chunk.images], np.uint64), sizes)
+        equal = is_among(np.array([ref.size for ref in chunk.images], np.uint64), sizes)
         to_hash = [i for i, ref in enumerate(chunk.images) if ref.md5 or equal[i]]
         found = _in_threads(duplicates.middle_hash, [chunk.images[i] for i in to_hash], job)
         hashes[to_hash] = [NOTHING if value is None else value for value in found]
@@ -166,12 +114,12 @@ def _in_threads(
 
 
 def _hashes(hashed: tuple[Chunk, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    yield from _partition(hashed[1][hashed[1] != NOTHING])
+    yield from partitioned(hashed[1][hashed[1] != NOTHING])
 
 
 def _likely(hashed: tuple[Chunk, np.ndarray], hashes: np.ndarray) -> Iterator[ImageRef]:
     chunk, own = hashed
-    for i in np.flatnonzero(_is_among(own, hashes)):
+    for i in np.flatnonzero(is_among(own, hashes)):
         yield chunk.images[int(i)]
 
 
@@ -191,6 +139,7 @@ def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> Verdict:
     groups = sorted(groups, key=lambda group: group.copies[0].source_id)
     if groups and job.duplicates == duplicates.ERROR:
         path = storage.join(work_folder(job.output), index.DUPLICATES_FILE)
+        storage.make_folder(work_folder(job.output))
         storage.write_file(path, duplicates.write_groups(groups))
         counts = [f"{sum(g.kind == k for g in groups)} {k}" for k in duplicates.KINDS]
         first, second, *_ = groups[0].copies

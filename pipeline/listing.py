@@ -1,20 +1,24 @@
 """List: every file of the input, and the split of every class. No image is read."""
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 
 from pipeline.job import DATA_SET, Job
 from pipeline.outputs import look
+from pipeline.repeated import Repeated, is_among, partitioned
 from preprocessing import duplicates, index, storage
 from preprocessing.claim import Claim, work_folder
 from preprocessing.commit import rejected_lines
 from preprocessing.errors import UsageError
 from preprocessing.plan import ClassSummary, Listing, add, make_listing, summarize
 from preprocessing.sources import ImageRef, Rejected, Source
+from preprocessing.sources.manifests import ManifestSource
 
 FILES_A_CHUNK = 1000
 
@@ -28,26 +32,37 @@ class Chunk:
 
 
 class List(beam.PTransform):
-    """Lists every file of a source, in chunks; reads none of them."""
+    """Lists every file of a source, in chunks; reads none of them.
+
+    Where source ids come from a feature that repeats one, it stops with an error: images are told
+    apart by them.
+    """
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        return (
+        chunks = (
             pipeline
             | "Input" >> beam.Create([self.source])
             | "Parts" >> beam.FlatMap(_parts)
             | "SpreadParts" >> beam.Reshuffle()
             | "ListPart" >> beam.FlatMap(_list_part)
         )
+        if self.source.named_by is None:
+            return chunks
+        repeated = chunks | "Names" >> beam.FlatMap(_names) | "EqualNames" >> Repeated()
+        return chunks | "RequireUnique" >> beam.Map(
+            _require_unique, beam.pvalue.AsSingleton(repeated), named_by=self.source.named_by
+        )
 
 
 # Any, not Source: Beam checks annotations, and cannot check a protocol with attributes.
 def _parts(source: Any) -> Iterator[tuple[Any, Any]]:
+    alone = source.without_parts() if isinstance(source, ManifestSource) else source
     for part in source.parts():
-        yield source, part
+        yield alone, part
 
 
 def _list_part(item: tuple[Any, Any]) -> Iterator[Chunk]:
@@ -58,6 +73,24 @@ def _list_part(item: tuple[Any, Any]) -> Iterator[Chunk]:
             images=tuple(file for file in some if isinstance(file, ImageRef)),
             rejected=tuple(file for file in some if isinstance(file, Rejected)),
         )
+
+
+def _hashed(chunk: Chunk) -> np.ndarray:
+    hashes = [hashlib.blake2b(r.source_id.encode(), digest_size=8).digest() for r in chunk.images]
+    return np.frombuffer(b"".join(hashes), np.uint64)
+
+
+def _names(chunk: Chunk) -> Iterator[tuple[int, np.ndarray]]:
+    yield from partitioned(_hashed(chunk))
+
+
+def _require_unique(chunk: Chunk, repeated: np.ndarray, named_by: str) -> Chunk:
+    for place in np.flatnonzero(is_among(_hashed(chunk), repeated)):
+        raise UsageError(
+            f"feature {named_by!r}: {len(repeated):,} names are there more than once, such as"
+            f" {chunk.images[int(place)].source_id}; a source id must be of one image alone"
+        )
+    return chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +187,7 @@ def check_lost(
         return
     # Beside the output's own: there may be a finished one.
     path = storage.join(work_folder(output), index.REJECTED_FILE)
+    storage.make_folder(work_folder(output))
     storage.write_file(path, rejected_lines(rejected))
     raise UsageError(
         f"{num_lost} of {total} images in the input cannot be used (at most {max_share:.0%} may"

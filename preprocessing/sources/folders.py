@@ -41,6 +41,7 @@ class FolderSource:
 
     columns = ()
     group = None
+    named_by = None
 
     @property
     def _shape(self) -> str:
@@ -100,6 +101,7 @@ class FlatFolderSource:
 
     columns = ()
     group = None
+    named_by = None
 
     def check(self) -> None:
         """Nothing to look for: an empty folder is found out when it is listed."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import posixpath
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
@@ -65,6 +66,9 @@ class ManifestSource:
     columns: Sequence[str]
     split: str | None
     found: Sequence[Part]
+    version: str
+
+    named_by = None
 
     @property
     def group(self) -> str | None:
@@ -77,7 +81,15 @@ class ManifestSource:
     def parts(self) -> Sequence[Part]:
         return self.found
 
+    def without_parts(self) -> "ManifestSource":
+        """The same for a worker that is told its part: of thousands of parts each needs one."""
+        return dataclasses.replace(self, found=())
+
     def list_part(self, part: Part) -> Iterator[ImageRef | Rejected]:
+        if _version(self.path) != self.version:
+            raise UsageError(
+                f"input {self.path}: has changed since the job was started; start it again"
+            )
         with storage.open_read(self.path) as file:
             file.seek(part.offset)
             data = io.BytesIO(file.read(part.length))
@@ -119,6 +131,7 @@ def open_manifest(path: str, options: ManifestInput, *, labelled: bool = True) -
     Raises:
       UsageError: no such column, or the first row that is wrong, with its line.
     """
+    version = _version(path)
     scan = _Scan(path, options, labelled=labelled)
     # From a bucket in one piece: a request a line would take hours.
     whole = storage.is_bucket(path)
@@ -142,7 +155,13 @@ def open_manifest(path: str, options: ManifestInput, *, labelled: bool = True) -
         columns=tuple(name for name in scan.columns if name not in used),
         split=split,
         found=parts,
+        version=version,
     )
+
+
+def _version(path: str) -> str:
+    info = storage.stat(path)
+    return f"{info.size} {info.md5 or info.modified}"
 
 
 class _Scan:
@@ -158,26 +177,30 @@ class _Scan:
         self.header = header
         self.columns = dict.fromkeys(header)
         start = file.tell()
-        ends: list[tuple[int, int]] = []  # after each row: offset, line
-        seen = []
+        # Of each row: where it ends, its line, and a hash of its source id.
+        ends, lines, seen = array("q"), array("q"), array("q")
         for row, line, end in _rows(self.path, file, header, line=2 if header else 1):
             where = f"input {self.path}, line {line}"
             self.columns.update(dict.fromkeys(row))
             if not ends and not self.required <= {*row}:
                 break  # a wrong name of a column, not a wrong row
+            if unusual := next((n for n, value in row.items() if not _is_plain(n, value)), None):
+                raise UsageError(f"{where}: {unusual!r} has characters that are no text")
             name = _text(row, self.options.path)
             if not name:
                 raise UsageError(f"{where}: no {self.options.path}")
             if self.labelled and not _text(row, self.options.label):
                 raise UsageError(f"{where}: no {self.options.label} for {name}")
             seen.append(hash(_source_id(self.path, path_in_list(self.path, name))))
-            ends.append((end, line))
-        _, counts = np.unique(np.array(seen, np.int64), return_counts=True)
+            ends.append(end)
+            lines.append(line)
+        _, counts = np.unique(np.frombuffer(seen, np.int64), return_counts=True)
         if (counts > 1).any():
             file.seek(start)
             self._check_once(file, header)
         step = max(ROWS_A_PART, -(-len(ends) // PARTS))
-        edges = [(start, 1 if header else 0), *ends[step - 1 : -1 : step], *ends[-1:]]
+        last = [*range(step - 1, len(ends) - 1, step), *range(len(ends))[-1:]]
+        edges = [(start, 1 if header else 0), *((ends[row], lines[row]) for row in last)]
         return [
             Part(offset=offset, length=end - offset, line=line + 1)
             for (offset, line), (end, _) in itertools.pairwise(edges)
@@ -194,6 +217,19 @@ class _Scan:
                     f" {lines[source_id]} already"
                 )
             lines[source_id] = line
+
+
+def _is_plain(*texts: str | None) -> bool:
+    """Whether these can be names of files and be written: no NUL, no half of a character."""
+    for text in texts:
+        if text and "\0" in text:
+            return False
+        if text and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                return False
+    return True
 
 
 def _text(row: Row, column: str) -> str:

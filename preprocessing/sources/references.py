@@ -73,6 +73,7 @@ class Source(Protocol):
     Attributes:
       columns: names of the further values that its images carry.
       group: the one of them that says which images belong together (camera, visit, item), if any.
+      named_by: what gives images their source ids, where these may not be unique; else None.
     """
 
     @property
@@ -80,6 +81,9 @@ class Source(Protocol):
 
     @property
     def group(self) -> str | None: ...
+
+    @property
+    def named_by(self) -> str | None: ...
 
     def check(self) -> None:
         """Raises UsageError, before a job starts, where it is plain that nothing can be listed."""

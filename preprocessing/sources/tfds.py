@@ -114,6 +114,8 @@ class TfdsSource:
     options: TfdsInput = TfdsInput()
     labelled: bool = True
 
+    named_by = None
+
     @property
     def columns(self) -> Sequence[str]:
         return self.options.columns

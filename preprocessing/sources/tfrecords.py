@@ -97,6 +97,10 @@ class TFRecordSource:
     def group(self) -> str | None:
         return self.options.group
 
+    @property
+    def named_by(self) -> str | None:
+        return self.options.source_id
+
     def check(self) -> None:
         """Raises UsageError: no files, or the first is compressed or lacks what is to be read.
 
@@ -170,7 +174,7 @@ def list_records(
 
     Raises:
       OSError: as preprocessing.storage.
-      UsageError: the file of `label_names` is missing or wrong.
+      UsageError: the file is compressed, or that of `label_names` is missing or wrong.
     """
     names = None if options.label_names is None else read_names(options.label_names)
     with storage.open_read(path) as file:
@@ -179,6 +183,8 @@ def list_records(
             if isinstance(record, bytes):
                 ref = ImageRef(source_id, path, "", 0, offset=offset, feature=options.image)
                 yield _listed(record, ref, options, names, labelled=labelled)
+            elif record.startswith(COMPRESSED):
+                raise UsageError(f"input tfrecord:{path}: {record}")
             else:
                 yield Rejected(source_id, "", record)
 

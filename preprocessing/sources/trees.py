@@ -120,7 +120,7 @@ class BucketTree:
         others = [(self._relative(info.path), "not in a class folder") for info in files]
         for name in sorted({*found} - {*names}):
             reason = "hidden folder" if name else "folder without a name"
-            others.append((_below(folder, name), reason))
+            others.append((_below(folder, name) or "/", reason))
         return names, others
 
     def files(self, folder: str) -> Iterator[tuple[str, FileInfo] | Unusable]:

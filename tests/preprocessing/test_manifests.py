@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -89,6 +90,7 @@ def test_columns_by_name(tmp_path):
         (b'path,label\n"1.png,cat\n', "line 2: unexpected end"),
         (b"path,label\n1.png,cat\n\n./1.png,dog\n", "line 4: 1.png stands in line 2"),
         (b"path,label\n\xff\xfe,cat\n", "line 2: not UTF-8"),
+        (b"path,label\n1.png,cat\n2\0.png,cat\n", "line 3: 'path' has characters that are no text"),
     ],
 )
 def test_wrong_csv(tmp_path, content, message):
@@ -105,6 +107,8 @@ def test_wrong_csv(tmp_path, content, message):
         (b'{"path": "1.png"}', "no column 'label', only path"),
         (b'{"path": "1.png", "label": "a"}\n{"path": 3', "line 2: Expecting"),
         (b'{"path": "1.png", "label": "a"}\n["b"]', "line 2: not a JSON object"),
+        (b'{"path": "1.png", "label": "dog\\ud83d"}', "line 1: 'label' has characters that are no"),
+        (b'{"path": "1.png", "label": "a", "\\ud83d": 1}', "line 1: .*characters that are no"),
         (b'{"path": "1.png", "label": "a"}\n{"path": "2.png"}', "line 2: no label for 2.png"),
     ],
 )
@@ -144,6 +148,27 @@ def test_parts_give_every_row_once(tmp_path, monkeypatch, rows, rows_a_part, suf
     assert [(f.source_id, f.class_name, f.extra) for f in files] == [
         (name, label.strip(), (note,)) for name, (note, label) in zip(names, rows, strict=True)
     ]
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    """Such as a file's whole content in the column: left out, like one that is not there."""
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,label\n{'x' * 300},cat\n")
+    [rejected] = listed(table)
+    assert rejected.reason == "cannot be read: File name too long"
+
+
+def test_a_list_that_changes_while_a_job_waits(tmp_path):
+    """Its parts are places in it: of another list they would be other rows, or none."""
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n1.png,cat\n")
+    source = open_source(str(table))
+    [part] = source.parts()
+    alone = pickle.loads(pickle.dumps(source.without_parts()))
+    assert len(list(alone.list_part(part))) == 1
+    table.write_text("path,label\n2.png,cat\n3.png,cat\n")
+    with pytest.raises(UsageError, match=r"labels.csv: has changed since the job was started"):
+        list(alone.list_part(part))
 
 
 @pytest.mark.parametrize("column", [True, False])

@@ -44,6 +44,8 @@ ONLY_WITH = {
 ANSWER_SECONDS = 10.0
 # What a worker's UsageError looks like in the text of the runner's error.
 WORKER_ERROR = re.compile(r"UsageError: (.*?)(?: \[while running|\\n|\n|$)")
+# A disk that is full, a file that cannot be had: Beam cannot hand these on as what they are.
+FILE_ERROR = re.compile(r"\w+Error: \[Errno -?\d+\] (.*?)(?: \[while running|\\n|\n|$)")
 STEP = re.compile(r" \[while running .*", re.DOTALL)
 # The line of a traceback that says what happened, and the detail of a gRPC error below it.
 EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Rendezvous|Interrupt)\b.*", re.M)
@@ -254,8 +256,11 @@ def counted(job: beam.Pipeline, namespace: str, name: str) -> int:
 
 
 def _said_by_worker(error: Exception) -> str | None:
-    found = WORKER_ERROR.search(str(error))
-    return found.group(1) if found else None
+    if found := WORKER_ERROR.search(str(error)):
+        return found.group(1)
+    if found := FILE_ERROR.search(str(error)):
+        return f"{found.group(1)}; the same command goes on from the finished shards"
+    return None
 
 
 def _cause(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from preprocessing import storage
 from preprocessing.errors import UsageError
+from preprocessing.images import HEAD_BYTES, BadImage, require_image
 from preprocessing.sources import ImageRef
 from preprocessing.splits import HELD_OUT
 
@@ -89,8 +90,9 @@ def decide(copies: Iterable[Copy], policy: str) -> DuplicateGroup:
     return DuplicateGroup(kind, [dataclasses.replace(c, kept=c in kept) for c in ordered])
 
 
-def _rank(split: str) -> int:
-    return HELD_OUT.index(split) if split in HELD_OUT else -1
+def _rank(split: str) -> float:
+    # Others, such as "validation", more than train.
+    return HELD_OUT.index(split) if split in HELD_OUT else 0.5
 
 
 def reason(group: DuplicateGroup) -> str:
@@ -126,12 +128,21 @@ def middle_hash(ref: ImageRef) -> int | None:
 
 
 def full_md5(ref: ImageRef) -> str | None:
-    """MD5 of an image, hexadecimal; None where the file cannot be read now."""
-    if ref.md5:
-        return ref.md5
+    """MD5 of an image, hexadecimal; None where the file cannot be read now, or is no image.
+
+    Empty files and pages with an error are often equal: they are rejected for what they are.
+    """
     try:
+        if ref.feature:
+            return ref.md5
         with storage.open_read(ref.path) as file:
+            require_image(file.read(HEAD_BYTES))
+            if ref.md5:
+                return ref.md5
+            file.seek(0)
             return hashlib.file_digest(file, _md5).hexdigest()  # type: ignore[arg-type]
+    except BadImage:
+        return None
     except OSError as error:
         if storage.problem_of_file(error):
             return None

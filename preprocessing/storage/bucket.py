@@ -142,7 +142,7 @@ def list_folder(folder: str) -> tuple[list[str], list[FileInfo]]:
     with _errors(folder):
         found = _list(folder, delimiter="/")
         files = [_info(bucket, blob) for blob in found if not blob.name.endswith("/")]
-    names = sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found.prefixes)
+    names = sorted(prefix.removesuffix("/").rpartition("/")[2] for prefix in found.prefixes)
     return names, sorted(files, key=lambda info: info.path)
 
 

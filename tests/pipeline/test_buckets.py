@@ -13,6 +13,7 @@ import pytest
 
 from preprocessing.errors import UsageError
 from preprocessing.index import load_index
+from preprocessing.sources.trees import open_tree
 from preprocessing.storage import bucket as bucket_storage
 from tests.fixtures.cloud.emulators import go_emulator
 from tests.fixtures.cloud.faults import (
@@ -170,7 +171,9 @@ def test_requests_that_fail_in_between(emulator, from_bucket, tmp_path):
 
 
 def test_a_network_that_stays_down(emulator, images, tmp_path):
-    with FaultyProxy(emulator.url, [Rule(status(403), path=DOWNLOAD, skip=8)]) as proxy:
+    with FaultyProxy(
+        emulator.url, [Rule(status(403), name="class_", path=DOWNLOAD, skip=8)]
+    ) as proxy:
         output = f"gs://{BUCKET}/down"
         process = begin(proxy, f"gs://{BUCKET}/images", output, log=tmp_path / "log")
         process.join(120)
@@ -180,6 +183,20 @@ def test_a_network_that_stays_down(emulator, images, tmp_path):
     assert "Cloud Storage: " in last
     assert "403" in last
     assert "dataset_info.json" not in objects(emulator, "down")
+
+
+def test_a_network_that_is_down_at_the_end(emulator, images, tmp_path):
+    """No image is at fault: what a worker raises still comes out as one line."""
+    with FaultyProxy(emulator.url, [Rule(status(403), name="sidecar", path=DOWNLOAD)]) as proxy:
+        output = f"gs://{BUCKET}/down_later"
+        process = begin(proxy, f"gs://{BUCKET}/images", output, log=tmp_path / "log")
+        process.join(120)
+    assert process.exitcode == 2
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    last = log.splitlines()[-1]
+    assert last.startswith("error: Cloud Storage: 403")
+    assert last.endswith("; the same command goes on from the finished shards")
 
 
 @pytest.mark.parametrize(
@@ -315,6 +332,20 @@ def test_index_commands(emulator, images, tmp_path, what):
     )
     assert done.returncode == 0, done.stderr
     assert "31 images" in done.stdout if what == "verify" else "broken.jpg" in done.stdout
+
+
+def test_a_slash_too_many_in_a_name(emulator, monkeypatch):
+    for name in ("slashes/dog/1.png", "slashes//dog/2.png", "slashes//3.png"):
+        emulator.put(BUCKET, name, b"")
+    for name, value in emulator.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket_storage._client.cache_clear()
+    try:
+        tree = open_tree(f"gs://{BUCKET}/slashes")
+        assert tree.folders("") == (["dog"], [("/", "folder without a name")])
+    finally:
+        bucket_storage._client().close()
+        bucket_storage._client.cache_clear()
 
 
 def test_an_object_that_is_not_there(emulator, monkeypatch):

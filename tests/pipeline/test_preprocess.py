@@ -1,5 +1,6 @@
 """The Beam job, whole: what it writes, and what it refuses."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ from preprocessing import shards
 from preprocessing.errors import UsageError
 from preprocessing.index import load_index, load_info
 from preprocessing.records import decode_example, read_record
+from preprocessing.sources import RecordsInput
 from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 from tests.fixtures.folders import class_folder
 from tests.fixtures.images import encode
@@ -189,9 +191,47 @@ def test_the_order_of_shares_does_not_matter(images, tmp_path):
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_output_in_the_input(images):
+def test_output_in_the_input(images, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(images)
+    for input, output in ((images, images / "data"), (link, images / "data"), (images, link / "d")):
+        with pytest.raises(UsageError, match="lies in the input"):
+            run(input, output)
+
+
+@pytest.mark.parametrize("input", ["", "/*tfrecord*", "/toy-test.tfrecord-00000-of-00002"])
+def test_records_are_not_replaced_by_what_is_made_of_them(data_set, tmp_path, input):
+    output = shutil.copytree(data_set, tmp_path / "data")
     with pytest.raises(UsageError, match="lies in the input"):
-        run(images, images / "data")
+        run(f"tfrecord:{output}{input}", output, short_side=16, overwrite=True)
+    assert content(output) == content(data_set)
+
+
+def test_names_of_records_that_repeat(data_set, tmp_path):
+    """Of two exports with the same names, say: nothing would tell the images apart."""
+    for copy in ("one", "two"):
+        for path in data_set.glob("toy-train.tfrecord*"):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / f"{copy}-{path.name}").write_bytes(path.read_bytes())
+    named = RecordsInput(source_id="image/source_id")
+    with pytest.raises(UsageError, match=r"feature 'image/source_id': 20 names .*such as class_0"):
+        run(f"tfrecord:{tmp_path}/in", tmp_path / "data", records=named)
+    assert not (tmp_path / "data/dataset_info.json").exists()
+    run(f"tfrecord:{tmp_path}/in/one*", tmp_path / "data", records=named)
+
+
+def test_a_full_disk_is_one_line(images, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(UsageError) as raised:
+            run(images, tmp_path / "data")
+    assert str(raised.value) == (
+        "No space left on device; the same command goes on from the finished shards"
+    )
+    run(images, tmp_path / "data")
 
 
 def test_a_disk_in_trouble_rejects_nothing(images, tmp_path, monkeypatch):
@@ -446,3 +486,26 @@ def test_too_many_that_listing_cannot_use(images, tmp_path):
         run(copy, tmp_path / "data")
     assert not (tmp_path / "data/dataset_info.json").exists()
     assert (tmp_path / "data/.work/rejected.jsonl").read_text().count("gone") == 9
+
+
+def test_too_many_that_are_lost_since(images, data_set, tmp_path):
+    """Of a data set that is finished: there is no work folder any more."""
+    copy = shutil.copytree(images, tmp_path / "images")
+    output = shutil.copytree(data_set, tmp_path / "data")
+    for path in sorted(copy.rglob("*.png"))[:9]:
+        path.unlink()
+        path.symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"9 of 31 images in the input cannot be used.*No such"):
+        run(copy, output)
+    assert (output / ".work/rejected.jsonl").read_text().count("No such") == 9
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop", "error"])
+def test_files_that_are_no_images_are_no_duplicates(images, tmp_path, policy):
+    copy = shutil.copytree(images, tmp_path / "images")
+    for number, path in enumerate(sorted(copy.rglob("*.png"))[:28:7]):
+        path.write_bytes(b"" if number % 2 else b"<html>not found</html>")
+    info = run(copy, tmp_path / "data", duplicates=policy, max_rejected_share=0.3).info
+    assert (info.num_rejected, sum(info.duplicates.values())) == (6, 0)
+    with pytest.raises(UsageError, match=r"5 of 31 images rejected"):
+        run(copy, tmp_path / "less", duplicates=policy)

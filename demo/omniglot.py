@@ -17,26 +17,34 @@ VAL_EVERY = 10
 
 
 def rows(folder: Path) -> list[tuple[str, str, str]]:
-    """Path, label and split of every drawing; the label is the character's folder."""
+    """Path, label and split of every drawing; the label is ALPHABET__CHARACTER."""
     found = []
     for part in (TRAINED, TESTED):
-        for number, character in enumerate(sorted((folder / part).iterdir())):
+        characters: dict[str, list[Path]] = {}
+        for path in sorted((folder / part).rglob("*.png")):
+            # As published, ALPHABET/CHARACTER; or one folder of that name.
+            label = "__".join(path.relative_to(folder / part).parts[:-1])
+            characters.setdefault(label, []).append(path)
+        for number, label in enumerate(sorted(characters)):
             held_out = "val" if number % VAL_EVERY == VAL_EVERY - 1 else "train"
             split = "test" if part == TESTED else held_out
-            paths = sorted(character.glob("*.png"))
-            found += [(str(path.resolve()), character.name, split) for path in paths]
+            found += [(str(path.resolve()), label, split) for path in characters[label]]
     return found
 
 
 def main() -> None:
     parser = Parser(prog="python -m demo.omniglot", description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, required=True, help="the unpacked folder")
+    parser.add_argument(
+        "--input", type=Path, required=True, help="the folder of the unpacked archives"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the list, a .csv file")
     flags = parser.parse_args()
     for part in (TRAINED, TESTED):
         if not (flags.input / part).is_dir():
             parser.error(f"--input {flags.input}: no folder {part} there")
     found = rows(flags.input)
+    if not found:
+        parser.error(f"--input {flags.input}: no .png below {TRAINED} and {TESTED}")
     with flags.output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))

@@ -110,7 +110,7 @@ format: setup  ## bring the code into form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## the benchmarks behind docs/benchmarks.md
+bench: setup  ## those benchmarks that need no data; docs/benchmarks.md has the command of each figure
 	for name in images preprocess input mining train; do TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.$$name || exit; done
 
 # TensorFlow 2.15 wants Python 3.11. PyPI's torch brings CUDA along; pip's own settings can name

@@ -24,7 +24,7 @@ def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:
         import google.cloud.storage  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "--runner=DataflowRunner: its packages are missing; pip install 'tripletmill[gcp]'"
+            "--runner=DataflowRunner: its packages are missing; pip install -e '.[gcp]'"
         ) from error
     cloud = options.view_as(GoogleCloudOptions)
     setup = options.view_as(SetupOptions)

@@ -51,7 +51,7 @@ def _print_duplicates(info: index.DatasetInfo) -> None:
     if kept and info.duplicates.get(duplicates.ACROSS_SPLITS):
         print(
             "  warning: images lie in more than one split, so that evaluation flatters;"
-            " --duplicates=drop takes them out of train"
+            " --duplicates=drop keeps them in the split that is held out most"
         )
 
 

@@ -51,7 +51,8 @@ class HashSplits:
             if split not in splits.values():
                 raise UsageError(
                     f"split {split} (share {self.shares[split]}) gets none of the {len(names)}"
-                    " classes; choose other HashSplits.shares, or SortedSplits"
+                    " classes; choose other HashSplits.shares, or by order:"
+                    " --gin_param='preprocess.splits = @SortedSplits()'"
                 )
         return splits
 

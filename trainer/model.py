@@ -31,7 +31,7 @@ def build_model(
       backbone: see `trainer.backbones.build_backbone`.
       image_size: side of the square input, pixels.
       weights: of the backbone: None, "imagenet" or a path.
-      embedding_dim: D of the head; None leaves it out, the embedding is the pooled features.
+      embedding_dim: D of the head; None leaves it out, the embedding is the backbone's features.
       whitened: whether the head takes features of unit length and has a bias, so that training can
         make it one that whitens them (`trainer.whitening`), for its start and for what it keeps;
         until then it only turns them.

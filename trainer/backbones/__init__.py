@@ -42,8 +42,9 @@ def build_backbone(
 
     Returns:
       A model from RGB pixels 0..255 [batch, image_size, image_size, 3], of the dtype policy's
-      variable type (float32 under "mixed_bfloat16"), to globally averaged features
-      [batch, channels] of its compute type. The scaling of the pixels lies inside.
+      variable type (float32 under "mixed_bfloat16"), to features [batch, F] of
+      its compute type, globally averaged (small_conv: of each place). The scaling of the pixels
+      lies inside.
 
     Raises:
       UsageError: an unknown name, an image size that the network cannot take, or weights that

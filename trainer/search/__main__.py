@@ -38,7 +38,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = command("add", "adds embeddings to an index; what is in it by source id stays as it is")
     for each in (build, add):
         text = "folders of embeddings, all of one model"
-        each.add_argument("--embeddings", metavar="DIR", nargs="+", required=True, help=text)
+        each.add_argument(
+            "--embeddings", metavar="DIR", nargs="+", action="extend", required=True, help=text
+        )
     text = "flat (exact), hnsw or ivfpq (approximate); by default, by the number of images"
     build.add_argument("--kind", choices=("flat", "hnsw", "ivfpq"), help=text)
     text = "share of the true 10 nearest that an approximate index must find (0.95)"

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        print(f"error: {error.name} is missing: pip install 'tripletmill[serve]'", file=sys.stderr)
+        print(f"error: {error.name} is missing: pip install -e '.[serve]'", file=sys.stderr)
     return 2
 
 

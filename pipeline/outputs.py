@@ -80,12 +80,18 @@ def check_output(kind: Kind, output: str, settings: Mapping[str, Any], *, overwr
                 f"output {output}: not empty, and no {kind.noun} of tripletmill; choose another"
             )
     elif not overwrite:
-        different = _differences(found["settings"], settings)
-        if different:
-            raise UsageError(
-                f"output {output}: holds {kind.one} with other settings"
-                f" ({'; '.join(different)}); choose another --output, or --overwrite it"
-            )
+        _require_same_settings(kind, output, found, settings)
+
+
+def _require_same_settings(
+    kind: Kind, output: str, found: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    different = _differences(found["settings"], settings)
+    if different:
+        raise UsageError(
+            f"output {output}: holds {kind.one} with other settings"
+            f" ({'; '.join(different)}); choose another --output, or --overwrite it"
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -185,6 +191,7 @@ def look(
     if finished and same:
         same = newest <= storage.stat(storage.join(output, kind.info_file)).modified
     if found is not None and not same and not overwrite:
+        _require_same_settings(kind, output, found, settings)  # of a job begun since `check_output`
         raise UsageError(
             f"output {output}: holds {kind.one} made from other images, or from images that"
             " have changed since; choose another --output, or --overwrite it"

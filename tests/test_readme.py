@@ -29,7 +29,7 @@ def in_project(command: list[str], project: Path) -> str:
     if command[0] == "make":
         command = [*command, f"VENV={VENV}", f"--old-file={VENV / '.installed-cpu'}"]
     done = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, timeout=600
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout

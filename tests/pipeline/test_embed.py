@@ -21,7 +21,7 @@ from tests.fixtures.embedding_jobs import BATCH, MODULE, SETTINGS, run
 from tests.fixtures.exported import DIM, SIDE, expected, export_model
 from tests.fixtures.folders import class_folder
 from tests.fixtures.jobs import ROOT, command, content
-from tests.fixtures.stderr import error_of
+from tests.fixtures.stderr import but_for_progress, error_of
 
 CLASSES, IMAGES = 5, 6
 CANONICAL = ImageSettings(short_side=SIDE, quality=90)
@@ -50,7 +50,7 @@ def of_records(photos, model, tmp_path_factory) -> Path:
     flags = [f"--model={model.parent}", f"--data={photos / 'data'}", f"--output={output}"]
     done = command(*flags, *SETTINGS, *modes, module=MODULE)
     assert done.returncode == 0, done.stderr
-    assert not [line for line in done.stderr.splitlines() if "embedded" not in line]
+    assert but_for_progress(done.stderr) == []
     assert re.search(r"30 of 12 numbers, in 4 shards\n  30 images embedded now, in ", done.stdout)
     assert "left out: nothing" in done.stdout
     index = output.parent / "index"

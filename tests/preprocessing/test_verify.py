@@ -605,9 +605,9 @@ exit(__main__.main(["verify", {str(folder)!r}, "--jobs=2"]))
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=120)
     assert err == "interrupted\n"
-    assert out.count("started") < 5
+    assert out.count("started") < 20
     assert process.returncode == 130
 
 

@@ -35,8 +35,7 @@ def run(
         server = _server()
         files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)]
         call = {"arguments": [*arguments], "env": dict(env), "files": files}
-        server.stdin.write(f"{json.dumps(call)}\n")
-        server.stdin.flush()
+        server.stdin.write(f"{json.dumps(call)}\n".encode())
         child = int(server.stdout.readline())
         late = not select.select([server.stdout], [], [], timeout)[0]
         if late:
@@ -59,7 +58,7 @@ def _server() -> subprocess.Popen:
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # so that a line that has been read is all that has
     )
 
     def end() -> None:

@@ -1,8 +1,8 @@
 """Scripts in processes of their own: TensorFlow's collectives take one number of replicas each."""
 
+import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.fixtures.cloud.processes import reserved_port
 from tests.trainer import forked
 
 ROOT = Path(__file__).parents[2]
@@ -28,16 +29,14 @@ def results(module: str, *arguments: object) -> dict[str, np.ndarray]:
 
 def workers(count: int, module: str, *arguments: object) -> list[dict[str, np.ndarray]]:
     """The same of processes that TensorFlow makes one cluster of."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    environments = [
-        {
-            "TF_CONFIG": json.dumps(
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            )
-        }
-        for index in range(count)
-    ]
-    return together([[module, *arguments]] * count, environments)
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(reserved_port()) for _ in range(count)]
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        tasks = [{"type": "worker", "index": index} for index in range(count)]
+        environments = [
+            {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})} for task in tasks
+        ]
+        return together([[module, *arguments]] * count, environments)
 
 
 def together(
@@ -90,12 +89,3 @@ def together(
 
 def _ending(code: int | None) -> str:
     return "still running, killed" if code is None else f"exit code {code}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Of this machine."""
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in with_ports]
-    for server in with_ports:
-        server.close()
-    return ports

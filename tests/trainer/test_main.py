@@ -114,7 +114,9 @@ def test_what_a_run_prints(trained):
     assert lines[2] == "batch: 4 classes x 2 images = 8, 8 a replica"
     assert re.fullmatch(r"model: [\d,]+ parameters, [\d,]+ trained", lines[3])
     assert lines[4] == "steps: 6, 6.0 passes over the classes"
-    assert all(re.match(r"step \d of 6  loss|step [36]  val: ", line) for line in lines[5:])
+    # How far an evaluation is shows where it takes ten seconds.
+    usual = r"step \d of 6  loss|step [36]  val: |.*: \d+ of \d+ (images|queries)$"
+    assert all(re.match(usual, line) for line in lines[5:])
     assert "\r" not in done.stderr
     assert re.search(r"trained model( +[01]\.\d{3}){7}\n", done.stdout)
 
@@ -137,7 +139,7 @@ def start(*arguments) -> subprocess.Popen:
 
 def wait_for_step(model_dir: Path, step: int) -> None:
     metrics = model_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if metrics.exists() and f'{{"step": {step}, ' in metrics.read_text():
             return
@@ -238,12 +240,14 @@ def test_killed_at_ten_random_moments_equals_unbroken(data_dir, tmp_path):
     params = ["STEPS = 120", "train.evaluate_every = 2", "BatchPlan.hard_share = 0.5"]
     run(*arguments(data_dir, tmp_path / "unbroken", *params))
     killed, rng = tmp_path / "killed", np.random.default_rng()
-    for _ in range(10):
+    for attempt in range(10):
         process = start(*arguments(data_dir, killed, *params))
-        time.sleep(rng.uniform(0, 14))  # the first step comes after some 7 s
+        if attempt % 2:  # in steps 3, 5, ... or what comes next
+            wait_for_step(killed, attempt + 2)
+        time.sleep(rng.uniform(0, 1 if attempt % 2 else 7))
         process.kill()
         process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode in (-signal.SIGKILL, 0)  # a fast machine may be done
     assert "going on from step" in run(*arguments(data_dir, killed, *params)).stderr
     assert_equal_runs(killed, tmp_path / "unbroken")
 

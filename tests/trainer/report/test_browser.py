@@ -30,7 +30,8 @@ def opened(page: str, tmp_path) -> tuple[int, int, int, list[str]]:
     """Width [CSS pixels], broken pictures, pictures, and messages of the console."""
     outer = tmp_path / "outer.html"
     outer.write_text(MEASURE.format(width=PHONE, page=html.escape(page)), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
+    command += ["--disable-dev-shm-usage", "--hide-scrollbars"]
     command += ["--dump-dom", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'browser'}"]
     done = subprocess.run(
         [*command, "--virtual-time-budget=10000", outer.as_uri()],

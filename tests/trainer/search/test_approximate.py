@@ -1,6 +1,7 @@
 """Approximate indexes: reproducible, measured against brute force, never short of neighbours."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,10 @@ def build_by_command(root: Path, index: str, kind: str, threads: int) -> str:
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    # How far it is shows where that takes ten seconds.
+    progress = re.compile(r"(training|added|measuring|read)\b")
+    assert all(progress.match(line) for line in done.stderr.splitlines()), done.stderr
     return done.stdout
 
 

@@ -17,6 +17,8 @@ gin.config._FILE_READERS.remove(
     (gin.resource_reader.system_path_reader, gin.resource_reader.system_path_file_exists)
 )
 
+ABSL_ADDS = ";\n"  # to what a flag's help says
+
 # What any file may include.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gin")
 
@@ -68,7 +70,7 @@ def run(
 def _flag_help() -> str:
     ours = flags.FLAGS.flags_by_module_dict()
     shown = [flag for module in (sys.argv[0], __name__) for flag in ours[module]]
-    return "\n".join(f"  --{flag.name:11} {flag.help.split(';')[0]}" for flag in shown)
+    return "\n".join(f"  --{flag.name:11} {flag.help.split(ABSL_ADDS)[0]}" for flag in shown)
 
 
 def parse_gin(

@@ -89,6 +89,23 @@ def _strategy(
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
+def make_deterministic() -> None:
+    """Makes TensorFlow compute the same bits every time, before it has computed anything.
+
+    Its own switch leaves out how three or more gradients of one tensor are summed (AddN): in an
+    order that follows from which thread was sooner. One operation at a time, each on all cores, has
+    one order.
+
+    Raises:
+      UsageError: it runs already, with more threads.
+    """
+    try:
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError as error:
+        raise UsageError("train.deterministic: TensorFlow runs already in this process") from error
+    tf.config.experimental.enable_op_determinism()
+
+
 def devices_of(strategy: tf.distribute.Strategy) -> Sequence[str]:
     """Names of the devices in this process; none of TensorFlow's default strategy."""
     try:

@@ -38,6 +38,7 @@ from trainer.opening import (
 from trainer.reading import Reading, checked
 from trainer.steps import Steps
 from trainer.stop import on_signals
+from trainer.strategy import make_deterministic
 from trainer.strategy import make_strategy as default_strategy
 from trainer.telemetry import Telemetry
 from trainer.updates import MakeOptimizer, Updates
@@ -80,6 +81,7 @@ def train(
     keep: int = 2,
     steps_per_loop: int = 10,
     seed: int = 0,
+    deterministic: bool = False,
     make_strategy: Callable[[], tf.distribute.Strategy] = default_strategy,
     before_restoring: Callable[[], None] = lambda: None,
     configuration: str = "",
@@ -117,6 +119,8 @@ def train(
       keep: how many of the latest checkpoints are kept, beside the best.
       steps_per_loop: steps in one call of TensorFlow.
       seed: of the weights, the batches and the crops.
+      deterministic: whether two runs, or one that was interrupted and one that was not, have the
+        same weights bit for bit, on a CPU; otherwise they differ as two seeds do.
       make_strategy: makes the distribution strategy.
       before_restoring: called before a checkpoint is looked at, which may not fit.
       configuration: all that several workers must have in common, as text; they compare it.
@@ -154,6 +158,9 @@ def train(
     augmentation = augmentation or Augmentation()
     if not isinstance(augmentation, Augmentation):
         raise UsageError(f"train.augmentation: @Augmentation(), not {augmentation!r}")
+
+    if deterministic:
+        make_deterministic()
 
     # ---- Data: what there is, and which rows each step sees.
     index = load_index(data_dir, "train")

@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[2]
 TINY = str(Path(__file__).with_name("tiny.gin"))
 # A margin that the first batch does not keep, and a step from there to the end of the numbers.
 DIVERGES = ("semihard_triplets.margin = 2.0", "WarmupCosine.peak = 1e38")
-DETERMINISTIC = {**os.environ, "TF_DETERMINISTIC_OPS": "1"}
 
 
 def command(*arguments) -> list[str]:
@@ -37,7 +36,7 @@ def command(*arguments) -> list[str]:
 
 def run(*arguments, check=True, forked=True) -> subprocess.CompletedProcess:
     """Forked: without Python's and TensorFlow's own start and end."""
-    done = (fork if forked else python)(command(*arguments)[1:], DETERMINISTIC)
+    done = (fork if forked else python)(command(*arguments)[1:], os.environ)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -134,7 +133,7 @@ def test_the_same_command_again_has_nothing_to_train(data_dir, trained, tmp_path
 
 def start(*arguments) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(*arguments), cwd=ROOT, env=DETERMINISTIC, **pipes)
+    return subprocess.Popen(command(*arguments), cwd=ROOT, **pipes)
 
 
 def wait_for_step(model_dir: Path, step: int) -> None:
@@ -184,7 +183,7 @@ def test_interrupted_together_with_what_reads_its_log(data_dir, tmp_path):
     """Ctrl+C goes to every process of `python ... 2>&1 | tee log`."""
     process = subprocess.Popen(
         command(*arguments(data_dir, tmp_path / "run", "STEPS = 500")),
-        cwd=ROOT, env=DETERMINISTIC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     wait_for_step(tmp_path / "run", 1)
     process.stdout.close()
@@ -343,7 +342,8 @@ def test_damaged_records_in_an_evaluation(data_dir, trained, tmp_path):
 @pytest.mark.slow
 def test_waiting_for_input_is_shown(data_dir, tmp_path):
     """But not where TensorFlow is asked for determinism, under which it has no clock."""
-    flags = arguments(data_dir, tmp_path / "run", "train.steps_per_loop = 3")
+    params = ("train.steps_per_loop = 3", "train.deterministic = False")
+    flags = arguments(data_dir, tmp_path / "run", *params)
     done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     shares = [row["input_share"] for row in rows if row["kind"] == "train"]
@@ -597,6 +597,41 @@ def without_val(tmp_path_factory) -> Path:
     return make_data_set(folder)
 
 
+# Images so large that TensorFlow's threads matter; gradients of three uses of one tensor.
+GRADIENTS = """
+import keras, numpy as np, tensorflow as tf
+from trainer.model import build_model
+from trainer.strategy import make_deterministic
+make_deterministic()
+keras.utils.set_random_seed(0)
+model = build_model(backbone="small_conv", image_size=48, embedding_dim=64)
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (256, 48, 48, 3), np.uint8)
+weights = tf.constant(rng.normal(size=(256, 64)), tf.float32)
+def gradients():
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(images, training=True) * weights)
+    return tape.gradient(loss, [v.value for v in model.trainable_variables])
+gradients = tf.function(gradients, autograph=False)
+first = [value.numpy() for value in gradients()]
+for _ in range(8):
+    for value, before in zip(gradients(), first, strict=True):
+        np.testing.assert_array_equal(value, before)
+make_deterministic()  # again: nothing to do
+"""
+
+
+def test_the_same_bits_where_they_are_asked_for():
+    done = fork(["-c", GRADIENTS], os.environ)
+    assert done.returncode == 0, done.stderr
+
+
+def test_too_late_for_the_same_bits():
+    script = "import tensorflow as tf; tf.constant(0)\n" + GRADIENTS
+    done = fork(["-c", script], os.environ)
+    assert "UsageError: train.deterministic: TensorFlow runs already" in done.stderr
+
+
 # As on the command line; but asked to stop when so many steps are done, the third argument.
 STOPPED = """
 import os, signal, sys
@@ -615,7 +650,7 @@ commandline.run(main.main, description="")
 
 
 def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
-    return fork(["-c", script, *map(str, arguments)], DETERMINISTIC)
+    return fork(["-c", script, *map(str, arguments)], os.environ)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -657,7 +692,7 @@ def test_full_disk(data_dir, trained, tmp_path, limit, file):
     """What is written most often names itself too; then the same command goes on."""
     flags = arguments(data_dir, tmp_path / "run")
     # Forked, what it prints would be in a file with a limit.
-    done = python(["-c", FULL, str(limit), *flags], DETERMINISTIC)
+    done = python(["-c", FULL, str(limit), *flags], os.environ)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith(f"error: {tmp_path / 'run' / file} could not be written (")

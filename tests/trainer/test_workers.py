@@ -51,7 +51,7 @@ class Worker:
         self.process = subprocess.Popen(
             arguments,
             cwd=ROOT,
-            env={**os.environ, "TF_DETERMINISTIC_OPS": "1", **extra},
+            env={**os.environ, **extra},
             stdout=self._file,
             stderr=subprocess.STDOUT,
         )

@@ -184,7 +184,7 @@ def list_records(
                 ref = ImageRef(source_id, path, "", 0, offset=offset, feature=options.image)
                 yield _listed(record, ref, options, names, labelled=labelled)
             elif record.startswith(COMPRESSED):
-                raise UsageError(f"input tfrecord:{path}: {record}")
+                raise UsageError(f"{path} is {record}")
             else:
                 yield Rejected(source_id, "", record)
 

@@ -17,6 +17,20 @@ class Parser(argparse.ArgumentParser):
         print(f"error: {message}; see --help", file=sys.stderr)
         sys.exit(2)
 
+    # Typed no more than argparse's own.
+    def parse_args(self, args=None, namespace=None):
+        """The arguments, with `--flag=~/folder` as any shell has it without the flag."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([at_home(each) for each in given], namespace)
+
+
+def at_home(argument: str) -> str:
+    """`--flag=~/folder` with the home folder in it: bash leaves it as it is, zsh does not."""
+    flag, equals, value = argument.partition("=")
+    if flag.startswith("--") and equals and value.startswith("~"):
+        return f"{flag}={os.path.expanduser(value)}"
+    return argument
+
 
 def positive(text: str) -> int:
     """A whole number, 1 or more."""

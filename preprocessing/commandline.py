@@ -8,6 +8,7 @@ import gin
 import gin.resource_reader
 from absl import flags
 
+from preprocessing.arguments import at_home
 from preprocessing.bindings import check, is_set, value_of
 from preprocessing.errors import UsageError, one_line
 
@@ -46,7 +47,8 @@ def run(
       other_flags: whether such arguments are passed on to main; otherwise they are an error.
     """
     try:
-        rest = flags.FLAGS(sys.argv, known_only=other_flags)[1:]
+        given = [at_home(argument) for argument in sys.argv]
+        rest = flags.FLAGS(given, known_only=other_flags)[1:]
         if flags.FLAGS["help"].value:
             print(f"{description.strip()}\n\n{_flag_help()}")
             sys.exit(0)

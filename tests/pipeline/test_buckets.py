@@ -127,6 +127,7 @@ def test_list_in_a_bucket(emulator, images, tmp_path, suffix):
     assert sum(int(n) for s in info["splits"] for n in s["shardLengths"]) == len(rows)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(emulator, images, local, tmp_path):
     moments = random.Random(1)
     output, log = f"gs://{BUCKET}/killed", tmp_path / "log"
@@ -271,6 +272,7 @@ def test_two_different_jobs_at_once(emulator, images, local, tmp_path):
     assert objects(emulator, "different") == expected
 
 
+@pytest.mark.slow
 def test_overwritten_while_it_runs(emulator, images, tmp_path):
     """A job that begins anew in the output of a running one ends as if it were alone."""
     run(images, tmp_path / "other", quality=50)

@@ -305,6 +305,7 @@ def test_dataflow_job_runs_from_what_was_staged(
     assert f"beam_python{version}_sdk" in pool["workerHarnessContainerImage"]
 
 
+@pytest.mark.slow
 def test_dataflow_job_that_fails(command, cloud):
     def work(job: SubmittedJob) -> dict[str, int]:
         text = "Traceback (most recent call last):\n  File ...\nMemoryError: no more [while running"

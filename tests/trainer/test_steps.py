@@ -57,6 +57,7 @@ def test_the_case_is_worth_the_test():
     assert np.abs(one["weights"] - on_one("plain", "float64")["weights"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_large_for_memory():
     with (
         pytest.raises(
@@ -102,7 +103,7 @@ def test_microbatches_change_nothing(microbatches, options):
     )
 
 
-@pytest.mark.parametrize("replicas", [4, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_replicas_change_nothing(replicas):
     cases = [
         Case("float64"),
@@ -132,6 +133,7 @@ def check_mined_apart(found: dict[str, np.ndarray], case: Case, replicas: int) -
         assert labels[anchor] == labels[positive] != labels[negative]
 
 
+@pytest.mark.slow
 def test_on_two_worker_processes():
     cases = [Case("float64"), Case("float64", 4)]
     parts = processes.workers(2, SCRIPT, "workers", *cases)

@@ -134,6 +134,7 @@ def test_training_begins_with_it(data_dir, tmp_path):
     assert_whitened(model, data_dir)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_whitened_anew_and_training_goes_on_with_its_own(data_dir, tmp_path):
     """On two replicas, with averages; how often it is looked at changes nothing."""
     params = (*WHITENED, "make_strategy.cpu_replicas = 2", "train.keep_best = False")

@@ -240,6 +240,7 @@ def test_workers_with_other_configurations(data_dir, tmp_path):
         assert_refused(both, "configuration: that of worker 1 is not that of worker 0; start all")
 
 
+@pytest.mark.slow
 def test_workers_with_other_data(data_dir, tmp_path):
     """Where it lies, and how it is read, may differ."""
     other_data = tmp_path / "other data"
@@ -255,12 +256,12 @@ def test_workers_with_other_data(data_dir, tmp_path):
 
 
 def test_a_worker_that_never_comes(data_dir, tmp_path):
-    arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 20.0")
+    arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 14.0")
     with workers(arguments, tmp_path, started=1) as (chief,):
         chief.wait_for(r"waiting for worker 1 \(127.0.0.1:\d+\)")
         assert chief.code() == 1
     assert re.search(
-        r"error: not all of 2 workers have come in 20 s; missing: worker 1 \(127", chief.output()
+        r"error: not all of 2 workers have come in 14 s; missing: worker 1 \(127", chief.output()
     )
     assert "Traceback" not in chief.output()
 

@@ -207,7 +207,7 @@ def _remove_leftovers(output: str) -> None:
     if storage.is_bucket(output):
         remove_work(output)
     elif storage.is_folder(work_folder(output)):
-        with contextlib.suppress(UsageError), _exclusive(output):
+        with contextlib.suppress(UsageError, OSError), _exclusive(output):
             remove_work(output)
 
 

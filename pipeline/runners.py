@@ -256,11 +256,15 @@ def counted(job: beam.Pipeline, namespace: str, name: str) -> int:
 
 
 def _said_by_worker(error: Exception) -> str | None:
-    if found := WORKER_ERROR.search(str(error)):
-        return found.group(1)
-    if found := FILE_ERROR.search(str(error)):
-        return f"{found.group(1)}; the same command goes on from the finished shards"
-    return None
+    found = WORKER_ERROR.search(str(error))
+    return found.group(1) if found else None
+
+
+def _said_of_file(error: Exception) -> str | None:
+    """What a worker here ended with, if that is a file or a disk in trouble."""
+    text = str(error)
+    found = FILE_ERROR.match((EXCEPTION.findall(text) or [text])[-1])
+    return found and f"{found.group(1)}; the same command goes on from the finished shards"
 
 
 def _cause(error: Exception) -> str:
@@ -327,7 +331,7 @@ def clean_errors() -> Iterator[None]:
                 "a worker process has died, perhaps for lack of memory; the same command goes on"
                 " from the finished shards"
             ) from error
-        said = _said_by_worker(error)
+        said = _said_by_worker(error) or _said_of_file(error)
         if said is None:
             raise
         raise UsageError(said) from error

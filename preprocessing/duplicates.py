@@ -130,15 +130,14 @@ def middle_hash(ref: ImageRef) -> int | None:
 def full_md5(ref: ImageRef) -> str | None:
     """MD5 of an image, hexadecimal; None where the file cannot be read now, or is no image.
 
-    Empty files and pages with an error are often equal: they are rejected for what they are.
+    Empty files and pages with an error are often equal: they are rejected for what they are, but
+    for pages where `md5` is known, since nothing is read then.
     """
+    if ref.md5:
+        return ref.md5 if ref.size else None
     try:
-        if ref.feature:
-            return ref.md5
         with storage.open_read(ref.path) as file:
             require_image(file.read(HEAD_BYTES))
-            if ref.md5:
-                return ref.md5
             file.seek(0)
             return hashlib.file_digest(file, _md5).hexdigest()  # type: ignore[arg-type]
     except BadImage:

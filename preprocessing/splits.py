@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from preprocessing.errors import UsageError
 
 QUERY, GALLERY = "query", "gallery"
-# From what is learnt from to what is reported; a split of another name comes first.
+# From what is learnt from to what is reported; a split of another name comes after train.
 HELD_OUT = ("train", "val", QUERY, GALLERY, "test")
 
 

@@ -237,8 +237,7 @@ def evaluate(
     table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
     with written(table):
         results.write(table)
-    with written(sheet):
-        _write_sheet(sheet, found, num_queries, num_neighbours, group=group)
+    _write_sheet(sheet, found, num_queries, num_neighbours, group=group)
     results.show()
     if warning := worse(name, {name: each.map_at_r for name, each in results.metrics.items()}):
         print(warning)
@@ -313,7 +312,7 @@ def _write_sheet(
         ],
         title=f"{index.info.name}, {title}: queries and their nearest neighbours",
     )
-    with atomic_file(path) as file:
+    with written(path), atomic_file(path) as file:
         sheet.save(file, format="PNG")
 
 

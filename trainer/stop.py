@@ -7,19 +7,27 @@ from collections.abc import Callable, Iterator
 
 
 class Stop:
-    """Whether a run was asked to stop."""
+    """Whether a run was asked to stop.
 
-    asked = False
+    Attributes:
+      asked: so.
+      at_once: whether it ends where it is, since it has nothing to finish.
+    """
+
+    def __init__(self, *, at_once: bool) -> None:
+        self.asked, self.at_once = False, at_once
 
 
 @contextlib.contextmanager
-def on_signals() -> Iterator[Stop]:
-    """What Ctrl+C and SIGTERM set; a second Ctrl+C stops at once."""
-    stop = Stop()
+def on_signals(*, at_once: bool = False) -> Iterator[Stop]:
+    """What Ctrl+C and SIGTERM set; a second Ctrl+C stops at once, as all do while `at_once` is."""
+    stop = Stop(at_once=at_once)
 
     def ask(number: int, _: object) -> None:
-        if stop.asked and number == signal.SIGINT:
+        if number == signal.SIGINT and (stop.asked or stop.at_once):
             raise KeyboardInterrupt
+        if stop.at_once:
+            raise SystemExit(128 + number)
         stop.asked = True
         _say("finishing the steps in hand; Ctrl+C again stops at once")
 

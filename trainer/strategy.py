@@ -49,7 +49,12 @@ def make_strategy(
 def _strategy(
     name: str, cpu_replicas: int, tpu: str, start_seconds: float
 ) -> tf.distribute.Strategy:
-    workers = cluster()
+    try:
+        workers = cluster()
+    except UsageError:
+        if name in ("auto", "multi_worker"):
+            raise
+        workers = None  # of another kind, and not asked for
     if name == "multi_worker" and workers is None:
         raise UsageError(
             "make_strategy.name 'multi_worker': no TF_CONFIG in the environment; see"

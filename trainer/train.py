@@ -49,6 +49,7 @@ from trainer.workers import (
     of_chief,
     require_agreement,
     require_same,
+    worker_of,
 )
 
 EVALUATION_BATCH = 128
@@ -189,6 +190,10 @@ def train(
             )
         check_triplets(triplets, model)
 
+        # Before the first step there is nothing to finish; but several workers stop together.
+        alone = worker_of(strategy)[1] == 1
+        stop = stack.enter_context(on_signals(at_once=alone))
+
         # ---- Where the run stands; one process at a time.
         os.makedirs(model_dir, exist_ok=True)
         chief = is_chief(strategy)
@@ -273,8 +278,8 @@ def train(
         if not first_step and init_from is None:
             kept.begin(train_images, plan)
 
-        # ---- Step by step. Until here there is nothing to finish: a signal ends all at once.
-        stop = stack.enter_context(on_signals())
+        # ---- Step by step.
+        stop.at_once = False
         step, stopped = first_step, False
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:

@@ -60,10 +60,10 @@ class Kept:
         Args:
           images: of the train split.
           plan: whose classes the head is whitened by.
-          whitens: whether it is, where that is this model's way.
+          whitens: whether it is; only where `Kept.whitens`.
         """
         with self._updates.averaged(), contextlib.ExitStack() as head:
-            if whitens and self.whitens:
+            if whitens:
                 head.enter_context(own_head(self._model))
                 self._whiten(images, plan)
             yield self.trained()

@@ -25,12 +25,15 @@ class FileInfo:
 
 ANY = "any"  # in place of a version: whichever is there
 NOT_REGULAR = "not a regular file"
-_OF_THE_FILE = frozenset(
-    (
-        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
-        errno.ENAMETOOLONG,
-    )
-)
+_OF_THE_FILE = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 
 def problem_of_file(error: OSError) -> str | None:

@@ -104,7 +104,7 @@ test-slow: setup  ## those that take minutes
 lint: setup  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy preprocessing pipeline trainer demo benchmarks
+	$(BIN)/mypy tripletmill preprocessing pipeline trainer demo benchmarks
 
 format: setup  ## bring the code into form
 	$(BIN)/ruff check --fix .

@@ -21,7 +21,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*"]),
+    packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*", "tripletmill*"]),
     package_data={"trainer.report": ["*.jinja"], "trainer.serve": ["static/*"]},
     install_requires=[
         "absl-py>=2.1",

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.timing import print_table, rates
-from preprocessing.images import ImageSettings, canonical_jpeg
+from tripletmill.images import ImageSettings, canonical_jpeg
 
 SETTINGS = ImageSettings(short_side=256)
 NUM_PHOTOS = 8

@@ -20,20 +20,20 @@ import tensorflow as tf
 
 from benchmarks.input.data import SPLIT, DataSet, make
 from benchmarks.timing import machine, print_columns, rates, turns
-from preprocessing.arguments import Parser, positive
-from preprocessing.index import load_index
-from trainer.augmentation import Augmentation
-from trainer.batching import BatchPlan
-from trainer.damage import STOP
-from trainer.gradients import make_gradients
-from trainer.loop import make_loop
-from trainer.losses import semihard_triplets
-from trainer.model import build_model
-from trainer.records import FileRecords
-from trainer.steps import Steps
-from trainer.strategy import make_strategy
-from trainer.telemetry import Telemetry
-from trainer.updates import Updates
+from trainer.data.augmentation import Augmentation
+from trainer.data.batch_plan import BatchPlan
+from trainer.data.damaged_records import STOP
+from trainer.data.records import FileRecords
+from trainer.distributed.strategy import make_strategy
+from trainer.models.embedding_model import build_model
+from trainer.training.gradients import make_gradients
+from trainer.training.optimizers import Updates
+from trainer.training.telemetry import Telemetry
+from trainer.training.train_loop import Steps
+from trainer.training.train_step import make_loop
+from tripletmill.cli.arguments import Parser, positive
+from tripletmill.formats.index import load_index
+from tripletmill.losses.triplet import semihard_triplets
 
 TRIPLETS = functools.partial(semihard_triplets, margin=0.2, distance_metric="squared-L2")
 # Backbone, side of the crops, classes and images of each in a batch, steps of a turn.

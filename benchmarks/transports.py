@@ -13,9 +13,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from benchmarks.timing import print_table, rates
-from preprocessing.arguments import Parser, positive
-from trainer.global_batch import gather
-from trainer.strategy import make_strategy
+from trainer.distributed.strategy import make_strategy
+from tripletmill.cli.arguments import Parser, positive
+from tripletmill.losses.global_batch import gather
 
 ROWS, DIM, STEPS = 4096, 128, 10
 TRANSPORTS = ("all_gather", "all_reduce")

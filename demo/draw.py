@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from preprocessing.errors import UsageError
+from tripletmill.errors import UsageError
 
 SIDE = 64
 # With these two, the accent of the highest letter and the tail of the lowest sign just fit.

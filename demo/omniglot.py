@@ -10,7 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
-from preprocessing.arguments import Parser
+from tripletmill.cli.arguments import Parser
 
 TRAINED, TESTED = "images_background", "images_evaluation"
 VAL_EVERY = 10

@@ -14,12 +14,13 @@ import shlex
 import gin
 from absl import flags
 
-from pipeline import runners
+from pipeline.beam import runners
 from pipeline.embedding import Outcome, embed
-from preprocessing import commandline, storage
-from preprocessing.index import REJECTED_FILE
-from preprocessing.progress import duration
 from preprocessing.sources import FolderInput, ManifestInput, RecordsInput, TfdsInput
+from tripletmill import storage
+from tripletmill.cli import commandline
+from tripletmill.cli.progress import duration
+from tripletmill.formats.index import REJECTED_FILE
 
 flags.DEFINE_string("model", None, "Folder of an exported model, or of its run")
 flags.DEFINE_string("data", None, "Folder of a data set")

@@ -10,11 +10,12 @@ of Apache Beam, such as --runner or --direct_num_workers, pass through.
 import gin
 from absl import flags
 
-from pipeline import runners, summary
-from pipeline.preprocess import preprocess
-from preprocessing import commandline
+from pipeline.beam import runners
+from pipeline.preprocess import summary
+from pipeline.preprocess.job import preprocess
 from preprocessing.sources import FolderInput, ManifestInput, RecordsInput, TfdsInput
 from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
+from tripletmill.cli import commandline
 
 flags.DEFINE_string(
     "input", None, "Folder of class folders, a list (.csv, .jsonl), tfrecord:PATTERN, tfds:NAME"

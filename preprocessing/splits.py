@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from preprocessing.errors import UsageError
+from tripletmill.errors import UsageError
 
 QUERY, GALLERY = "query", "gallery"
 # From what is learnt from to what is reported; a split of another name comes after train.

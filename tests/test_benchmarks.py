@@ -15,9 +15,9 @@ from benchmarks.mining.processes import WorkerError
 from benchmarks.mining.worker import peak_bytes, random_batch, turn
 from benchmarks.timing import print_columns, turns
 from benchmarks.train import forward_flops
-from preprocessing.index import load_index
-from preprocessing.records import decode_example, read_record
 from tests.fixtures.datasets import small_data_set
+from tripletmill.formats.index import load_index
+from tripletmill.formats.records import decode_example, read_record
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.trainer import triplet_oracle
+from tests.fixtures import triplet_oracle
 
 LOSSES = Path(__file__).parents[1] / "docs/losses.md"
 POINTS = {0.0: "A", 2.0: "A", 3.0: "B", 7.0: "B", 8.0: "C", 20.0: "C"}

@@ -12,10 +12,11 @@ from tests.fixtures.project import copy_project
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
-    "preprocessing": {"preprocessing"},
-    "pipeline": {"pipeline", "preprocessing"},
-    "trainer": {"trainer", "preprocessing"},
-    "demo": {"demo", "preprocessing"},
+    "tripletmill": {"tripletmill"},
+    "preprocessing": {"preprocessing", "tripletmill"},
+    "pipeline": {"pipeline", "preprocessing", "tripletmill"},
+    "trainer": {"trainer", "preprocessing", "tripletmill"},
+    "demo": {"demo", "tripletmill"},
 }
 OURS = {*MAY_IMPORT, "tests", "benchmarks"}
 
@@ -72,7 +73,7 @@ def test_source_distribution_holds_what_a_worker_needs(tmp_path):
     [archive] = (project / "dist").glob("tripletmill-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    for package in ("preprocessing", "pipeline", "trainer"):
+    for package in ("tripletmill", "preprocessing", "pipeline", "trainer"):
         kinds = ("*.py", "*.jinja", "static/*")
         files = [path for kind in kinds for path in (ROOT / package).rglob(kind)]
         assert {str(path.relative_to(ROOT)) for path in files} <= names

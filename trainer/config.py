@@ -12,20 +12,20 @@ from typing import Any
 import gin
 import keras
 
-from preprocessing import commandline
-from preprocessing.errors import UsageError
-from preprocessing.storage import write_file
-from trainer.augmentation import Augmentation
-from trainer.batching import BatchPlan
-from trainer.disk import written
-from trainer.evaluate import evaluate
-from trainer.export import export
-from trainer.losses import batch_triplets, hard_triplets, semihard_triplets
-from trainer.model import build_model
-from trainer.optimizers import WarmupCosine
-from trainer.reading import Reading
-from trainer.strategy import make_strategy
-from trainer.train import train
+from trainer.data.augmentation import Augmentation
+from trainer.data.batch_plan import BatchPlan
+from trainer.data.reading import Reading
+from trainer.distributed.strategy import make_strategy
+from trainer.evaluation.evaluate import evaluate
+from trainer.export.export import export
+from trainer.models.embedding_model import build_model
+from trainer.runs.write_errors import written
+from trainer.training.schedules import WarmupCosine
+from trainer.training.train import train
+from tripletmill.cli import commandline
+from tripletmill.errors import UsageError
+from tripletmill.losses.triplet import batch_triplets, hard_triplets, semihard_triplets
+from tripletmill.storage import write_file
 
 CONFIG_FILE = "config.gin"
 _LONGEST = 10_000

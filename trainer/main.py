@@ -13,8 +13,8 @@ import shlex
 
 from absl import flags
 
-from preprocessing import commandline
 from trainer import startup
+from tripletmill.cli import commandline
 
 flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do")
 flags.DEFINE_string("data_dir", None, "Folder of a finished data set")
@@ -28,7 +28,9 @@ def main(_: list[str]) -> None:
     startup.import_tensorflow()
     import gin
 
-    from trainer import config, stop, workers
+    from trainer import config
+    from trainer.distributed import agreement
+    from trainer.runs import stop_signals
 
     called = {
         "train": (config.train, config.evaluate),
@@ -41,7 +43,7 @@ def main(_: list[str]) -> None:
         return
     finished = True
     configuration = f"--mode={FLAGS.mode}\n{config.common()}"
-    with workers.ended_if_lost():
+    with agreement.ended_if_lost():
         if FLAGS.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
             finished = gin.get_configurable("train")(
@@ -51,7 +53,8 @@ def main(_: list[str]) -> None:
             )
         if finished:
             command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
-            with stop.told(f"stopped before the evaluation had ended; to do it again: {command}"):
+            stopped = f"stopped before the evaluation had ended; to do it again: {command}"
+            with stop_signals.told(stopped):
                 gin.get_configurable("evaluate")(configuration=configuration)
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from preprocessing.notices import without_notices
+from tripletmill.cli.notices import without_notices
 
 
 def import_tensorflow() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.evaluation.peers import peers
 from benchmarks.mining.worker import peak_bytes
 from benchmarks.timing import machine, print_columns
-from preprocessing.arguments import Parser, positive
 from trainer.retrieval import nearest_neighbours, retrieval_metrics
+from tripletmill.cli.arguments import Parser, positive
 
 CLASS_SIZE = 20
 # Of the noise around a centre, whose numbers are as large as 1: matches are found, or are not.

@@ -21,8 +21,8 @@ from benchmarks.input.data import DataSet, make
 from benchmarks.input.parts import Bench
 from benchmarks.preprocess.photos import TooLittleSpace
 from benchmarks.timing import machine
-from preprocessing.arguments import Parser, positive
-from preprocessing.errors import UsageError
+from tripletmill.cli.arguments import Parser, positive
+from tripletmill.errors import UsageError
 
 PARTS = {"speed": Bench.speed, "first": Bench.first, "plan": Bench.plan, "peers": Bench.peers}
 

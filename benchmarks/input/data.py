@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.preprocess.photos import Kind, TooLittleSpace, photos
-from preprocessing import index, tfds_layout
-from preprocessing.errors import UsageError
-from preprocessing.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
-from preprocessing.progress import Progress
-from preprocessing.records import FRAMING_BYTES, RecordWriter, encode_example
+from tripletmill.cli.progress import Progress
+from tripletmill.errors import UsageError
+from tripletmill.formats import index, tfds_layout
+from tripletmill.formats.records import FRAMING_BYTES, RecordWriter, encode_example
+from tripletmill.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
 
 NAME, SPLIT = "photos", "train"
 IMAGES_A_SHARD = 1000  # the command's default

@@ -28,10 +28,10 @@ def read(request: dict) -> dict[str, float]:
     clock.append(time.perf_counter())
     from benchmarks.input.data import SPLIT
     from benchmarks.input.speed import AUGMENTATION
-    from preprocessing.index import load_index
-    from trainer.batching import BatchPlan
-    from trainer.input import ROWS_A_CHUNK, train_batches
-    from trainer.records import FileRecords
+    from trainer.data.batch_plan import BatchPlan
+    from trainer.data.input_pipeline import ROWS_A_CHUNK, train_batches
+    from trainer.data.records import FileRecords
+    from tripletmill.formats.index import load_index
 
     clock.append(time.perf_counter())
     index = load_index(request["data"], SPLIT)

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.input.child import K, P, answer
 from benchmarks.input.ours import Labels
 from benchmarks.mining.worker import peak_bytes, resident_bytes
-from trainer.batching import WEIGHTINGS, BatchPlan
+from trainer.data.batch_plan import WEIGHTINGS, BatchPlan
 
 SHAPES = ((1024, 4), (32, 128), (128, 32))
 HARD, HARD_SHARE, DIMENSIONS = "hard", 0.5, 128

@@ -12,11 +12,11 @@ import tensorflow as tf
 from benchmarks.input.child import BATCH, K, P, answer, consume
 from benchmarks.input.data import SPLIT
 from benchmarks.timing import turns
-from preprocessing.index import DatasetIndex, load_index
-from trainer.augmentation import Augmentation, pixels
-from trainer.batching import BatchPlan
-from trainer.input import GROUP, train_batches
-from trainer.records import FileRecords, MemoryRecords, Records
+from trainer.data.augmentation import Augmentation, pixels
+from trainer.data.batch_plan import BatchPlan
+from trainer.data.input_pipeline import GROUP, train_batches
+from trainer.data.records import FileRecords, MemoryRecords, Records
+from tripletmill.formats.index import DatasetIndex, load_index
 
 AUGMENTATION = Augmentation(min_area=0.3, flip=True)
 FEATURES = {

@@ -18,7 +18,7 @@ from benchmarks.mining.contestants import LARGEST, REPLICAS, WORKERS, share
 from benchmarks.mining.processes import CORES, Worker, WorkerError, interpreter, keep_to_cores
 from benchmarks.mining.worker import CLASS_SIZE, WIDTH
 from benchmarks.timing import machine, print_columns
-from preprocessing.arguments import Parser, positive
+from tripletmill.cli.arguments import Parser, positive
 
 STRATEGIES = {"hard": "hard", "semi-hard": "semihard"}
 

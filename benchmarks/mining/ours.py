@@ -6,14 +6,14 @@ import tensorflow as tf
 from benchmarks.mining.contestants import MATMUL, REPLICAS, share
 from benchmarks.mining.steps import tensorflow_step
 from benchmarks.mining.worker import Contestant, Step, serve
-from trainer.losses import (
+from tripletmill.losses.triplet import (
     Negative,
     Positive,
     batch_triplets,
     triplet_hard_loss,
     triplet_semihard_loss,
 )
-from trainer.tiles import Rule, triplet_sums
+from tripletmill.losses.triplet_sums import Rule, triplet_sums
 
 HARD: tuple[Positive, Negative] = ("hard", "hard")
 SEMIHARD: tuple[Positive, Negative] = ("all", "semihard")

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.preprocess.parts import Bench
 from benchmarks.preprocess.photos import KINDS, TooLittleSpace
 from benchmarks.timing import machine
-from preprocessing.arguments import Parser, positive
+from tripletmill.cli.arguments import Parser, positive
 
 BY_KIND = {"speed": Bench.speed, "memory": Bench.memory, "peer": Bench.peer, "resume": Bench.resume}
 PARTS = (*BY_KIND, "many")

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
-from preprocessing.images import ImageSettings, canonical_jpeg
+from tripletmill.images import ImageSettings, canonical_jpeg
 
 IMAGES_A_TASK = 32
 

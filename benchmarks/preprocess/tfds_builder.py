@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from apache_beam import Create, FlatMap, PTransform, Reshuffle
 
-from preprocessing.images import ImageSettings, canonical_jpeg
+from tripletmill.images import ImageSettings, canonical_jpeg
 
 
 class PhotoFolder(tfds.core.GeneratorBasedBuilder):

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.retrieval.peers import peers
 from benchmarks.retrieval.replicas import LOSSES, replicas
 from benchmarks.timing import machine
-from preprocessing.arguments import Parser, positive
+from tripletmill.cli.arguments import Parser, positive
 
 PARTS = {"replicas": replicas, "peers": peers}
 

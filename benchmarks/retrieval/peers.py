@@ -14,11 +14,11 @@ import tensorflow as tf
 from benchmarks.mining.processes import ROOT, SETTINGS, interpreter
 from benchmarks.retrieval.plain import SIDE, Task, start_weights
 from benchmarks.timing import print_columns
-from preprocessing.index import DatasetIndex, load_index
-from trainer.batching import BatchPlan
-from trainer.images import Images, on_replicas
-from trainer.records import FileRecords
+from trainer.data.batch_plan import BatchPlan
+from trainer.data.records import FileRecords
+from trainer.evaluation.inference import Images, on_replicas
 from trainer.retrieval import retrieval_metrics
+from tripletmill.formats.index import DatasetIndex, load_index
 
 TENSORFLOW, TORCH = "benchmarks.retrieval.tensorflow_child", "benchmarks.retrieval.torch_child"
 # Title, environment, module of the child, its name for the loss.

@@ -14,7 +14,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def ours(positive: Any, negative: Any) -> Loss:
-    from trainer.losses import batch_triplets
+    from tripletmill.losses.triplet import batch_triplets
 
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
         return batch_triplets(

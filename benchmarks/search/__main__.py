@@ -19,10 +19,10 @@ import faiss
 import numpy as np
 
 from benchmarks.timing import machine, print_columns
-from preprocessing.arguments import Parser, positive
-from trainer.search import approximate
-from trainer.search.nearest import available_cores, closest, exact
+from trainer.search import faiss_index
+from trainer.search.exact import available_cores, closest, exact
 from trainer.search.recall import NEIGHBOURS
+from tripletmill.cli.arguments import Parser, positive
 
 BATCH = 1_000  # queries, all at once
 ALONE = 50  # queries, one after another
@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rows", default=100_000, type=positive, metavar="N", help="in the index (100000)")
     add("--dim", default=128, type=positive, metavar="D", help="of an embedding (128)")
     add("--rows_a_cluster", default=20, type=positive, metavar="N", help="on average (20)")
-    kinds = approximate.KINDS
+    kinds = faiss_index.KINDS
     add("--kinds", default=[*kinds], choices=kinds, nargs="+", help="all without it")
     return parser.parse_args(arguments)
 
@@ -60,10 +60,10 @@ def timed(run: Callable[[], object]) -> float:
 
 def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, held: np.ndarray) -> None:
     """Prints a table of one kind, for queries that are in no index and for some that are held."""
-    approximate.require_possible(kind, *vectors.shape)
+    faiss_index.require_possible(kind, *vectors.shape)
     start = time.perf_counter()
-    index = approximate.make(kind, vectors)
-    approximate.add(index, vectors, lambda _: None)
+    index = faiss_index.make(kind, vectors)
+    faiss_index.add(index, vectors, lambda _: None)
     build = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
@@ -76,9 +76,9 @@ def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, held: np.ndarra
 
     def search(some: np.ndarray, setting: int, k: int = NEIGHBOURS) -> list[np.ndarray]:
         """Distances of each one's neighbours."""
-        if kind == approximate.FLAT:
+        if kind == faiss_index.FLAT:
             return list(exact(vectors, some, k, threads=threads)[1])
-        proposed = approximate.propose(index, some, k, setting, threads=threads)
+        proposed = faiss_index.propose(index, some, k, setting, threads=threads)
         return [
             closest(vectors, query, rows[rows >= 0], k)[1]
             for query, rows in zip(some, proposed, strict=True)
@@ -89,7 +89,7 @@ def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, held: np.ndarra
         hits = sum(int((each[itself:] <= to).sum()) for each, to in zip(found, last, strict=True))
         return f"{hits / (NEIGHBOURS * len(some)):.3f}"
 
-    name, values = approximate.settings(index)
+    name, values = faiss_index.settings(index)
     rows: list[tuple[str, list[float | str | None]]] = []
     for value in values or (0,):
         batch = timed(partial(search, queries, value)) / len(queries)

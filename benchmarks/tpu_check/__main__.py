@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from benchmarks.tpu_check import cases
 from benchmarks.tpu_check.cases import Case
 from benchmarks.tpu_check.compile import Compiled
-from preprocessing.arguments import Parser, positive
-from preprocessing.errors import UsageError
+from tripletmill.cli.arguments import Parser, positive
+from tripletmill.errors import UsageError
 
 _COLUMNS = (
     ("backbone", 18),

@@ -8,16 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from benchmarks.tpu_check.cases import Case
-from preprocessing.errors import UsageError
 from trainer.startup import import_tensorflow
+from tripletmill.errors import UsageError
 
 import_tensorflow()
 
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from trainer.losses import hard_triplets, semihard_triplets  # noqa: E402
-from trainer.model import build_model  # noqa: E402
+from trainer.models.embedding_model import build_model  # noqa: E402
+from tripletmill.losses.triplet import hard_triplets, semihard_triplets  # noqa: E402
 
 _TRIPLETS = {"semihard": semihard_triplets, "hard": hard_triplets}
 
@@ -25,7 +25,8 @@ _TRIPLETS = {"semihard": semihard_triplets, "hard": hard_triplets}
 class LoneReplica(tf.distribute.ReplicaContext):
     """One TPU replica of several, the others' rows being arguments of the compiled function.
 
-    Only collectives are replaced: what `trainer.global_batch` does around them is compiled.
+    Only collectives are replaced. What `tripletmill.losses.global_batch` does around them is
+    compiled.
     """
 
     def __init__(self, replica: int | tf.Tensor, replicas: int) -> None:

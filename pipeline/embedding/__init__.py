@@ -12,14 +12,11 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from pipeline import runners
+from pipeline.beam import runners
+from pipeline.beam.outputs import check_apart, check_output, pipeline_into
 from pipeline.embedding.inputs import DatasetRecords, ImageFiles, open_records
 from pipeline.embedding.job import EMBEDDINGS, IMAGES, RECORDS, Job, library_versions
 from pipeline.embedding.writing import COUNTERS, READ, REUSED, Commit, WriteShards
-from pipeline.outputs import check_apart, check_output, pipeline_into
-from preprocessing import embeddings, storage
-from preprocessing.errors import UsageError, require_positive
-from preprocessing.model_card import load_card
 from preprocessing.sources import (
     FolderInput,
     ManifestInput,
@@ -28,6 +25,10 @@ from preprocessing.sources import (
     open_source,
     path_of,
 )
+from tripletmill import storage
+from tripletmill.errors import UsageError, require_positive
+from tripletmill.formats import embeddings
+from tripletmill.formats.model_card import load_card
 
 
 @dataclasses.dataclass(frozen=True)

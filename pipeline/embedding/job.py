@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.outputs import Kind
-from preprocessing import embeddings, storage
-from preprocessing.errors import UsageError
-from preprocessing.images import encoder_versions
-from preprocessing.index import REJECTED_FILE
-from preprocessing.model_card import ModelCard
+from pipeline.beam.outputs import Kind
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats import embeddings
+from tripletmill.formats.index import REJECTED_FILE
+from tripletmill.formats.model_card import ModelCard
+from tripletmill.images import encoder_versions
 
 RECORDS, IMAGES = "records", "images"  # kinds of input
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")  # its packages

@@ -12,12 +12,13 @@ import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from pipeline.embedding.tasks import Image, Task
-from preprocessing import sidecars, storage
-from preprocessing.claim import Claim
-from preprocessing.errors import UsageError
-from preprocessing.model_card import ModelCard
-from preprocessing.notices import without_notices
-from preprocessing.storage import bucket
+from preprocessing.writing import sidecars
+from preprocessing.writing.claim import Claim
+from tripletmill import storage
+from tripletmill.cli.notices import without_notices
+from tripletmill.errors import UsageError
+from tripletmill.formats.model_card import ModelCard
+from tripletmill.storage import bucket
 
 
 @dataclasses.dataclass(frozen=True)

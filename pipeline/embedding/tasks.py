@@ -7,14 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from preprocessing import index, storage
-from preprocessing.errors import UsageError
-from preprocessing.images import ImageSettings
-from preprocessing.parallel import map_ahead
-from preprocessing.records import DamagedRecord, decode_example, read_record
-from preprocessing.shards import ShardTask as ImagesOfShard
-from preprocessing.shards import read_canonical
 from preprocessing.sources import ImageRef
+from preprocessing.writing.shards import ShardTask as ImagesOfShard
+from preprocessing.writing.shards import read_canonical
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats import index
+from tripletmill.formats.records import DamagedRecord, decode_example, read_record
+from tripletmill.images import ImageSettings
+from tripletmill.storage.parallel import map_ahead
 
 RECORD_FEATURES = ("source_id", "class/text", "encoded")
 

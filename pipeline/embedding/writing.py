@@ -13,9 +13,11 @@ from apache_beam.ml.inference.base import PredictionResult, RunInference
 from pipeline.embedding.inputs import Planned
 from pipeline.embedding.job import Job, remove_shards
 from pipeline.embedding.model import EmbeddingHandler, LoadedShard
-from pipeline.writing import COUNTERS, READ, REUSED
-from preprocessing import commit, embeddings, index, sidecars, storage
+from pipeline.preprocess.writing import COUNTERS, READ, REUSED
 from preprocessing.sources import Rejected
+from preprocessing.writing import commit, sidecars
+from tripletmill import storage
+from tripletmill.formats import embeddings, index
 
 
 class WriteShards(beam.PTransform):

@@ -6,9 +6,6 @@ A source is cut into parts, small picklable values, so that workers can list the
 
 import os
 
-from preprocessing import storage
-from preprocessing.errors import UsageError
-from preprocessing.images import HEAD_BYTES, require_image
 from preprocessing.sources.folders import FlatFolderSource, FolderInput, FolderSource
 from preprocessing.sources.manifests import SUFFIXES, ManifestInput, open_manifest
 from preprocessing.sources.references import ImageRef, Rejected, Source
@@ -16,6 +13,9 @@ from preprocessing.sources.tfds import TfdsInput, TfdsSource
 from preprocessing.sources.tfrecords import RecordsInput, TFRecordSource
 from preprocessing.sources.tfrecords import read_image as read_record_image
 from preprocessing.sources.trees import open_tree
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.images import HEAD_BYTES, require_image
 
 __all__ = [
     "FolderInput",
@@ -101,7 +101,7 @@ def read_image(ref: ImageRef) -> bytes:
 
     Raises:
       BadImage: its record is damaged; it is a large file and no image.
-      OSError: as preprocessing.storage.
+      OSError: as tripletmill.storage.
     """
     if ref.offset >= 0:
         return read_record_image(ref)

@@ -4,10 +4,10 @@ import dataclasses
 import posixpath
 from collections.abc import Iterator
 
-from preprocessing.errors import UsageError
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.sources.trees import open_tree
-from preprocessing.storage import FileInfo
+from tripletmill.errors import UsageError
+from tripletmill.storage import FileInfo
 
 PARTS = 500  # about so many: few enough to be cheap, enough for all workers
 HIDDEN = ("hidden file", "hidden folder", "not in a class folder")

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from preprocessing import storage
-from preprocessing.errors import UsageError
 from preprocessing.sources.references import ImageRef, Rejected
-from preprocessing.storage import bucket
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.storage import bucket
 
 SUFFIXES = (".csv", ".jsonl")
 ROWS_A_PART = 1000

@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from preprocessing import storage
-from preprocessing.errors import UsageError
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.sources.tfrecords import (
     RecordsInput,
@@ -19,6 +17,8 @@ from preprocessing.sources.tfrecords import (
     read_names,
 )
 from preprocessing.sources.trees import open_tree
+from tripletmill import storage
+from tripletmill.errors import UsageError
 
 NAME = re.compile(r"(?P<name>[\w-]+)(/(?P<config>[\w+.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from preprocessing import storage
-from preprocessing.errors import UsageError
-from preprocessing.images import BadImage
-from preprocessing.records import DamagedRecord, example_features, read_record, read_records
 from preprocessing.sources.references import ImageRef, Rejected, printable
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats.records import DamagedRecord, example_features, read_record, read_records
+from tripletmill.images import BadImage
 
 WILDCARDS = frozenset("*?[")
 OFFSET_DIGITS = 12  # so that names sort as records lie in a file
@@ -173,7 +173,7 @@ def list_records(
       labelled: whether an image without a class is left out, or has the class "".
 
     Raises:
-      OSError: as preprocessing.storage.
+      OSError: as tripletmill.storage.
       UsageError: the file is compressed, or that of `label_names` is missing or wrong.
     """
     names = None if options.label_names is None else read_names(options.label_names)
@@ -194,7 +194,7 @@ def read_image(ref: ImageRef) -> bytes:
 
     Raises:
       BadImage: the record is damaged, or not the one that was listed.
-      OSError: as preprocessing.storage.
+      OSError: as tripletmill.storage.
     """
     try:
         payload = _read_payload(ref)

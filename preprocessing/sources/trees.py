@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-from preprocessing import storage
-from preprocessing.errors import UsageError
 from preprocessing.sources.references import printable
-from preprocessing.storage import FileInfo, bucket, local
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.storage import FileInfo, bucket, local
 
 NOT_UTF8 = "name is not valid UTF-8"
 Unusable = tuple[str, str]  # relative path, reason

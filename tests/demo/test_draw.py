@@ -12,7 +12,7 @@ from PIL import Image
 
 from demo import draw
 from demo.draw import CHARACTERS, FAMILIES, class_name, draw_face, find_faces
-from preprocessing.errors import UsageError
+from tripletmill.errors import UsageError
 
 FEW = {
     family: FAMILIES[family] for family in ("Amatic SC", "DejaVu Sans", "Lato", "Red Hat Display")

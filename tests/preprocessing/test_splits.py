@@ -2,8 +2,8 @@
 
 import pytest
 
-from preprocessing.errors import UsageError
 from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
+from tripletmill.errors import UsageError
 
 
 def test_hash_splits_are_stable_and_near_their_shares():

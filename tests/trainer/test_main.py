@@ -16,16 +16,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from preprocessing.index import load_index
-from preprocessing.storage import exclusive
 from tests.fixtures.datasets import make_data_set, small_data_set
 from tests.fixtures.folders import class_folder
-from tests.trainer.forked import run as fork
-from trainer.checkpoints import Checkpoints
-from trainer.results import worse
+from tests.fixtures.forked import run as fork
+from trainer.evaluation.results import worse
+from trainer.runs.checkpoints import Checkpoints
+from tripletmill.formats.index import load_index
+from tripletmill.storage import exclusive
 
 ROOT = Path(__file__).parents[2]
-TINY = str(Path(__file__).with_name("tiny.gin"))
+TINY = str(ROOT / "tests/fixtures/tiny.gin")
 # A margin that the first batch does not keep, and a step from there to the end of the numbers.
 DIVERGES = ("semihard_triplets.margin = 2.0", "WarmupCosine.peak = 1e38")
 
@@ -606,8 +606,8 @@ def without_val(tmp_path_factory) -> Path:
 # Images so large that TensorFlow's threads matter; gradients of three uses of one tensor.
 GRADIENTS = """
 import keras, numpy as np, tensorflow as tf
-from trainer.model import build_model
-from trainer.strategy import make_deterministic
+from trainer.models.embedding_model import build_model
+from trainer.distributed.strategy import make_deterministic
 make_deterministic()
 keras.utils.set_random_seed(0)
 model = build_model(backbone="small_conv", image_size=48, embedding_dim=64)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from preprocessing.arguments import Parser, exit_code, positive
+from tripletmill.cli.arguments import Parser, exit_code, positive
 
 DESCRIPTION = """
 Writes one HTML file that needs no other: metrics with intervals, what the model finds and what it

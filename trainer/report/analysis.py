@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preprocessing.errors import UsageError
-from trainer.pictures import Pictures
+from trainer.pictures.similarity import alike
+from trainer.pictures.source_images import Pictures
 from trainer.report import findings
-from trainer.report.alike import alike
 from trainer.report.inputs import Inputs
 from trainer.retrieval import (
     Gallery,
@@ -20,6 +19,7 @@ from trainer.retrieval import (
     nearest_neighbours,
     retrieval_metrics,
 )
+from tripletmill.errors import UsageError
 
 DEEPEST = 100  # K of the recall curve
 NEIGHBOURS = 10

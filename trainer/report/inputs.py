@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing import storage
-from preprocessing.embeddings import Embeddings, load_embeddings
-from preprocessing.errors import UsageError
-from preprocessing.index import DatasetInfo, load_index, load_info
-from preprocessing.model_card import CARD_FILE, EXPORT_FOLDER, load_card
 from preprocessing.splits import GALLERY, QUERY
-from trainer.checkpoints import is_data_of
-from trainer.results import read_results, split_name
+from trainer.evaluation.results import read_results, split_name
+from trainer.runs.checkpoints import is_data_of
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats.embeddings import Embeddings, load_embeddings
+from tripletmill.formats.index import DatasetInfo, load_index, load_info
+from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER, load_card
 
 METRICS_FILE = "metrics.jsonl"
 

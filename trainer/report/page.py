@@ -11,12 +11,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from trainer.evaluation.results import RECALL_AT, TRAINED
+from trainer.pictures.thumbnails import Thumbnails
 from trainer.report.analysis import DEEPEST, NEIGHBOURS, Analysis
 from trainer.report.charts import Line, histogram, line_chart
 from trainer.report.findings import Confusion
 from trainer.report.inputs import Inputs
-from trainer.report.thumbnails import Thumbnails
-from trainer.results import RECALL_AT, TRAINED
 from trainer.retrieval import confidence_intervals
 from trainer.retrieval.metrics import MAP_AT_R, R_PRECISION, RECIPROCAL_RANK, recall_name
 

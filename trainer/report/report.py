@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from preprocessing.storage import require_new_file, write_file
-from trainer.pictures import RecordPictures
+from trainer.pictures.source_images import RecordPictures
+from trainer.pictures.thumbnails import Thumbnails
 from trainer.report import inputs as reading
 from trainer.report.analysis import Analysis, analyse
 from trainer.report.page import render
-from trainer.report.thumbnails import Thumbnails
 from trainer.retrieval.metrics import recall_name
+from tripletmill.storage import require_new_file, write_file
 
 LISTED = 24
 FILE = "report.html"

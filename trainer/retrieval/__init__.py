@@ -1,9 +1,9 @@
 """Exact nearest neighbours and what retrieval by them is worth (docs/evaluation.md)."""
 
-from trainer.retrieval.bootstrap import confidence_intervals
+from trainer.retrieval.confidence import confidence_intervals
+from trainer.retrieval.matches import Gallery, Protocol
 from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
 from trainer.retrieval.neighbours import Neighbours, nearest_neighbours
-from trainer.retrieval.protocol import Gallery, Protocol
 
 __all__ = [
     "Gallery",

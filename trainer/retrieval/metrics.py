@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.retrieval.distances import as_embeddings
-from trainer.retrieval.expectation import expected
+from trainer.retrieval.matches import Gallery, Protocol, as_labels
 from trainer.retrieval.neighbours import GALLERY_TILE, QUERY_TILE
-from trainer.retrieval.protocol import Gallery, Protocol, as_labels
-from trainer.retrieval.ranks import tied_blocks
-from trainer.retrieval.scan import Scan
-from trainer.retrieval.sharing import of_all, share
+from trainer.retrieval.range_search import Scan
+from trainer.retrieval.tied_metrics import expected
+from trainer.retrieval.tied_ranks import tied_blocks
+from trainer.retrieval.work_sharing import of_all, share
 
 MAP_AT_R, R_PRECISION, RECIPROCAL_RANK = "map_at_r", "r_precision", "mean_reciprocal_rank"
 

@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.retrieval.distances import as_embeddings, ordered
-from trainer.retrieval.protocol import Protocol
-from trainer.retrieval.scan import Scan
-from trainer.retrieval.sharing import of_all, share
+from trainer.retrieval.matches import Protocol
+from trainer.retrieval.range_search import Scan
+from trainer.retrieval.work_sharing import of_all, share
 
 QUERY_TILE, GALLERY_TILE = 2048, 4096
 NO_ROW = np.iinfo(np.int32).max  # past all others in the order of ties

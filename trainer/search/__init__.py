@@ -5,8 +5,8 @@ For programs:
     index = SearchIndex.load("index")
     index.nearest_of("cats/tom.jpg")
 
-and `trainer.embedder` for images that are in no index. Neither `SearchIndex` nor what builds an
-index imports TensorFlow.
+and `trainer.export.embedder` for images that are in no index. Neither `SearchIndex` nor what
+builds an index imports TensorFlow.
 """
 
 from trainer.search.index import Entry, Neighbour, SearchIndex

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from preprocessing.arguments import Parser, exit_code, positive
+from tripletmill.cli.arguments import Parser, exit_code, positive
 
 DESCRIPTION = """
 Finds, in a collection that `python -m pipeline.embed` embedded, the images most like another. Exit
@@ -85,7 +85,7 @@ def _change(flags: argparse.Namespace) -> None:
 
 def _query(flags: argparse.Namespace) -> None:
     from trainer.search.queries import Wanted
-    from trainer.search.query import query
+    from trainer.search.query_command import query
 
     query(
         directory=flags.index,

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from preprocessing.embeddings import UNKNOWN_LABEL
-from preprocessing.index.describe import escaped
 from trainer.search.index import Entry, Neighbour
+from tripletmill.formats.embeddings import UNKNOWN_LABEL
+from tripletmill.inspection.describe import escaped
 
 
 @dataclasses.dataclass(frozen=True)

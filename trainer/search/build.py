@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from preprocessing import embeddings
-from preprocessing.errors import UsageError
-from preprocessing.progress import Progress
-from trainer.search import approximate, folder
+from trainer.search import faiss_index, index_files
 from trainer.search.collect import New, collect
-from trainer.search.nearest import available_cores
+from trainer.search.exact import available_cores
 from trainer.search.recall import QUERIES, Recall, measure
+from tripletmill.cli.progress import Progress
+from tripletmill.errors import UsageError
+from tripletmill.formats import embeddings
 
 TARGET = 0.95  # recall that the setting of an approximate index must reach
 GROWN = 1.1  # times the rows at which recall was measured; then it is measured again
@@ -30,7 +30,7 @@ def build(
     target: float = TARGET,
     overwrite: bool = False,
     threads: int | None = None,
-) -> folder.IndexInfo:
+) -> index_files.IndexInfo:
     """Makes an index of one or several collections of embeddings.
 
     Of images with one source id the first counts; one that has another embedding, class or split
@@ -55,9 +55,9 @@ def build(
     threads = threads or available_cores()
     infos = [embeddings.load_info(each) for each in embeddings_dirs]
     first = infos[0]
-    folder.require_ours(directory)
-    with folder.writing(directory):
-        if folder.is_finished(directory) and not overwrite:
+    index_files.require_ours(directory)
+    with index_files.writing(directory):
+        if index_files.is_finished(directory) and not overwrite:
             raise UsageError(
                 f"index {directory}: there is one already; `add` to it, or build with --overwrite"
             )
@@ -68,18 +68,18 @@ def build(
                 f"embeddings {first.directory}",
                 first.model,
                 nothing,
-                folder.ROWS_SCHEMA.empty_table(),
+                index_files.ROWS_SCHEMA.empty_table(),
                 progress,
             )
             num = len(new.vectors)
-            kind = kind or approximate.choose_kind(num, first.dim)
-            approximate.require_possible(kind, num, first.dim)
+            kind = kind or faiss_index.choose_kind(num, first.dim)
+            faiss_index.require_possible(kind, num, first.dim)
             progress.update(f"training {kind} on {num:,} images")
-            contents = folder.Contents(
-                approximate.make(kind, new.vectors), nothing, folder.ROWS_SCHEMA.empty_table()
+            contents = index_files.Contents(
+                faiss_index.make(kind, new.vectors), nothing, index_files.ROWS_SCHEMA.empty_table()
             )
             contents, recall = _grow(contents, new, target, threads, progress, measured=None)
-        info = folder.IndexInfo(
+        info = index_files.IndexInfo(
             directory=directory,
             model=first.model,
             dim=first.dim,
@@ -88,12 +88,12 @@ def build(
             recall=recall,
             inputs=new.inputs,
         )
-        return folder.commit(info, contents, new.left_out)
+        return index_files.commit(info, contents, new.left_out)
 
 
 def add(
     *, directory: str, embeddings_dirs: Sequence[str], threads: int | None = None
-) -> folder.IndexInfo:
+) -> index_files.IndexInfo:
     """Adds embeddings to an index, without building it again.
 
     An image whose source id is in the index stays as it is there; where its embedding, class or
@@ -113,9 +113,9 @@ def add(
     """
     threads = threads or available_cores()
     infos = [embeddings.load_info(each) for each in embeddings_dirs]
-    folder.load_info(directory)  # before a folder is made for the lock
-    with folder.writing(directory), Progress() as progress:
-        info, before = folder.read(directory)
+    index_files.load_info(directory)  # before a folder is made for the lock
+    with index_files.writing(directory), Progress() as progress:
+        info, before = index_files.read(directory)
         of = f"index {directory}"
         new = collect(infos, of, info.model, before.vectors, before.rows, progress)
         inputs = [*info.inputs, *new.inputs]
@@ -135,18 +135,18 @@ def add(
             recall=recall,
             inputs=inputs,
         )
-        return folder.commit(info, contents, new.left_out)
+        return index_files.commit(info, contents, new.left_out)
 
 
 def _grow(
-    contents: folder.Contents,
+    contents: index_files.Contents,
     new: New,
     target: float,
     threads: int,
     progress: Progress,
     *,
     measured: Recall | None,
-) -> tuple[folder.Contents, Recall | None]:
+) -> tuple[index_files.Contents, Recall | None]:
     """Appends rows, and measures an approximate index where that is due.
 
     Its queries are rows drawn from the new ones, put in last, when all others are in.
@@ -154,7 +154,7 @@ def _grow(
     index, vectors, rows = contents.index, new.vectors, new.rows
     before = contents.vectors  # of flat and hnsw, no longer there once a row is added
     num = len(contents.rows) + len(vectors)
-    approximate_kind = approximate.kind_of(index) != approximate.FLAT
+    approximate_kind = faiss_index.kind_of(index) != faiss_index.FLAT
     due = len(vectors) > 1 and (
         measured is None or (num >= GROWN * measured.num_rows and len(vectors) >= FEWEST_QUERIES)
     )
@@ -169,7 +169,7 @@ def _grow(
         progress.update(f"added {rows:,} of {len(vectors):,} images")
 
     held_back = len(vectors) - queries
-    approximate.add(index, vectors[:held_back], added)
+    faiss_index.add(index, vectors[:held_back], added)
     recall = measured
     if queries:
         progress.update(f"measuring recall with {queries:,} images")
@@ -180,9 +180,9 @@ def _grow(
             target=target,
             threads=threads,
         )
-        approximate.add(index, vectors[held_back:], lambda _: None)
+        faiss_index.add(index, vectors[held_back:], lambda _: None)
     return (
-        folder.Contents(
+        index_files.Contents(
             index,
             _all_vectors(index, before, vectors),
             pa.concat_tables([contents.rows, rows]).combine_chunks(),
@@ -192,5 +192,5 @@ def _grow(
 
 
 def _all_vectors(index: Any, before: np.ndarray, new: np.ndarray) -> np.ndarray:
-    held = approximate.held(index)
+    held = faiss_index.held(index)
     return np.concatenate([before, new]) if held is None else held

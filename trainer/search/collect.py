@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from preprocessing import embeddings
-from preprocessing.errors import UsageError
-from preprocessing.progress import Progress
-from trainer.search import folder
-from trainer.search.nearest import require_unit_length
+from trainer.search import index_files
+from trainer.search.exact import require_unit_length
+from tripletmill.cli.progress import Progress
+from tripletmill.errors import UsageError
+from tripletmill.formats import embeddings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class New:
 
     Attributes:
       vectors: [M, D] float32.
-      rows: folder.ROWS_SCHEMA, [M].
+      rows: index_files.ROWS_SCHEMA, [M].
       inputs: for the info.
       left_out: for left_out.jsonl.
     """
@@ -103,7 +103,7 @@ def _rows_of(shard: embeddings.Embeddings) -> pa.Table:
         "label": pa.array(shard.label, pa.int64(), mask=unknown),
         "class": pa.array(shard.class_name, pa.string()),
     }
-    return pa.table(columns, folder.ROWS_SCHEMA)
+    return pa.table(columns, index_files.ROWS_SCHEMA)
 
 
 def _first_of_its_id(source_ids: pa.ChunkedArray) -> np.ndarray:

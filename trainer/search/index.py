@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.embeddings import UNKNOWN_LABEL
-from preprocessing.errors import UsageError
-from trainer.search import folder
-from trainer.search.approximate import propose
-from trainer.search.nearest import available_cores, closest, exact, require_unit_length
+from trainer.search import index_files
+from trainer.search.exact import available_cores, closest, exact, require_unit_length
+from trainer.search.faiss_index import propose
+from tripletmill.errors import UsageError
+from tripletmill.formats.embeddings import UNKNOWN_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,11 @@ class SearchIndex:
     """
 
     def __init__(
-        self, info: folder.IndexInfo, contents: folder.Contents, *, threads: int | None = None
+        self,
+        info: index_files.IndexInfo,
+        contents: index_files.Contents,
+        *,
+        threads: int | None = None,
     ) -> None:
         self.info = info
         self._contents = contents
@@ -84,7 +88,7 @@ class SearchIndex:
         Raises:
           UsageError: there is none, or it is damaged.
         """
-        return cls(*folder.read(directory), threads=threads)
+        return cls(*index_files.read(directory), threads=threads)
 
     def __len__(self) -> int:
         return len(self._contents.rows)

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from preprocessing import storage
-from preprocessing.errors import UsageError
-from preprocessing.images import HEAD_BYTES, BadImage, require_image
-from preprocessing.model_card import ModelCard
-from trainer.embedder import BATCH, Embedder
+from trainer.export.embedder import BATCH, Embedder
 from trainer.search.answers import Answer
 from trainer.search.index import SearchIndex
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats.model_card import ModelCard
+from tripletmill.images import HEAD_BYTES, BadImage, require_image
 
 
 @dataclasses.dataclass(frozen=True)

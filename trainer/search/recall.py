@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import faiss
 import numpy as np
 
-from trainer.search.approximate import propose, settings
-from trainer.search.nearest import closest, exact
+from trainer.search.exact import closest, exact
+from trainer.search.faiss_index import propose, settings
 
 NEIGHBOURS = 10
 QUERIES = 1_000

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preprocessing.storage import atomic_file
-from trainer.contact_sheet import Tile, contact_sheet
-from trainer.pictures import Pictures, thumbnail_or_none
+from trainer.pictures.contact_sheet import Tile, contact_sheet
+from trainer.pictures.source_images import Pictures, thumbnail_or_none
 from trainer.search.answers import Answer
 from trainer.search.index import Entry
+from tripletmill.storage import atomic_file
 
 # On a sheet; more would make a picture that little opens.
 MOST, MOST_NEIGHBOURS = 200, 50

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.search import approximate, folder
+from trainer.search import faiss_index, index_files
 from trainer.search.build import FEWEST_QUERIES, GROWN
 from trainer.search.recall import QUERIES
 
 
-def summary(info: folder.IndexInfo, num_inputs: int) -> list[str]:
+def summary(info: index_files.IndexInfo, num_inputs: int) -> list[str]:
     """What was built or added, for people: some lines of text."""
     how = "exact" if info.recall is None else "approximate"
     lines = [
@@ -24,9 +24,9 @@ def summary(info: folder.IndexInfo, num_inputs: int) -> list[str]:
             f"  left out: {info.path('left_out')}; to have them as they are now, build again"
         )
     if info.recall is None:
-        if info.num_rows > approximate.FLAT_ROWS and info.kind == approximate.FLAT:
+        if info.num_rows > faiss_index.FLAT_ROWS and info.kind == faiss_index.FLAT:
             lines.append(
-                f"  above {approximate.FLAT_ROWS:,} images hnsw is faster; to have it, build again"
+                f"  above {faiss_index.FLAT_ROWS:,} images hnsw is faster; to have it, build again"
             )
         return lines
     recall = info.recall

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from preprocessing.arguments import Parser
-from preprocessing.errors import UsageError, one_line
+from tripletmill.cli.arguments import Parser
+from tripletmill.errors import UsageError, one_line
 
 DESCRIPTION = """
 Serves a web page on which an image is dropped and its neighbours are seen. Exit codes: 0 after

@@ -18,12 +18,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from preprocessing.errors import UsageError, one_line
-from preprocessing.images import BadImage
 from trainer.search.answers import entry_content, neighbours_content
 from trainer.search.queries import Wanted
 from trainer.serve.finder import Finder
 from trainer.serve.guard import Guard
+from tripletmill.errors import UsageError, one_line
+from tripletmill.images import BadImage
 
 STATIC = Path(__file__).parent / "static"
 MAX_UPLOAD = 20_000_000  # bytes

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from preprocessing import storage
-from preprocessing.images import BadImage, ImageSettings, canonical_jpeg
-from preprocessing.model_card import load_card
-from trainer.embedder import Embedder
-from trainer.pictures import FilePictures, Pictures, RecordPictures
+from trainer.export.embedder import Embedder
+from trainer.pictures.source_images import FilePictures, Pictures, RecordPictures
 from trainer.search import Entry, Neighbour, SearchIndex
 from trainer.search.queries import Wanted, require_same_model
+from tripletmill import storage
+from tripletmill.formats.model_card import load_card
+from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
 
 MAX_PIXELS = 50_000_000  # of an upload: decoded, up to 200 MB
 SIDE = 224  # of a picture's shorter side: 112 on the page, sharp on dense screens too

@@ -9,9 +9,9 @@ import sys
 
 import uvicorn
 
-from preprocessing.errors import UsageError
 from trainer.serve.app import make_app
 from trainer.serve.finder import Finder
+from tripletmill.errors import UsageError
 
 PROBLEMS = {
     errno.EADDRINUSE: "taken; choose another with --port=, or --port=0 for one that is free",

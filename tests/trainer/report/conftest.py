@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from preprocessing.embeddings import Embeddings, load_embeddings
 from tests.fixtures import embedding_jobs, jobs
 from tests.fixtures.datasets import make_data_set
 from tests.fixtures.exported import export_model
 from tests.fixtures.folders import class_folder
+from tripletmill.formats.embeddings import Embeddings, load_embeddings
 
 # A class, and an image, whose names are HTML.
 MARKUP_CLASS = "<b>&amp;\"x'"

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from preprocessing.embeddings import load_embeddings
-from preprocessing.errors import UsageError
-from preprocessing.index import load_info
 from tests.fixtures.embedded import unit_vectors, write_embeddings
+from tests.fixtures.retrieval import oracle
 from tests.fixtures.written import write_data_set
-from tests.trainer.retrieval import oracle
 from trainer.report.analysis import DEEPEST, analyse
 from trainer.report.inputs import Inputs
+from tripletmill.errors import UsageError
+from tripletmill.formats.embeddings import load_embeddings
+from tripletmill.formats.index import load_info
 
 QUERIES, GALLERY = 12, 30
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.index import index_file, load_index, load_info
 from tests.fixtures import jobs
+from tests.fixtures.retrieval import oracle
 from tests.fixtures.written import edit_rows
 from tests.trainer.report import conftest as planted
 from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
-from tests.trainer.retrieval import oracle
-from trainer.pictures import RecordPictures
+from trainer.pictures.source_images import RecordPictures
 from trainer.report.__main__ import main
 from trainer.report.report import write_report
+from tripletmill.formats.index import index_file, load_index, load_info
 
 CUTOFFS = [1, 2, 4, 8]
 METRICS = [*(f"recall_at_{k}" for k in CUTOFFS), "map_at_r", "r_precision", "mean_reciprocal_rank"]

@@ -8,8 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.retrieval import oracle
-from tests.trainer.retrieval.data import clustered, unbalanced
+from tests.fixtures.retrieval import oracle
+from tests.fixtures.retrieval.data import clustered, unbalanced
 from trainer.retrieval import Gallery, retrieval_metrics
 
 CUTOFFS = (1, 2, 4, 8)

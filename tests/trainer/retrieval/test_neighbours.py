@@ -6,8 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.retrieval.data import clustered, unbalanced
-from tests.trainer.retrieval.oracle import order
+from tests.fixtures.retrieval.data import clustered, unbalanced
+from tests.fixtures.retrieval.oracle import order
 from trainer.retrieval import Protocol, nearest_neighbours
 
 LINE = np.array([[0.0], [1.0], [10.0], [2.0], [4.0], [20.0]], np.float32)

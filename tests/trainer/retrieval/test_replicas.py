@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.trainer.processes import results, workers
-from tests.trainer.retrieval.data import unbalanced
+from tests.fixtures.processes import results, workers
+from tests.fixtures.retrieval.data import unbalanced
 from trainer.retrieval import nearest_neighbours, retrieval_metrics
 
-MODULE = "tests.trainer.retrieval.replicas"
+MODULE = "tests.fixtures.retrieval.replicas"
 
 
 @pytest.fixture(scope="module")

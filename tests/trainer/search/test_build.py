@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.errors import UsageError
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from trainer.search import SearchIndex, folder
+from trainer.search import SearchIndex, index_files
 from trainer.search.build import add, build
 from trainer.search.summary import summary
+from tripletmill.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
 
 
 def held(directory: Path) -> tuple[list[dict], list[list[float]]]:
     """Rows and vectors of an index."""
-    _, contents = folder.read(str(directory))
+    _, contents = index_files.read(str(directory))
     return contents.rows.to_pylist(), contents.vectors.tolist()
 
 
@@ -30,7 +30,7 @@ def files(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def numbers(info: folder.IndexInfo) -> list[tuple[int, int, int]]:
+def numbers(info: index_files.IndexInfo) -> list[tuple[int, int, int]]:
     return [(e["added"], e["there_already"], e["left_out"]) for e in info.inputs]
 
 
@@ -49,7 +49,7 @@ def test_what_goes_in_is_held(tmp_path):
     assert rows == [dict(zip(keys, row, strict=True)) for row in expected]
     assert (info.kind, info.num_rows, info.dim, info.recall) == ("flat", 5, 8, None)
     assert numbers(info) == [(5, 0, 0)]
-    assert info == folder.load_info(str(tmp_path / "i"))
+    assert info == index_files.load_info(str(tmp_path / "i"))
     assert files(tmp_path / "i") == {*info.files, "index_info.json", ".lock"}
     assert faiss.read_index(info.path("index")).ntotal == 5
 
@@ -163,7 +163,7 @@ def test_refusals(tmp_path):
     assert "--overwrite" in error(build, directory=index, embeddings_dirs=[str(one)])
     (one / "embeddings_info.json").unlink()
     assert "not finished" in error(add, directory=index, embeddings_dirs=[str(one)])
-    with folder.writing(str(index)):
+    with index_files.writing(str(index)):
         command = [sys.executable, "-m", "trainer.search", "add", f"--index={index}"]
         done = subprocess.run(
             [*command, f"--embeddings={narrow}"], cwd=ROOT, capture_output=True, text=True
@@ -210,7 +210,7 @@ def test_killed_at_any_moment(tmp_path):
     two = str(write_embeddings(tmp_path / "e2", unit_vectors(3, seed=1), source_id=["x", "y", "z"]))
     build(directory=str(tmp_path / "i"), embeddings_dirs=[one])
     old = held(tmp_path / "i")
-    command = [sys.executable, "-m", "tests.trainer.search.killed", str(tmp_path / "i"), two]
+    command = [sys.executable, "-m", "tests.fixtures.search.killed", str(tmp_path / "i"), two]
     done = subprocess.run(
         [*command, str(tmp_path / "copies")], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.errors import UsageError
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from tests.trainer.search import oracle
+from tests.fixtures.search import oracle
 from trainer.search import Entry, SearchIndex
 from trainer.search.build import build
+from tripletmill.errors import UsageError
 
 CLASSES, SPLITS = ("cat", "dog", None), ("train", "test", None)
 NUM = 60

@@ -16,12 +16,12 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
-from preprocessing.images import ImageSettings, canonical_jpeg
 from tests.fixtures.datasets import make_data_set
 from tests.fixtures.embedded import write_embeddings
 from tests.fixtures.exported import CARD, SIDE, expected, export_model
 from tests.fixtures.folders import class_folder
 from trainer.search.build import build
+from tripletmill.images import ImageSettings, canonical_jpeg
 
 ROOT = Path(__file__).parents[3]
 CLASSES, IMAGES = 4, 5

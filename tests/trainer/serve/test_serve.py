@@ -24,7 +24,7 @@ from tests.trainer.serve.conftest import (
     ask,
     connect,
 )
-from trainer.pictures import FilePictures
+from trainer.pictures.source_images import FilePictures
 from trainer.search import SearchIndex
 from trainer.search.build import build
 from trainer.serve.__main__ import main

@@ -1,0 +1,276 @@
+"""Runners as a command line asks for them, and what goes wrong with them: one line each."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
+from PIL import Image
+
+from pipeline.beam import runners
+from tests.fixtures.folders import class_folder
+from tests.fixtures.jobs import ROOT, SETTINGS, command
+from tests.fixtures.stderr import but_for_progress, error_of
+from tripletmill.errors import UsageError
+
+CLOUD = [
+    "--runner=DataflowRunner",
+    "--project=test-project",
+    "--region=us-central1",
+    f"--setup_file={ROOT / 'setup.py'}",
+    "--dry_run=True",
+]
+NO_SERVER = ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=1"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    root = class_folder(tmp_path_factory.mktemp("input") / "images", classes=3, images=3)
+    (root / "class_00" / "broken.jpg").write_bytes(b"no image")
+    return root
+
+
+class Elsewhere(PipelineRunner):
+    """A runner that cannot start a job."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run_pipeline(self, pipeline, options):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "Pipeline job-1 failed in state FAILED: Traceback (most recent call last):\n"
+            "  raise UsageError(\npreprocessing.errors.UsageError: 5 of 31 images rejected"
+            " [while running 'Commit/CommitDataSet']\n",
+            "5 of 31 images rejected",
+        ),
+        (
+            "Traceback (most recent call last):\nKeyError: 1\n\nDuring handling ...\n\n"
+            "Traceback (most recent call last):\nModuleNotFoundError: No module named 'x'",
+            "--runner=Elsewhere: cannot start the job: ModuleNotFoundError: No module named 'x'",
+        ),
+        (
+            'grpc._channel._Rendezvous: <_Rendezvous of RPC:\n\tdetails = "not there"\n>',
+            "--runner=Elsewhere: cannot start the job: not there",
+        ),
+        ("403 Dataflow\nAPI", "--runner=Elsewhere: cannot start the job: 403 Dataflow API"),
+        ("", "--runner=Elsewhere: cannot start the job: Exception"),
+    ],
+)
+def test_what_goes_wrong_elsewhere_is_one_line(text, said):
+    with (
+        pytest.raises(UsageError) as raised,
+        runners.clean_errors(),
+        runners.pipeline_on(Elsewhere(Exception(text)), PipelineOptions([])),
+    ):
+        pass
+    assert str(raised.value) == said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with (
+        pytest.raises(ZeroDivisionError),
+        runners.clean_errors(),
+        runners.pipeline_on(Elsewhere(Exception()), PipelineOptions([])),
+    ):
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runner=DaskRunner"], "refused, Beam's Dask runner silently loses output"),
+        (["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"], "refused"),
+        (["--runner=Bogus"], "runner: Bogus"),
+        (["--runner=os.getcwd"], "--runner=os.getcwd: not a runner"),
+        (["--bogus=1"], "unknown flag '--bogus=1'"),
+        (["--direct_running_mode=fast"], "argument --direct_running_mode: invalid choice: 'fast'"),
+        (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
+        (["--direct_num_workers"], "argument --direct_num_workers: expected one argument"),
+        (["--direct_num_workers=-1"], "--direct_num_workers=-1: 0 (one a core) or more"),
+        (["--gcs_custom_audit_entries=x"], "Beam's flags: Expecting value"),
+        (["--dry_run=perhaps"], "--dry_run=perhaps: True or False"),
+        (["--dry_run=True"], "--dry_run: only with --runner=DataflowRunner"),
+        (["--template_location=x"], "--template_location: only with --runner=DataflowRunner"),
+        (["--runner=PortableRunner"], "--job_endpoint=HOST:PORT missing"),
+        (NO_SERVER, "--job_endpoint=localhost:1: no job server answers there"),
+        (CLOUD[:1], "--project, "),
+        (CLOUD[:3], "--temp_location, --setup_file missing"),
+        ([*CLOUD, "--temp_location=tmp"], "--temp_location=tmp: expected gs://BUCKET/FOLDER"),
+        ([*CLOUD, "--temp_location=gs://b/t", "--setup_file=no/setup.py"], "no/setup.py: no such"),
+    ],
+)
+def test_wrong_flags(flags, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        runners.runner_and_options(flags)
+    assert "usage:" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--runner=FlinkRunner", "--flink_job_server_jar=no.jar"],
+            '--runner=FlinkRunner: cannot start the job: Unable to parse jar URL "no.jar"',
+        ),
+        (
+            ["--runner=SparkRunner", "--spark_job_server_jar=no.jar"],
+            '--runner=SparkRunner: cannot start the job: Unable to parse jar URL "no.jar"',
+        ),
+        (
+            ["--runner=FlinkRunner", "--environment_type=EXTERNAL"],
+            "Option external_service_address is required for environment type EXTERNAL",
+        ),
+    ],
+)
+def test_runners_that_cannot_start(flags, message):
+    with (
+        pytest.raises(UsageError, match=f"^{re.escape(message)}"),
+        runners.clean_errors(),
+        runners.pipeline_on(*runners.runner_and_options(flags)) as job,
+    ):
+        _ = job | beam.Create([1])
+
+
+@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+def test_an_error_of_a_worker_is_one_line(images, tmp_path, mode):
+    """Although Beam's workers also print its traceback."""
+    nothing = "--gin_param=preprocess.max_rejected_share = 0.0"
+    flags = [*SETTINGS, nothing, f"--direct_running_mode={mode}"]
+    done = command(f"--input={images}", f"--output={tmp_path / 'data'}", *flags)
+    assert error_of(done).startswith("1 of 10 images rejected")
+
+
+def test_a_wrong_flag_of_the_command_is_one_line(images):
+    error = error_of(command(f"--input={images}", "--output=o", "--direct_running_mode=fast"))
+    assert error.startswith("argument --direct_running_mode: invalid choice: 'fast'")
+
+
+def test_dataflow_takes_no_local_paths(images):
+    flags = ["--temp_location=gs://bucket/tmp", f"--input={images}", "--output=gs://bucket/data"]
+    error = error_of(command(*CLOUD, *flags))
+    assert error == f"input {images}: Dataflow's workers need it in a bucket (gs://)"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--dry_run=True"], "dry run: the job is valid; nothing was started"),
+        (["--dry_run=False"], None),
+        (["--template_location=gs://b/t"], "template staged at gs://b/t"),
+        (["--no_wait_until_finish"], "the job goes on; once it is done, its data set is there"),
+        ([], None),
+    ],
+)
+def test_what_does_not_end_with_a_data_set(flags, said):
+    # Without credentials nobody looks for the bucket.
+    options = ["--temp_location=gs://bucket/tmp", "--no_auth", *flags]
+    _, read = runners.runner_and_options([*CLOUD[:-1], *options])
+    found = runners.instead_of_output(read)
+    assert found == said
+
+
+def test_a_local_run_ends_with_a_data_set():
+    _, options = runners.runner_and_options(["--no_wait_until_finish"])
+    assert runners.instead_of_output(options) is None
+
+
+def test_interrupted_while_a_job_runs_elsewhere():
+    code = (
+        "import os, signal\n"
+        "from apache_beam.runners.portability.portable_runner import PortableRunner\n"
+        "from pipeline.beam.runners import stop_at_once_on_interrupt\n"
+        "stop_at_once_on_interrupt(PortableRunner())\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "\ninterrupted; a job that was started goes on; stop it where it runs\n"
+
+
+def test_dataflow_without_its_packages():
+    code = (
+        "import sys; sys.modules['google.cloud.dataflow'] = None\n"
+        "from pipeline.beam.runners import runner_and_options\n"
+        "runner_and_options(['--runner=DataflowRunner'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "UsageError: --runner=DataflowRunner: its packages are missing; pip" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def much_to_do(tmp_path_factory) -> list[str]:
+    """Flags of a job of seconds, on two worker processes."""
+    root = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), np.uint8))
+    for name in ("a", "b", "c"):
+        (root / "images" / name).mkdir(parents=True)
+        large.save(root / "images" / name / "0.jpg")
+        for i in range(1, 40):
+            os.link(root / f"images/{name}/0.jpg", root / f"images/{name}/{i}.jpg")
+    modes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    threads = ["--gin_param=preprocess.threads = 1"]
+    return [f"--input={root / 'images'}", *SETTINGS, *threads, *modes]
+
+
+@contextlib.contextmanager
+def at_work(flags: list[str], output: Path) -> Iterator[subprocess.Popen]:
+    """A job whose workers have finished a shard, in a process group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.main", *flags, f"--output={output}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not list(output.glob(".work/*/*.sidecar.parquet")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("whom", ["terminal", "job"])
+def test_interrupted_workers_say_nothing(much_to_do, tmp_path, whom):
+    with at_work(much_to_do, tmp_path / "data") as process:
+        (os.killpg if whom == "terminal" else os.kill)(process.pid, signal.SIGINT)
+        # Standard error ends with the last of the workers.
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    line = "interrupted; the same command goes on from the finished shards"
+    assert but_for_progress(stderr) == [line]
+
+
+def test_a_worker_that_dies(much_to_do, tmp_path):
+    with at_work(much_to_do, tmp_path / "data") as process:
+        table = subprocess.run(["ps", "-Ao", "pid=,ppid="], capture_output=True, text=True).stdout
+        rows = [[int(number) for number in line.split()] for line in table.splitlines()]
+        workers = [child for child, parent in rows if parent == process.pid]
+        os.kill(workers[-1], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=120)
+    assert len(workers) == 2
+    assert process.returncode == 2
+    [line] = but_for_progress(stderr)
+    assert line.startswith("error: a worker process has died, perhaps for lack of memory; ")

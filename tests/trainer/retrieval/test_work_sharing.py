@@ -1,0 +1,35 @@
+"""Tiles taken in turns by several threads."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from trainer.retrieval import work_sharing
+
+
+def test_each_tile_once(monkeypatch):
+    monkeypatch.setattr(work_sharing, "_devices", lambda strategy: ["CPU:0"] * 3)
+    done = []
+    work_sharing.share(None, [np.arange(n) for n in range(50)], lambda tile: done.append(len(tile)))
+    assert sorted(done) == list(range(50))
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_in_one_thread_ends_the_others(monkeypatch, bad):
+    """Also Ctrl+C must not wait until all is worked off."""
+    monkeypatch.setattr(work_sharing, "_devices", lambda strategy: ["CPU:0"] * 2)
+    started, both = [], threading.Barrier(2)
+
+    def work(tile: np.ndarray) -> None:
+        started.append(tile)
+        if len(started) <= 2:
+            both.wait()
+        if tile[0] == bad:
+            raise ValueError("no")
+        time.sleep(0.02)
+
+    with pytest.raises(ValueError, match="no"):
+        work_sharing.share(None, [np.array([n]) for n in range(300)], work)
+    assert len(started) < 150

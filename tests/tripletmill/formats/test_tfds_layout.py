@@ -1,0 +1,84 @@
+"""The two JSON files that TensorFlow Datasets reads (opening them with it was tried by hand)."""
+
+import json
+
+import pytest
+
+from tripletmill.formats.tfds_layout import SplitInfo, dataset_info_json, extra_of, features_json
+
+SPLITS = {
+    "train": SplitInfo(shard_lengths=[3, 0, 2**40], num_bytes=2**50),
+    "test": SplitInfo(shard_lengths=(1,), num_bytes=10),
+}
+EXTRA = {"settings": {"short_side": 256, "ratio": 0.5}, "format_version": 1, "text": "ü\n"}
+# Top-level keys that TFDS 4.9.10 knows; it refuses a file with any other.
+KNOWN = {
+    *("alternativeFileFormats", "citation", "configDescription", "configName", "configTags"),
+    *("dataSourceAccesses", "description", "disableShuffling", "downloadChecksums"),
+    *("downloadSize", "features", "fileFormat", "isBlocked", "location", "moduleName", "name"),
+    *("nondeterministicOrder", "redistributionInfo", "releaseNotes", "schema", "sizeInBytes"),
+    *("splits", "supervisedKeys", "version"),
+}
+
+
+def test_features():
+    features = features_json()["content"]["features"]
+    assert {name.removeprefix("image/") for name in features} == {
+        *("encoded", "format", "height", "width", "class/label", "class/text"),
+        *("source_id", "key/sha256"),
+    }
+    assert features["image/encoded"]["image"] == {
+        "dtype": "uint8",
+        "encodingFormat": "jpeg",
+        "shape": {"dimensions": ["-1", "-1", "3"]},
+    }
+    for name in ("class/label", "height", "width"):
+        assert features[f"image/{name}"]["tensor"]["dtype"] == "int64"
+    assert features["image/key/sha256"]["tensor"]["dtype"] == "string"
+
+
+def test_dataset_info():
+    info = dataset_info_json(name="flowers", splits=SPLITS, extra=EXTRA)
+    assert set(info) <= KNOWN
+    assert info["name"] == "flowers"
+    assert info["version"].count(".") == 2
+    assert [(split["name"], split["shardLengths"]) for split in info["splits"]] == [
+        ("test", ["1"]),
+        ("train", ["3", "0", str(2**40)]),
+    ]
+    assert info["splits"][1]["numBytes"] == str(2**50)
+
+
+def test_deterministic():
+    reordered = {key: EXTRA[key] for key in reversed(EXTRA)}
+    splits = {name: SPLITS[name] for name in reversed(SPLITS)}
+    assert json.dumps(dataset_info_json(name="a", splits=splits, extra=reordered)) == json.dumps(
+        dataset_info_json(name="a", splits=SPLITS, extra=EXTRA)
+    )
+
+
+def test_extra_round_trip():
+    info = dataset_info_json(name="flowers", splits=SPLITS, extra=EXTRA)
+    assert extra_of(json.loads(json.dumps(info))) == EXTRA
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {},
+        {"releaseNotes": {}},
+        {"releaseNotes": None},
+        {"releaseNotes": {"tripletmill": "{"}},
+        {"releaseNotes": {"tripletmill": "[]"}},
+        [],
+    ],
+)
+def test_extra_of_another_file(info):
+    with pytest.raises(ValueError, match="did not write"):
+        extra_of(info)
+
+
+def test_extra_must_be_json():
+    for extra, error in (({"a": {1}}, TypeError), ({"a": float("nan")}, ValueError)):
+        with pytest.raises(error):
+            dataset_info_json(name="a", splits={}, extra=extra)

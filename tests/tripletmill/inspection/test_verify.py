@@ -1,0 +1,657 @@
+"""Every kind of damage is found, named with its place, and not named twice."""
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fixtures import images, written
+from tests.fixtures.cloud.emulators import go_emulator
+from tests.fixtures.written import SHARDS, Place, edit_info, edit_rows, write_data_set
+from tripletmill.__main__ import main
+from tripletmill.errors import UsageError
+from tripletmill.formats import index
+from tripletmill.formats.records import FRAMING_BYTES, RecordWriter, read_record, read_records
+from tripletmill.inspection import check_shard
+from tripletmill.inspection.verify import Problem, verify
+
+ROOT = Path(__file__).parents[3]
+SHARD = "photos-train.tfrecord-00001-of-00003"
+INDEX = "photos-train.index.parquet"
+INFO = "dataset_info.json"
+FIRST_ROW = 5  # of SHARD
+SPOILT = Place("train", 1, 3)  # row 8
+SOURCE_ID = "e\nfünf/01.png"
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+    return write_data_set(tmp_path_factory.mktemp("verify") / "photos")
+
+
+@pytest.fixture
+def copy(data_set, tmp_path):
+    return shutil.copytree(data_set, tmp_path / "photos")
+
+
+def found(folder: Path) -> list[Problem]:
+    return list(verify(str(folder), jobs=2))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / INDEX).to_pylist()
+
+
+def test_all_right(data_set):
+    assert found(data_set) == []
+
+
+def test_of_the_pipeline(tmp_path):
+    from tests.fixtures.datasets import small_data_set  # brings Beam
+
+    assert found(small_data_set(tmp_path, classes=4, images=3)) == []
+
+
+# Damage to the shards.
+
+
+def flip(path: Path, offset: int, mask: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= mask
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("byte", "what"),
+    [
+        (100, "the checksum of its payload is wrong"),
+        (-1, "the checksum of its payload is wrong"),
+        (0, "the checksum of its length is wrong, or no record starts here"),
+        (7, "the checksum of its length is wrong, or no record starts here"),
+        (8, "the checksum of its length is wrong, or no record starts here"),
+    ],
+)
+@pytest.mark.parametrize("row", [FIRST_ROW, 7, 10])
+def test_flipped_byte(copy, row, byte, what):
+    record = rows(copy)[row]
+    end = record["length"] + FRAMING_BYTES
+    flip(copy / SHARD, record["offset"] + byte % end)
+    where = f"offset {record['offset']}, row {row}, {record['source_id']}"
+    assert found(copy) == [Problem(SHARD, where, what, "damaged record")]
+
+
+def test_two_damaged_records(copy):
+    for row in (6, 9):
+        flip(copy / SHARD, rows(copy)[row]["offset"] + 20)
+    assert [problem.where.split(", ")[1] for problem in found(copy)] == ["row 6", "row 9"]
+
+
+@pytest.mark.parametrize("missing", [1, 300, "record", "all"])
+def test_cut_off(copy, missing):
+    data = (copy / SHARD).read_bytes()
+    lost = {1: 10, 300: 10, "record": 10, "all": FIRST_ROW}[missing]
+    record = rows(copy)[lost]
+    missing = len(data) - record["offset"] if isinstance(missing, str) else missing
+    (copy / SHARD).write_bytes(data[: len(data) - missing])
+    what = (
+        f"the file ends after {len(data) - missing:,} bytes, {missing:,} too early; images that"
+        f" are lost: {11 - lost}"
+    )
+    where = f"offset {record['offset']}, row {lost}, {record['source_id']}"
+    assert found(copy) == [Problem(SHARD, where, what, "file cut off")]
+
+
+def test_more_behind_the_last_record(copy):
+    size = (copy / SHARD).stat().st_size
+    with open(copy / SHARD, "ab") as file:
+        file.write(b"more")
+    what = "the file ends within it"
+    assert found(copy) == [Problem(SHARD, f"offset {size}", what, "damaged record")]
+
+
+def test_record_without_a_row(copy):
+    size = (copy / SHARD).stat().st_size
+    with open(copy / SHARD, "r+b") as file:
+        payload = read_record(file, 0)
+        file.seek(size)
+        RecordWriter(file).write(payload)
+    problems = found(copy)
+    what = "record of b/02.png without a row in the index"
+    assert problems[0] == Problem(SHARD, f"offset {size}", what, "record without a row")
+    assert [problem.kind for problem in problems[1:]] == ["class in pieces"]
+
+
+def test_missing_shard(copy):
+    (copy / SHARD).unlink()
+    assert found(copy) == [Problem(SHARD, "", "missing, with 6 images", "missing file")]
+
+
+def test_shard_that_cannot_be_read(copy, monkeypatch):
+    def open_read(path: str) -> BinaryIO:
+        if path.endswith(SHARD):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return open(path, "rb")
+
+    monkeypatch.setattr(check_shard.storage, "open_read", open_read)
+    what = "cannot be read: Input/output error"
+    assert found(copy) == [Problem(SHARD, "", what, "unreadable file")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_flipped_byte_in_a_shard_is_found(data_set, tmp_path_factory, data):
+    shards = sorted(path.name for path in data_set.glob("*.tfrecord-*") if path.stat().st_size)
+    shard = data.draw(st.sampled_from(shards))
+    offset = data.draw(st.integers(0, (data_set / shard).stat().st_size - 1))
+    copy = shutil.copytree(data_set, tmp_path_factory.mktemp("flip") / "photos")
+    flip(copy / shard, offset, data.draw(st.integers(1, 255)))
+    [problem] = found(copy)
+    assert (problem.file, problem.kind) == (shard, "damaged record")
+    shutil.rmtree(copy.parent)
+
+
+# Records that are whole and wrong.
+
+
+def change(**values: Any) -> written.Spoil:
+    def spoil(place: Place, features: dict[str, Any]) -> dict[str, Any]:
+        changes = {f"image/{name.replace('__', '/')}": value for name, value in values.items()}
+        return {**features, **changes} if place == SPOILT else features
+
+    return spoil
+
+
+def other_image(data: bytes, **values: Any) -> written.Spoil:
+    return change(encoded=data, key__sha256=hashlib.sha256(data).digest(), **values)
+
+
+def other_payload(payload: bytes) -> written.Spoil:
+    return lambda place, features: payload if place == SPOILT else features
+
+
+def another_feature(place: Place, features: dict[str, Any]) -> dict[str, Any] | bytes:
+    kept = {name: value for name, value in features.items() if name != "image/format"}
+    return written.encode_example(kept) if place == SPOILT else features
+
+
+def one_more_feature(place: Place, features: dict[str, Any]) -> dict[str, Any] | bytes:
+    return written.encode_example({**features, "x": 1}) if place == SPOILT else features
+
+
+JPEG = written.jpeg(1)[0]  # as wide as the image that it replaces
+GREY = images.encode("L", (16, 16), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "what"),
+    [
+        (change(key__sha256=b"\0" * 32), "hash of an image", "image/key/sha256 is not the hash"),
+        (change(encoded=JPEG), "hash of an image", "is not the hash of the image"),
+        (other_image(b"\xff\xd8\xff\xe0"), "image that does not decode", "the image does not"),
+        (other_image(b""), "image that does not decode", "the image does not decode"),
+        (other_image(JPEG[:-200]), "image that does not decode", "Truncated"),
+        (other_image(JPEG[:-20]), "image that does not decode", "truncated"),
+        (other_image(images.encode("RGB")), "image that does not decode", "the image does not"),
+        (other_image(GREY, height=16, width=16), "image mode", "the image is L, not RGB"),
+        (change(width=15), "size of an image", "the image is 16 x 17, in the record 16 x 15"),
+        (change(height=17), "size of an image", "the image is 16 x 17, in the record 17 x 17"),
+        (change(format="png"), "image format", "image/format is 'png'"),
+        (other_payload(b"no example"), "no image record", "not a serialized tf.train.Example"),
+        (another_feature, "no image record", "without image/format"),
+        (one_more_feature, "no image record", "with x"),
+        (
+            change(class__text="five"),
+            "class name differs",
+            "class 'five' here, label 4 is 'e\\nfünf' in classes.parquet",
+        ),
+    ],
+)
+def test_spoilt_record(tmp_path, spoil, kind, what):
+    folder = write_data_set(tmp_path / "photos", spoil=spoil)
+    [problem] = found(folder)
+    assert (problem.file, problem.kind) == (SHARD, kind)
+    assert what in problem.what
+    offset = rows(folder)[8]["offset"]
+    assert problem.where == f"offset {offset}, row 8, {SOURCE_ID}"
+
+
+def test_wrong_label_in_the_shard(tmp_path):
+    folder = write_data_set(tmp_path / "photos", spoil=change(class__label=1))
+    edit_rows(folder / INDEX, set_cell("label", 4))
+    assert [problem.what for problem in found(folder)] == [
+        "label is 4 in the index, 1 in the shard"
+    ]
+
+
+def test_class_in_pieces(tmp_path):
+    def spoil(place: Place, features: dict[str, Any]) -> dict[str, Any]:
+        b = {"image/class/label": 1, "image/class/text": "b"}
+        return {**features, **b} if place == SPOILT else features
+
+    folder = write_data_set(tmp_path / "photos", spoil=spoil)
+    for row, label in ((0, 1), (1, 4)):
+        edit_rows(
+            folder / index.CLASSES_FILE,
+            lambda classes, label=label, row=row: [
+                c.update(count=c["count"] + (1 if row == 0 else -1))
+                for c in classes
+                if c["label"] == label
+            ],
+        )
+    first, second = found(folder)
+    assert first.what == "more images of label 1: the class is not in one piece"
+    assert second.what == "more images of label 4: the class is not in one piece"
+    assert "row 8" in first.where
+    assert "row 9" in second.where
+
+
+def test_source_id_twice(tmp_path):
+    def spoil(place: Place, features: dict[str, Any]) -> dict[str, Any]:
+        there = place == Place("query", 0, 1)
+        return {**features, "image/source_id": "a/01.png"} if there else features
+
+    folder = write_data_set(tmp_path / "photos", spoil=spoil)
+    file = "photos-train.index.parquet"
+    what = "source id of row 1 of photos-query.index.parquet too"
+    assert found(folder) == [Problem(file, "row 1, a/01.png", what, "source id twice")]
+
+
+# Damage to the index.
+
+
+def set_cell(column: str, value: Any) -> Callable[[list[dict[str, Any]]], object]:
+    return lambda rows: rows[8].update({column: value})
+
+
+def swap(rows: list[dict[str, Any]]) -> None:
+    rows[6], rows[9] = rows[9], rows[6]
+
+
+@pytest.mark.parametrize(
+    ("edit", "kinds"),
+    [
+        (swap, ["order of the index"] * 2),
+        (set_cell("sha256", b"\0" * 32), ["sha256 differs"]),
+        (set_cell("label", 1), ["label differs"]),
+        (set_cell("label", 99), ["label differs"]),
+        (set_cell("height", 17), ["height differs"]),
+        (set_cell("width", 15), ["width differs"]),
+        (set_cell("length", 2**31 - 1), ["length differs"]),
+        (set_cell("offset", 1), ["offset differs"]),
+        (set_cell("offset", 2**40), ["offset differs"]),
+        (set_cell("offset", -1), ["offset differs"]),
+        (set_cell("source_id", "a/00.png"), ["source_id differs"]),
+        (lambda rows: rows.pop(8), ["record without a row"]),
+        (lambda rows: rows.insert(8, rows[8]), ["row without a record"]),
+    ],
+)
+def test_wrong_row(copy, edit, kinds):
+    offset = rows(copy)[8]["offset"]
+    edit_rows(copy / INDEX, edit)
+    problems = found(copy)
+    assert [problem.kind for problem in problems] == kinds
+    assert {problem.file for problem in problems} == {SHARD}
+    if edit is not swap:
+        assert problems[0].where.startswith(f"offset {offset}")
+
+
+def test_what_a_wrong_row_says(copy):
+    edit_rows(copy / INDEX, set_cell("label", 99))
+    [problem] = found(copy)
+    assert problem.what == "label is 99 in the index, 4 in the shard"
+    assert problem.where.endswith(f", row 8, {SOURCE_ID}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [("shard", 3, "number of a shard"), ("shard", 0, "order of the index")],
+)
+def test_row_of_another_shard(copy, column, value, kind):
+    edit_rows(copy / INDEX, set_cell(column, value))
+    first, *rest = found(copy)
+    assert (first.file, first.where, first.kind) == (INDEX, "row 8", kind)
+    assert "record without a row" in [problem.kind for problem in rest]
+
+
+@pytest.mark.parametrize("column", ["label", "sha256", "source_id", "shard"])
+def test_empty_cell(copy, column):
+    edit_rows(copy / INDEX, set_cell(column, None))
+    first, second = found(copy)
+    assert (first.file, first.where) == (INDEX, "row 8")
+    assert second.kind == "record without a row"
+
+
+def rename(folder: Path, file: str, edit: Callable[[Any], Any]) -> None:
+    path = folder / file
+    pq.write_table(edit(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (lambda t: t.drop_columns(["x_camera"]), "no column x_camera"),
+        (lambda t: t.append_column("x_a", t["x_camera"]), "column x_a, which nobody declares"),
+        (lambda t: t.drop_columns(["label"]), "no column label"),
+        (
+            lambda t: t.set_column(0, "shard", t["shard"].cast("int64")),
+            "column shard is int64, not int32",
+        ),
+        (
+            lambda t: t.select(["x_camera", *t.column_names[:-1]]),
+            "order of the columns is x_camera, shard,",
+        ),
+    ],
+)
+def test_columns(copy, edit, what):
+    rename(copy, INDEX, edit)
+    [problem] = found(copy)
+    assert (problem.file, problem.kind) == (INDEX, "columns")
+    assert problem.what.startswith(what)
+
+
+def test_damage_behind_a_damaged_index(copy):
+    (copy / INDEX).write_bytes(b"PAR1 no more")
+    flip(copy / SHARD, 100)
+    first, second = found(copy)
+    assert (first.file, first.kind) == (INDEX, "unreadable file")
+    assert (second.file, second.kind) == (SHARD, "damaged record")
+    assert "cannot be found without the index" in second.what
+
+
+def test_never_a_traceback_on_a_damaged_index(copy):
+    """Nothing else says what some of an index's bytes should be: those are not always found."""
+    whole = (copy / INDEX).read_bytes()
+    for offset in range(0, len(whole), 41):
+        flip(copy / INDEX, offset, 0x5A)
+        found(copy)
+        (copy / INDEX).write_bytes(whole)
+
+
+# The small files.
+
+
+@pytest.mark.parametrize(
+    "file",
+    [INDEX, index.CLASSES_FILE, index.FEATURES_FILE, index.REJECTED_FILE, index.DUPLICATES_FILE],
+)
+def test_missing_file(copy, file):
+    (copy / file).unlink()
+    assert found(copy) == [Problem(file, "", "missing", "missing file")]
+
+
+@pytest.mark.parametrize("file", [index.CLASSES_FILE, index.FEATURES_FILE])
+def test_unreadable_file(copy, file):
+    (copy / file).write_bytes(b"no")
+    [problem] = found(copy)
+    assert (problem.file, problem.kind) == (file, "unreadable file")
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "what"),
+    [
+        (
+            lambda c: c[0].update(count=4),
+            "count of a class",
+            "'a' has 4 images, and 3 in photos-tr",
+        ),
+        (lambda c: c[0].update(name="A"), "class name differs", "class 'a' here, label 0 is 'A'"),
+        (
+            lambda c: c.pop(0),
+            "count of a class",
+            "no row for label 0, which has 3 images in photos",
+        ),
+        (lambda c: c.append(c[0]), "row of classes", "label 0 is in train a second time"),
+        (lambda c: c[3].update(name="D"), "row of classes", "label 3 is 'D' and 'd'"),
+        (lambda c: c[0].update(count=None), "row of classes", "an empty cell"),
+    ],
+)
+def test_classes(copy, edit, kind, what):
+    edit_rows(copy / index.CLASSES_FILE, edit)
+    problem, *rest = found(copy)
+    assert (problem.kind, problem.what[: len(what)]) == (kind, what)
+    assert len(rest) == (what in ("label 3 is 'D' and 'd'", "an empty cell"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "where", "what"),
+    [
+        (
+            lambda c, e: e["num_images"].update(train=10),
+            "split train",
+            "num_images 10, photos-train.index.parquet 11",
+        ),
+        (
+            lambda c, e: e["num_classes"].update(train=4),
+            "split train",
+            "num_classes 4, photos-train.index.parquet 3",
+        ),
+        (
+            lambda c, e: c["splits"][2]["shardLengths"].__setitem__(1, "7"),
+            "split train",
+            "shardLengths has 7 for shard 1, photos-train.index.parquet 6",
+        ),
+        (
+            lambda c, e: c["splits"][2]["shardLengths"].pop(),
+            "split train",
+            "shardLengths has 2 entries for 3 shards",
+        ),
+        (
+            lambda c, e: e["shard_crc32c"]["train"].pop(0),
+            "split train",
+            "shard_crc32c has 2 entries for 3 shards",
+        ),
+        (lambda c, e: c["splits"][2].update(numBytes="1"), "split train", "numBytes 1, the shards"),
+        (lambda c, e: e.update(group="x_item"), "group", "x_item is none of the columns"),
+    ],
+)
+def test_description(copy, edit, where, what):
+    edit_info(copy, edit)
+    [problem] = found(copy)
+    assert (problem.file, problem.where) == (INFO, where)
+    assert problem.what.startswith(what)
+
+
+def test_checksum_of_a_file(copy):
+    edit_info(copy, lambda c, e: e["shard_crc32c"]["train"].__setitem__(1, 7))
+    [problem] = found(copy)
+    assert (problem.file, problem.kind) == (SHARD, "checksum of a file")
+    assert problem.what.endswith("in dataset_info.json 7")
+
+
+def test_data_set_without_what_came_later(copy):
+    later = ("shard_crc32c", "columns", "group", "duplicates", "classes_left_out")
+    edit_info(copy, lambda content, extra: [extra.pop(name) for name in later])
+    for split in SHARDS:
+        rename(copy, index.index_file("photos", split), lambda t: t.drop_columns(["x_camera"]))
+    (copy / index.DUPLICATES_FILE).unlink()
+    assert found(copy) == []
+
+
+def test_features_file(copy):
+    content = json.loads((copy / index.FEATURES_FILE).read_text())
+    del content["content"]["features"]["image/width"]
+    (copy / index.FEATURES_FILE).write_text(json.dumps(content))
+    what = "other features than those of the records"
+    assert found(copy) == [Problem(index.FEATURES_FILE, "", what, "description of the data set")]
+
+
+def test_lists(copy):
+    path = copy / index.REJECTED_FILE
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("\n") + 1])
+    assert [p.what for p in found(copy)] == [f"1 lines, 3 in {INFO}"]
+    path.write_text(whole.replace('"reason": "empty file"', '"why": 1', 1))
+    what = "no JSON object with source_id, class, reason"
+    assert found(copy) == [Problem(path.name, "line 1", what, "line")]
+    path.write_text(whole.replace("}", "", 1))
+    assert [p.where for p in found(copy)] == ["line 1"]
+    path.write_text(whole)
+    edit_info(copy, lambda content, extra: extra["duplicates"].update({"across splits": 2}))
+    [problem] = found(copy)
+    what = f"groups within class 1, in {INFO} across splits 2, within class 1"
+    assert (problem.file, problem.what) == (index.DUPLICATES_FILE, what)
+
+
+def test_remarks(copy, capsys):
+    names = [
+        "photos-train.tfrecord-00003-of-00004",
+        "photos-train.tfrecord-00000-of-00003.0a1b.partial",
+        "photos-dev.index.parquet",
+        "classes.parquet.0a1b.partial",
+    ]
+    for name in [*names, "notes.txt", "other-train.tfrecord-00000-of-00001"]:
+        (copy / name).write_bytes(b"")
+    (copy / ".work").mkdir()
+    problems = found(copy)
+    assert all(problem.is_remark for problem in problems)
+    assert [problem.file for problem in problems] == [*sorted(names), ".work"]
+    assert main(["verify", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert "remark: .work: left over; a finished data set does not need it\n" in out
+    assert out.endswith("15 images in 5 shards: all right\n")
+
+
+def test_nothing_to_verify(tmp_path):
+    with pytest.raises(UsageError, match=r"not finished, no dataset_info\.json in it"):
+        verify(str(tmp_path))
+
+
+# The command.
+
+
+def test_command(copy, capsys):
+    assert main(["verify", str(copy), "--jobs=1"]) == 0
+    assert capsys.readouterr().out == "15 images in 5 shards: all right\n"
+    flip(copy / SHARD, rows(copy)[8]["offset"] + 50)
+    assert main(["verify", str(copy)]) == 1
+    offset = rows(copy)[8]["offset"]
+    assert capsys.readouterr().out == (
+        f"{SHARD}: offset {offset}, row 8, e\\nfünf/01.png:"
+        " the checksum of its payload is wrong\n1 problem\n"
+    )
+
+
+def test_many_of_a_kind(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SHARDS, "query", [[("c", 25), ("d", 1)]])
+
+    def spoil(place: Place, features: dict[str, Any]) -> dict[str, Any]:
+        return {**features, "image/format": "png"} if place.split == "query" else features
+
+    folder = write_data_set(tmp_path / "photos", spoil=spoil)
+    (folder / index.FEATURES_FILE).unlink()
+    assert main(["verify", str(folder)]) == 1
+    *lines, more, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21
+    assert more == "and 6 more: image format"
+    assert last == "27 problems"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: verify|describe"),
+        (["verify"], "required: DIR"),
+        (["verify", "x", "y"], "unrecognized arguments: y"),
+        (["verify", "x", "--jobs=0"], "--jobs: '0': whole numbers, 1 or more"),
+        (["describe", "x", "--jobs=1"], "unrecognized arguments: --jobs=1"),
+        (["verify", "nowhere"], "data_dir nowhere: no such folder"),
+        (["describe", "nowhere"], "data_dir nowhere: no such folder"),
+        (["verify", "s3://x/y"], "data_dir s3://x/y: local paths and gs:// only"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"error: .*{re.escape(message)}.*\n", err)
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    """Ctrl+C ends the threads after the record that they are at."""
+    monkeypatch.setitem(SHARDS, "gallery", [[("d", 40)]])
+    folder = write_data_set(tmp_path / "photos")
+    code = f"""
+import time
+from tripletmill.formats.index import __main__, check_shard
+
+def slow(features):
+    print("started", flush=True)
+    time.sleep(0.5)
+    return ()
+
+check_shard._image_problems = slow
+exit(__main__.main(["verify", {str(folder)!r}, "--jobs=2"]))
+"""
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert err == "interrupted\n"
+    assert out.count("started") < 12  # of 15
+    assert process.returncode == 130
+
+
+def test_starts_small(data_set):
+    code = (
+        "import sys; from tripletmill.__main__ import main;"
+        f"code = main(['verify', {str(data_set)!r}]);"
+        "print({'tensorflow', 'tensorflow_datasets', 'apache_beam'} & {*sys.modules});"
+        "exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "15 images in 5 shards: all right\nset()\n", done.stderr
+
+
+def test_in_a_bucket(data_set):
+    command = [sys.executable, "-m", "tripletmill"]
+    with go_emulator() as emulator:
+        emulator.make_bucket("bucket")
+        for path in data_set.iterdir():
+            emulator.put("bucket", f"sets/photos/{path.name}", path.read_bytes())
+        run = functools.partial(
+            subprocess.run,
+            cwd=ROOT,
+            env={**os.environ, **emulator.environment()},
+            capture_output=True,
+            text=True,
+        )
+        done = run([*command, "verify", "gs://bucket/sets/photos"])
+        assert done.stdout == "15 images in 5 shards: all right\n", done.stderr
+        done = run([*command, "describe", "gs://bucket/sets/photos/"])
+        assert done.stdout.startswith("data set photos in gs://bucket/sets/photos"), done.stderr
+        code = "from tripletmill.formats.index import load_index as load;"
+        code += "i = load('gs://bucket/sets/photos', 'train')"
+        done = run(
+            [sys.executable, "-c", f"{code}; print(len(i), i.shards[1], i.class_names()[3])"]
+        )
+        assert done.stdout == f"11 gs://bucket/sets/photos/{SHARD} d\n", done.stderr
+        done = run([*command, "verify", "gs://bucket/sets"])
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: data_dir gs://bucket/sets: not finished, no")
+
+
+def test_records_read_back(data_set):
+    """What the others rest on: rows are those of the file."""
+    with open(data_set / SHARD, "rb") as file:
+        offsets = [offset for offset, _ in read_records(file)]
+    assert offsets == [row["offset"] for row in rows(data_set)[FIRST_ROW:]]

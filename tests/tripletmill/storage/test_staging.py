@@ -1,0 +1,543 @@
+"""Shards of a bucket brought to a local disk, against a live emulator and faults before it."""
+
+import builtins
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from tests.fixtures.cloud.emulators import go_emulator
+from tests.fixtures.cloud.faults import (
+    DOWNLOAD,
+    HANG,
+    RESET,
+    FaultyProxy,
+    Rule,
+    cut,
+    slow,
+    status,
+)
+from tests.fixtures.cloud.loopback import Message
+from tests.fixtures.datasets import small_data_set
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats.index import DatasetIndex, DatasetInfo, load_index
+from tripletmill.storage import bucket, staging
+from tripletmill.storage.staging import stage
+
+BUCKET = "sets"
+SHARD = r"tfrecord-\d"
+SECONDS = 120  # more than anything here takes, and less than a slow answer
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    with go_emulator() as found:
+        found.make_bucket(BUCKET)
+        yield found
+
+
+def put(emulator, folder, *, sizes=(50_000,) * 8, seed=0, split="train"):
+    """The index of a data set of random bytes, and the shards' bytes by name."""
+    rng = np.random.default_rng(seed)
+    data = [rng.bytes(size) for size in sizes]
+    info = DatasetInfo(
+        directory=f"gs://{BUCKET}/{folder}",
+        name="toy",
+        num_shards={split: len(data)},
+        num_images={split: 1},
+        num_bytes={split: sum(sizes)},
+        num_classes={split: 1},
+        num_rejected=0,
+        settings={"quality": 90},
+        input_fingerprint="0" * 64,
+        shard_crc32c={split: [google_crc32c.value(shard) for shard in data]},
+    )
+    shards = dict(zip(info.shard_files(split), data, strict=True))
+    for name, shard in shards.items():
+        emulator.put(BUCKET, f"{folder}/{name}", shard)
+    paths = [info.path(name) for name in shards]
+    columns = {field.name for field in dataclasses.fields(DatasetIndex)} - {
+        "info",
+        "split",
+        "shards",
+    }
+    rows = dict.fromkeys(columns, np.zeros(0, np.int32))
+    return DatasetIndex(info=info, split=split, shards=paths, **rows), shards
+
+
+@contextlib.contextmanager
+def client_of(endpoint, monkeypatch):
+    """Storage of this process leads to the endpoint."""
+    with monkeypatch.context() as patched:
+        for name, value in endpoint.environment().items():
+            patched.setenv(name, value)
+        for cached in (bucket._client, bucket._retry):
+            cached.cache_clear()
+        try:
+            yield
+        finally:
+            bucket._client().close()
+            for cached in (bucket._client, bucket._retry):
+                cached.cache_clear()
+
+
+@contextlib.contextmanager
+def proxied(emulator, monkeypatch, rules=(), proxy_class=FaultyProxy):
+    with (
+        proxy_class(emulator.url, rules) as proxy,
+        client_of(proxy, monkeypatch),
+    ):
+        yield proxy
+
+
+def fetched(proxy, kind=None):
+    """How many requests for each shard's bytes there were."""
+    return Counter(
+        request.name.rpartition("/")[2]
+        for what, request in proxy.log
+        if re.search(DOWNLOAD, request.path) and kind in (None, what)
+    )
+
+
+def lying(folder):
+    """Bytes of the files in the one data set that is staged in a folder, lock aside."""
+    [target] = Path(folder).iterdir()
+    return {p.name: p.read_bytes() for p in target.iterdir() if p.name != ".lock"}
+
+
+def begin(endpoint, index, folder, log, dies=""):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tripletmill.storage.staging", "google.cloud.storage"])
+    arguments = (endpoint.environment(), index, str(folder), str(log), dies)
+    process = context.Process(target=_main, args=arguments)
+    process.start()
+    return process
+
+
+def _main(environment, index, folder, log, dies):
+    """Stages; `dies` names the moment at which the process is killed."""
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stderr = open(log, "w")  # noqa: SIM115
+
+    def killed(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    atomic_file, write, replace = staging.storage.atomic_file, staging._Shard.write, os.replace
+    if dies == "opening":
+        staging.storage.atomic_file = lambda path: killed() or atomic_file(path)
+    if dies == "writing":
+        staging._Shard.write = lambda s, d: write(s, d) if s.received < 20_000 else killed()
+    if dies == "syncing":
+        os.fsync = killed
+    if dies == "renaming":
+        os.replace = killed
+    if dies == "renamed":
+        os.replace = lambda *names: killed(replace(*names))
+    try:
+        stage(index, folder=folder)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, UsageError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def until(condition):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def finished(folder):
+    return {str(path) for path in Path(folder).glob("*/toy-*") if path.suffix != ".partial"}
+
+
+def test_a_whole_data_set(emulator, monkeypatch, tmp_path, capsys):
+    data = small_data_set(tmp_path)
+    for path in data.iterdir():
+        emulator.put(BUCKET, f"whole/{path.name}", path.read_bytes())
+    index = load_index(str(data), "train")
+    assert stage(index, folder=str(tmp_path / "none")) is index
+    assert not (tmp_path / "none").exists()
+    with proxied(emulator, monkeypatch) as proxy:
+        for split in ("train", "val"):
+            expected = load_index(str(data), split)
+            found = load_index(f"gs://{BUCKET}/whole", split)
+            staged = stage(found, folder=str(tmp_path / "cache"))
+            assert staged.info is found.info
+            assert [Path(p).read_bytes() for p in staged.shards] == [
+                Path(p).read_bytes() for p in expected.shards
+            ]
+            assert [Path(p).name for p in staged.shards] == [Path(p).name for p in expected.shards]
+            assert capsys.readouterr().err.startswith(f"staged {split}: ")
+        [folder] = (tmp_path / "cache").iterdir()
+        assert re.fullmatch(r"data-[0-9a-f]{16}", folder.name)
+        before = fetched(proxy)
+        again = stage(load_index(f"gs://{BUCKET}/whole", "train"), folder=str(tmp_path / "cache"))
+        assert {n: c for n, c in fetched(proxy).items() if "tfrecord" in n} == {
+            n: c for n, c in before.items() if "tfrecord" in n
+        }
+        [line] = capsys.readouterr().err.splitlines()
+    count = len(again.shards)
+    assert re.fullmatch(
+        rf"staged train: {count} shards, \S+ kB in {folder}, {count} already there", line
+    )
+
+
+def test_where_a_copy_belongs(emulator, monkeypatch, tmp_path):
+    """The same data set elsewhere shares it, another never."""
+    first, shards = put(emulator, "first")
+    moved, _ = put(emulator, "moved")
+    other, _ = put(emulator, "other", seed=1)
+    folder = str(tmp_path)
+    with proxied(emulator, monkeypatch) as proxy:
+        assert stage(first, folder=folder).shards == stage(moved, folder=folder).shards
+        assert fetched(proxy) == dict.fromkeys(shards, 1)
+        assert not {*stage(first, folder=folder).shards} & {*stage(other, folder=folder).shards}
+        settings = dataclasses.replace(first.info, settings={"quality": 50})
+        stage(dataclasses.replace(first, info=settings), folder=folder)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_default_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert staging.default_folder() == "/home/somebody/.cache/tripletmill"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert staging.default_folder() == "/scratch/tripletmill"
+
+
+def test_empty_shards_and_wrong_sizes(emulator, monkeypatch, tmp_path):
+    index, shards = put(emulator, "empty", sizes=(0, 30_000, 0, 20_000))
+    with proxied(emulator, monkeypatch) as proxy:
+        staged = stage(index, folder=str(tmp_path))
+        assert lying(tmp_path) == shards
+        assert fetched(proxy).total() == 2
+        Path(staged.shards[1]).write_bytes(b"cut off")
+        os.remove(staged.shards[0])
+        stage(index, folder=str(tmp_path))
+        assert fetched(proxy).total() == 3
+    assert lying(tmp_path) == shards
+
+
+def test_faults_in_between(emulator, monkeypatch, tmp_path, capsys):
+    index, shards = put(emulator, "faults", sizes=(100_000,) * 12)
+    rules = [
+        Rule(status(503), path=DOWNLOAD, every=3, first=6),
+        Rule(RESET, path=DOWNLOAD, every=4, first=8),
+        Rule(cut(), path=DOWNLOAD, every=3, first=9),
+        Rule(slow(0.3), path=DOWNLOAD, every=4, first=8),
+    ]
+    monkeypatch.setattr(staging.Progress, "update", lambda self, text: self.line(text))
+    with proxied(emulator, monkeypatch, rules) as proxy:
+        stage(index, folder=str(tmp_path))
+    for kind in ("503", "reset", "cut", "slow"):
+        assert proxy.counts[kind] > 0, kind
+    assert lying(tmp_path) == shards
+    *updates, last = capsys.readouterr().err.splitlines()
+    assert updates
+    for line in updates:
+        assert re.fullmatch(
+            r"staging train: \d\.\d of 1\.2 MB, \d+ of 12 shards(, .*/s, .* left)?", line
+        )
+    assert last.endswith("0 already there")
+
+
+def test_a_line_that_breaks_all_the_time(emulator, monkeypatch, tmp_path):
+    """More often than retries would last: what has arrived is not asked for again."""
+    index, shards = put(emulator, "breaks", sizes=(120_000,))
+    monkeypatch.setattr(bucket, "RETRY_SECONDS", 0.5)
+    with proxied(emulator, monkeypatch, [Rule(cut(10_000), path=DOWNLOAD)]) as proxy:
+        stage(index, folder=str(tmp_path))
+    assert proxy.counts["cut"] >= 8
+    assert lying(tmp_path) == shards
+
+
+class Flipping(FaultyProxy):
+    """Changes the last byte of one shard's body, after the other rules."""
+
+    def forward(self, request, message):
+        answer = super().forward(request, message)
+        if "alt=media" in request.path and "00003-of" in request.name:
+            changed = answer.body[:-1] + bytes([answer.body[-1] ^ 1])
+            return Message(answer.headers, changed, answer.status)
+        return answer
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_bytes_that_change_on_their_way(emulator, monkeypatch, tmp_path, broken_off):
+    """Also after a break: the library's own checksum does not look at such a download."""
+    index, shards = put(emulator, "flipped")
+    rules = [Rule(cut(40_000), name="00003-of", path=DOWNLOAD, first=1)] if broken_off else []
+    with (
+        proxied(emulator, monkeypatch, rules, Flipping) as proxy,
+        pytest.raises(OSError, match="arrived damaged") as raised,
+    ):
+        stage(index, folder=str(tmp_path))
+    assert proxy.counts["cut"] == broken_off
+    assert raised.value.filename == index.shards[3]
+    assert "the same command goes on from there" in str(raised.value)
+    found = lying(tmp_path)
+    assert "toy-train.tfrecord-00003-of-00008" not in found
+    assert found.items() <= shards.items()
+    with proxied(emulator, monkeypatch) as proxy:
+        stage(index, folder=str(tmp_path))
+        assert fetched(proxy) == dict.fromkeys(shards.keys() - found.keys(), 1)
+    assert lying(tmp_path) == shards
+
+
+def test_nothing_is_taken_once_nobody_waits(monkeypatch, tmp_path):
+    """A download that is still on its way when another has failed."""
+    shard = staging._Shard("gs://sets/a", str(tmp_path / "a"), 3, None)
+    closing = threading.Thread(target=shard.close)
+    atomic_file = storage.atomic_file
+
+    def slow(path):
+        closing.start()
+        time.sleep(0.2)
+        return atomic_file(path)
+
+    monkeypatch.setattr(storage, "atomic_file", slow)
+    shard.write(b"ab")
+    closing.join()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="nobody waits"):
+        shard.write(b"c")
+
+
+@pytest.mark.parametrize("change", ["bytes", "gone"])
+def test_wrong_in_the_bucket(emulator, monkeypatch, tmp_path, change):
+    index, shards = put(emulator, "wrong")
+    name = list(shards)[5]
+    if change == "bytes":
+        emulator.put(BUCKET, f"wrong/{name}", bytes(len(shards[name])))
+        expected = f"{re.escape(index.shards[5])}: .*`python -m tripletmill verify gs://sets/wrong`"
+    else:
+        with emulator.client() as client:
+            client.bucket(BUCKET).blob(f"wrong/{name}").delete()
+        expected = f"gs://sets/wrong: shard {name} is missing"
+    with proxied(emulator, monkeypatch) as proxy, pytest.raises(UsageError, match=expected):
+        stage(index, folder=str(tmp_path))
+    assert not fetched(proxy)
+
+
+def test_without_checksums_in_the_data_set(emulator, monkeypatch, tmp_path):
+    """An older one: the bucket's own count."""
+    index, shards = put(emulator, "older")
+    index = dataclasses.replace(index, info=dataclasses.replace(index.info, shard_crc32c={}))
+    with (
+        proxied(emulator, monkeypatch, (), Flipping),
+        pytest.raises(OSError, match="arrived damaged"),
+    ):
+        stage(index, folder=str(tmp_path))
+    with client_of(emulator, monkeypatch):
+        stage(index, folder=str(tmp_path))
+    assert lying(tmp_path) == shards
+
+
+@pytest.mark.parametrize(
+    ("code", "kept", "message"),
+    [(503, 3, "Timeout of 1.0s"), (403, 0, "403"), (404, 0, "No such object")],
+)
+def test_network_that_stays_down(emulator, monkeypatch, tmp_path, code, kept, message):
+    index, shards = put(emulator, "down", sizes=(20_000,) * 40)
+    rules = [Rule(status(code), path=DOWNLOAD, skip=3)]
+    monkeypatch.setattr(bucket, "RETRY_SECONDS", 1.0)
+    with (
+        proxied(emulator, monkeypatch, rules) as proxy,
+        pytest.raises(OSError, match=message) as raised,
+    ):
+        stage(index, folder=str(tmp_path))
+    assert "the same command goes on from there" in str(raised.value)
+    assert str(raised.value).startswith("[Errno ")
+    assert raised.value.filename in index.shards
+    assert len(fetched(proxy)) < 40  # those that had not begun were left
+    assert kept <= len(finished(tmp_path)) <= 3
+    assert lying(tmp_path).items() <= shards.items()
+
+
+@pytest.mark.parametrize("moment", ["opening", "writing", "syncing", "renaming", "renamed"])
+def test_killed(emulator, tmp_path, moment):
+    index, shards = put(emulator, "killed")
+    log = tmp_path / "log"
+    folder = tmp_path / "cache"
+    process = begin(emulator, index, folder, log, moment)
+    process.join(SECONDS)
+    assert process.exitcode == -signal.SIGKILL
+    left = lying(folder)
+    whole = {name: data for name, data in left.items() if not name.endswith(".partial")}
+    assert whole.items() <= shards.items()
+    assert bool(whole) == (moment == "renamed")
+    assert moment in ("opening", "renamed") or len(left) > len(whole)
+    with FaultyProxy(emulator.url) as proxy:
+        process = begin(proxy, index, folder, log)
+        process.join(SECONDS)
+        assert fetched(proxy) == dict.fromkeys(shards.keys() - whole.keys(), 1)
+    assert process.exitcode == 0, log.read_text()
+    assert log.read_text().endswith(f"{len(whole)} already there\n")
+    assert lying(folder) == shards
+
+
+def test_killed_again_and_again(emulator, tmp_path):
+    index, shards = put(emulator, "again", sizes=(30_000,) * 60)
+    moments = random.Random(1)
+    with FaultyProxy(emulator.url, [Rule(slow(1.0), path=DOWNLOAD)]) as late:
+        for _ in range(3):
+            before = {path: os.stat(path).st_mtime_ns for path in finished(tmp_path / "cache")}
+            process = begin(late, index, tmp_path / "cache", tmp_path / "log")
+            until(lambda b=before: finished(tmp_path / "cache") > b.keys())
+            time.sleep(moments.uniform(0, 0.1))
+            process.kill()
+            process.join()
+            assert {path: os.stat(path).st_mtime_ns for path in before} == before
+    left = {Path(path).name for path in finished(tmp_path / "cache")}
+    with FaultyProxy(emulator.url) as proxy:
+        process = begin(proxy, index, tmp_path / "cache", tmp_path / "log")
+        process.join(SECONDS)
+        assert fetched(proxy) == dict.fromkeys(shards.keys() - left, 1)
+    assert 3 <= len(left) < 60
+    assert lying(tmp_path / "cache") == shards
+
+
+def test_interrupted(emulator, tmp_path):
+    """Ends though answers are to come and shards to be begun; what is finished stays."""
+    index, shards = put(emulator, "interrupted", sizes=(30_000,) * 40)
+    with FaultyProxy(emulator.url, [Rule(slow(4 * SECONDS), path=DOWNLOAD, skip=3)]) as late:
+        process = begin(late, index, tmp_path / "cache", tmp_path / "log")
+        until(lambda: len(finished(tmp_path / "cache")) == 3 and late.counts["slow"] >= 5)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(SECONDS)
+        assert process.exitcode == 130
+        asked = len(fetched(late))
+    assert asked < 40
+    left = lying(tmp_path / "cache")
+    assert len(left) == 3
+    assert left.items() <= shards.items()
+
+
+def test_several_at_once(emulator, tmp_path):
+    index, shards = put(emulator, "together")
+    answers = threading.Event()
+
+    class Holding(FaultyProxy):
+        def forward(self, request, message):
+            if "alt=media" in request.path:
+                answers.wait(SECONDS)
+            return super().forward(request, message)
+
+    def are_waiting() -> bool:
+        texts = [log.read_text() for log in tmp_path.glob("log*")]
+        return sum("waiting for it" in text for text in texts) == 2
+
+    with Holding(emulator.url) as late:
+        processes = [begin(late, index, tmp_path / "cache", tmp_path / f"log{i}") for i in range(3)]
+        until(are_waiting)
+        answers.set()
+        for process in processes:
+            process.join(SECONDS)
+        assert fetched(late) == dict.fromkeys(shards, 1)
+    logs = [(tmp_path / f"log{i}").read_text() for i in range(3)]
+    assert [process.exitcode for process in processes] == [0, 0, 0], logs
+    assert sorted(log.count("waiting for it") for log in logs) == [0, 1, 1]
+    assert sorted(log.count("8 already there") for log in logs) == [0, 1, 1]
+    assert lying(tmp_path / "cache") == shards
+
+
+def test_the_next_takes_over(emulator, tmp_path):
+    index, shards = put(emulator, "taken_over")
+    first_log, log = tmp_path / "first", tmp_path / "log"
+    with FaultyProxy(emulator.url, [Rule(HANG, path=DOWNLOAD, skip=3)]) as stuck:
+        first = begin(stuck, index, tmp_path / "cache", first_log)
+        until(lambda: len(finished(tmp_path / "cache")) == 3)
+        with FaultyProxy(emulator.url) as proxy:
+            second = begin(proxy, index, tmp_path / "cache", log)
+            until(lambda: log.exists() and "waiting for it" in log.read_text())
+            assert not fetched(proxy)
+            first.kill()
+            first.join()
+            second.join(SECONDS)
+            assert fetched(proxy).total() == 5
+    assert second.exitcode == 0, log.read_text()
+    assert lying(tmp_path / "cache") == shards
+
+
+def test_too_small_a_disk(emulator, monkeypatch, tmp_path):
+    index, shards = put(emulator, "room")
+    free = 399_999
+    usage = shutil._ntuple_diskusage
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - free, free))
+    with proxied(emulator, monkeypatch) as proxy:
+        message = (
+            r"400\.0 kB needed, 400\.0 kB free; set another Reading\.folder, or Reading\.stream"
+        )
+        with pytest.raises(UsageError, match=message):
+            stage(index, folder=str(tmp_path))
+        assert not fetched(proxy)
+        [target] = tmp_path.iterdir()
+        name = next(iter(shards))
+        (target / name).write_bytes(shards[name])  # needs no room any more
+        stage(index, folder=str(tmp_path))
+    assert lying(tmp_path) == shards
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_a_disk_that_becomes_full(emulator, monkeypatch, tmp_path, free):
+    index, _ = put(emulator, "full")
+    asked = []
+
+    def usage(_):
+        asked.append(1)
+        return shutil._ntuple_diskusage(10**9, 0, 10**9 if len(asked) == 1 else free)
+
+    def full(path, *arguments, **kw):
+        return builtins.open("/dev/full" if ".partial" in str(path) else path, *arguments, **kw)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr("tripletmill.storage.local.open", full, raising=False)
+    message = "No space left on device" if free else r"400\.0 kB needed, 0\.0 kB free"
+    with client_of(emulator, monkeypatch), pytest.raises(UsageError, match=message) as raised:
+        stage(index, folder=str(tmp_path))
+    assert "set another Reading.folder" in str(raised.value)
+    assert not lying(tmp_path)
+
+
+def test_odd_folders(emulator, monkeypatch, tmp_path):
+    index, shards = put(emulator, "odd")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with client_of(emulator, monkeypatch):
+        with pytest.raises(UsageError, match="only local paths"):
+            stage(index, folder="gs://sets/cache")
+        with pytest.raises(UsageError, match=r"cannot be written \(Not a directory\)"):
+            stage(index, folder=str(tmp_path / "file" / "in"))
+        if os.geteuid():
+            with pytest.raises(UsageError, match=r"cannot be written \(Permission denied\)"):
+                stage(index, folder=str(tmp_path / "closed"))
+        odd = tmp_path / "ä [b] *" / "%20 #?"
+        staged = stage(index, folder=f"{odd}/")
+        assert lying(odd) == shards
+        # A copy that is whole needs no lock, so nobody has to be able to write there.
+        os.remove(Path(staged.shards[0]).parent / ".lock")
+        assert stage(index, folder=str(odd)).shards == staged.shards
+        assert not (Path(staged.shards[0]).parent / ".lock").exists()
+        # A folder where a shard belongs
+        os.remove(staged.shards[2])
+        os.mkdir(staged.shards[2])
+        with pytest.raises(UsageError, match=r"00002-of-00008: cannot be written"):
+            stage(index, folder=str(odd))

@@ -1,0 +1,69 @@
+"""A process that ends another one which does not get on; TensorFlow is not imported here.
+
+  python -I trainer/distributed/watchdog.py PID SECONDS NUMBER HOST:PORT ...
+
+It ends by itself, without a word, once its standard input is closed.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+ANSWER_SECONDS = 1.0
+# The one that a process has to be ended by; its number is the exit code.
+SIGNAL = signal.SIGHUP
+
+
+def silent(addresses: Sequence[str], number: int) -> list[str]:
+    """The workers other than this one to which no connection can be made."""
+    return [name for name, address in _others(addresses, number) if not _answers(address)]
+
+
+def watch(pid: int, seconds: float, addresses: Sequence[str], number: int) -> None:
+    """Waits for the end of standard input; after some seconds, says who is missing and ends PID.
+
+    Args:
+      pid: the process that waits for the other workers.
+      seconds: how long it may.
+      addresses: of all workers.
+      number: which of them it is.
+    """
+    if select.select([sys.stdin], [], [], seconds)[0]:
+        return
+    if missing := silent(addresses, number):
+        what = f"no answer from {', '.join(missing)}"
+        advice = "start all workers again, with the same command"
+    else:
+        names = ", ".join(name for name, _ in _others(addresses, number))
+        what = f"all answer ({names}), but not as workers of this run"
+        advice = (
+            "see that nothing else has these ports, and no worker of an earlier start is left; then"
+            " start all workers again, with the same command"
+        )
+    line = f"error: not all of {len(addresses)} workers have joined in {seconds:.0f} s; {what};"
+    print(f"{line} {advice}", file=sys.stderr, flush=True)
+    os.kill(pid, SIGNAL)
+
+
+def _others(addresses: Sequence[str], number: int) -> list[tuple[str, str]]:
+    return [
+        (f"worker {other} ({address})", address)
+        for other, address in enumerate(addresses)
+        if other != number
+    ]
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), float(sys.argv[2]), sys.argv[4:], int(sys.argv[3]))

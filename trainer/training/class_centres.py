@@ -1,0 +1,29 @@
+"""Where each class lies in the embedding space, for hard batches."""
+
+import numpy as np
+
+from trainer.data.batch_plan import BatchPlan, quantized
+from trainer.evaluation.inference import Forward, Images
+
+
+def class_centres(
+    forward: Forward, images: Images, plan: BatchPlan, *, images_per_centre: int
+) -> np.ndarray:
+    """The mean embedding of each class of a plan.
+
+    Args:
+      forward: embeds images.
+      images: of the split that the plan is of.
+      plan: whose classes.
+      images_per_centre: images of each class that are embedded, at most.
+
+    Returns:
+      [C, D] int8, see `quantized`; zeros for a class all of whose records were damaged.
+    """
+    rows, classes = plan.first_rows(images_per_centre)
+    embeddings, found = images.map(forward, "class centres", rows)
+    # Rows are distinct: which class each of those that were read is of.
+    class_of = classes[np.argsort(rows)[np.searchsorted(np.sort(rows), found)]]
+    sums = np.zeros([plan.num_classes, embeddings.shape[1]], np.float64)
+    np.add.at(sums, class_of, embeddings)
+    return quantized(sums)

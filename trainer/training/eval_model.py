@@ -1,0 +1,79 @@
+"""The model of a run as it is looked at and kept, beside the one that training moves."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from trainer.data.batch_plan import BatchPlan
+from trainer.evaluation.evaluate import forward_function
+from trainer.evaluation.inference import Forward, Images
+from trainer.models.whitening import features_of, own_head, whiten_head
+from trainer.training.optimizers import Updates
+
+
+class Kept:
+    """A model in training, as it is evaluated: for whole images, averaged, its head whitened anew.
+
+    Args:
+      strategy: of the models.
+      model: is trained.
+      shown: of the same weights, for images of the size that is evaluated; may be `model`.
+      updates: of `model`.
+
+    Attributes:
+      image_size: pixels, of `shown`.
+      whitens: whether the head of what is kept whitens the features that training has reached.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        model: keras.Model,
+        shown: keras.Model,
+        updates: Updates,
+    ) -> None:
+        self._strategy, self._model, self._shown = strategy, model, shown
+        self._updates = updates
+        self.image_size = int(shown.input_shape[1])
+        self._forward = forward_function(strategy, shown)
+        features = features_of(shown)
+        self.whitens = features is not None
+        self._to_features = forward_function(strategy, features or shown)
+
+    def begin(self, images: Images, plan: BatchPlan) -> None:
+        """Whitens the head that training begins with, if it whitens at all."""
+        if self.whitens:
+            self._whiten(images, plan)
+            self._updates.start_averages()
+
+    def trained(self) -> Forward:
+        """Embeds images by the weights as training has them now."""
+        self._copy()
+        return self._forward
+
+    @contextlib.contextmanager
+    def finished(self, images: Images, plan: BatchPlan, *, whitens: bool) -> Iterator[Forward]:
+        """Within, the model is what would be kept; training goes on with its own.
+
+        Args:
+          images: of the train split.
+          plan: whose classes the head is whitened by.
+          whitens: whether it is; only where `Kept.whitens`.
+        """
+        with self._updates.averaged(), contextlib.ExitStack() as head:
+            if whitens:
+                head.enter_context(own_head(self._model))
+                self._whiten(images, plan)
+            yield self.trained()
+
+    def _whiten(self, images: Images, plan: BatchPlan) -> None:
+        self._copy()
+        whiten_head(self._strategy, self._model, self._to_features, images, plan)
+
+    def _copy(self) -> None:
+        if self._shown is not self._model:
+            pairs = zip(self._shown.variables, self._model.variables, strict=True)
+            for variable, trained in pairs:
+                variable.assign(tf.identity(trained.value))

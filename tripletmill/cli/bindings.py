@@ -1,0 +1,142 @@
+"""Whether what gin was given is whole: names there are, values of the right kind, none missing.
+
+Gin itself sees a wrong name only where a function takes no other, and a missing value when it is
+called, which may be long after the devices were started.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+
+import gin
+
+from tripletmill.errors import UsageError
+
+MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+PLAIN_KINDS = {int, float, bool, str, type(None)}
+
+
+def check(configurables: Sequence[Callable], called: Sequence[Callable]) -> None:
+    """Raises UsageError for the first binding that is wrong or missing.
+
+    Args:
+      configurables: whose parameters gin may set.
+      called: those that will be called; all that they and what they refer to need must be set,
+        but for what a caller gives by position.
+    """
+    for scope, configurable, name, value in _bindings():
+        if configurable in configurables:
+            where = f"{scope}/" if scope else ""
+            _check(configurable, name, f"{where}{configurable.__name__}.{name}", value)
+    for configurable in called:
+        _require_all(configurable, "", evaluated=False)
+
+
+def value_of(parameter: str) -> typing.Any:
+    """What gin has for a parameter, looking through macros."""
+    return _seen_through(gin.query_parameter(parameter))
+
+
+def is_set(parameter: str) -> bool:
+    """Whether gin has a value for a parameter or a %MACRO."""
+    try:
+        gin.query_parameter(parameter)
+    except ValueError:
+        return False
+    return True
+
+
+def _bindings() -> Iterator[tuple[str, Callable, str, typing.Any]]:
+    """Scope, configurable, parameter and value of all that is set."""
+    for (scope, selector), values in gin.config._CONFIG.items():
+        wrapped = gin.config._REGISTRY[selector].wrapped
+        for name, value in values.items():
+            yield scope, wrapped, name, _seen_through(value)
+
+
+def _seen_through(value: typing.Any) -> typing.Any:
+    while isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
+        value = gin.query_parameter(f"%{value.scoped_selector.removesuffix('/gin.macro')}")
+    return value
+
+
+def _check(configurable: Callable, name: str, parameter: str, value: typing.Any) -> None:
+    """One binding.
+
+    Looks at numbers, texts, truth values, choices and functions, by the annotation or else the
+    default; whatever else checks itself.
+    """
+    known = _parameters(configurable)
+    if name not in known:
+        raise UsageError(f"gin: {parameter}: {configurable.__name__} has no parameter {name!r}")
+    init = vars(configurable).get("__init__", configurable)
+    hint = typing.get_type_hints(init).get(name, _kind_of(known[name].default))
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if typing.get_origin(hint) is Callable:
+        fits = isinstance(value, gin.config.ConfigurableReference) and not value.evaluate
+        expected = "an @reference, without ()"
+    elif typing.get_origin(hint) is typing.Literal:
+        fits = value in typing.get_args(hint)
+        expected = " or ".join(map(repr, typing.get_args(hint)))
+    elif set(kinds) <= PLAIN_KINDS:
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+        fits = fits or (isinstance(value, gin.config.ConfigurableReference) and value.evaluate)
+        expected = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
+    else:
+        return
+    if not fits:
+        raise UsageError(f"gin: {parameter} = {value!r}: must be {expected}")
+
+
+def _kind_of(default: typing.Any) -> typing.Any:
+    """Of a parameter without an annotation, as Keras's are."""
+    return type(default) if type(default) in (float, bool) else None
+
+
+def _parameters(configurable: Callable) -> dict[str, inspect.Parameter]:
+    """By name; of a class that hands others on to the one it derives from, the latter's too."""
+    functions = [configurable]
+    if inspect.isclass(configurable):
+        functions = [
+            vars(each)["__init__"]
+            for each in inspect.getmro(configurable)
+            if "__init__" in vars(each)
+        ]
+    known: dict[str, inspect.Parameter] = {}
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        known = {p.name: p for p in parameters if p.kind not in MANY and p.name != "self"} | known
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return known
+
+
+def _require_all(configurable: Callable, scope: str, *, evaluated: bool) -> None:
+    """Raises UsageError where a parameter without a default is not set, here or further in."""
+    name = configurable.__name__
+    with gin.config_scope(scope or None):
+        bound = gin.get_bindings(configurable, resolve_references=False)
+    for parameter in inspect.signature(configurable).parameters.values():
+        by_position = not evaluated and parameter.kind is not parameter.KEYWORD_ONLY
+        if parameter.kind in MANY or parameter.default is not parameter.empty or by_position:
+            continue
+        if parameter.name not in bound:
+            raise UsageError(
+                f"gin: {name}.{parameter.name} is missing; set it in a gin file or by --gin_param"
+            )
+    for value in bound.values():
+        for reference in _references(_seen_through(value)):
+            inner = "/".join(reference.scopes)
+            _require_all(reference.configurable.wrapped, inner, evaluated=reference.evaluate)
+
+
+def _references(value: typing.Any) -> Iterator[gin.config.ConfigurableReference]:
+    if isinstance(value, gin.config.ConfigurableReference):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _references(_seen_through(each))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _references(_seen_through(each))

@@ -1,0 +1,294 @@
+"""The data set on disk: its names, and what lies where (docs/data-format.md).
+
+`python -m tripletmill verify DIR` reads a data set back, `describe DIR` says what is in it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tripletmill import storage
+from tripletmill.errors import UsageError
+from tripletmill.formats import tfds_layout
+from tripletmill.formats.info_file import InfoFile
+
+FORMAT_VERSION = 1
+INFO_FILE = "dataset_info.json"
+FEATURES_FILE = "features.json"
+CLASSES_FILE = "classes.parquet"
+REJECTED_FILE = "rejected.jsonl"
+DUPLICATES_FILE = "duplicates.jsonl"
+WORK_FOLDER = ".work"
+
+_INFO = InfoFile(
+    INFO_FILE,
+    "data_dir",
+    FORMAT_VERSION,
+    make="make it with `make preprocess`",
+    again="remove the folder and preprocess again",
+)
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+        ("label", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("source_id", pa.string()),
+        ("sha256", pa.binary(32)),
+        ("source_sha256", pa.binary(32)),
+    ]
+)
+"""Of every index; columns of strings whose names begin with x_ may follow."""
+CLASSES_SCHEMA = pa.schema(
+    [
+        ("label", pa.int32()),
+        ("name", pa.string()),
+        ("split", pa.string()),
+        ("count", pa.int64()),
+    ]
+)
+"""A row for each class and each split that it is in."""
+
+UNREADABLE = (OSError, ValueError, LookupError, pa.ArrowException)
+"""What reading a damaged Parquet file can raise."""
+
+_CHUNK_BYTES = 2**20
+_LOADED = ("shard", "offset", "length", "label", "height", "width")
+
+
+def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
+    """File name of a shard."""
+    return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
+
+
+def index_file(name: str, split: str) -> str:
+    """File name of a split's index."""
+    return f"{name}-{split}.index.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset_info.json says.
+
+    Attributes:
+      directory: where the data set lies.
+      name: first part of the file names.
+      num_shards: by split.
+      num_images: by split.
+      num_bytes: by split, of all shards.
+      num_classes: by split.
+      num_rejected: images and files left out.
+      settings: what decides the bytes of the data set.
+      input_fingerprint: of the images listed.
+      shard_lengths: by split, images in each shard.
+      shard_crc32c: by split, CRC-32C of each shard's file; empty in older data sets.
+      columns: further columns of the index files, each named x_...
+      group: the one of them that says which images belong together, if any.
+      duplicates: groups of exact duplicates by kind.
+      classes_left_out: names of classes with too few images.
+      classes_fallen_below: names of classes that have too few since some could not be read.
+    """
+
+    directory: str
+    name: str
+    num_shards: Mapping[str, int]
+    num_images: Mapping[str, int]
+    num_bytes: Mapping[str, int]
+    num_classes: Mapping[str, int]
+    num_rejected: int
+    settings: Mapping[str, Any]
+    input_fingerprint: str
+    shard_lengths: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    shard_crc32c: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    columns: Sequence[str] = ()
+    group: str | None = None
+    duplicates: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    classes_left_out: Sequence[str] = ()
+    classes_fallen_below: Sequence[str] = ()
+
+    def path(self, file: str) -> str:
+        """Where a file of the data set lies."""
+        return storage.join(self.directory, file)
+
+    def shard_files(self, split: str) -> list[str]:
+        """File names of a split's shards, in order."""
+        count = self.num_shards[split]
+        return [shard_file(self.name, split, shard, count) for shard in range(count)]
+
+
+def is_finished(directory: str) -> bool:
+    """Whether the directory holds a committed data set."""
+    return _INFO.is_in(directory)
+
+
+def load_info(directory: str) -> DatasetInfo:
+    """Reads dataset_info.json; raises UsageError where there is none."""
+    storage.require_supported(directory, "data_dir")
+    with _INFO.reading(directory) as content:
+        extra = tfds_layout.extra_of(content)
+        _INFO.require_version(directory, extra["format_version"])
+        splits = {split["name"]: split for split in content["splits"]}
+        info = DatasetInfo(
+            directory=directory,
+            name=content["name"],
+            num_shards=extra["num_shards"],
+            num_images=extra["num_images"],
+            num_bytes={name: int(split["numBytes"]) for name, split in splits.items()},
+            num_classes=extra["num_classes"],
+            num_rejected=extra["num_rejected"],
+            settings=extra["settings"],
+            input_fingerprint=extra["input_fingerprint"],
+            shard_lengths={
+                name: [int(length) for length in split["shardLengths"]]
+                for name, split in splits.items()
+            },
+            shard_crc32c=extra.get("shard_crc32c", {}),
+            columns=extra.get("columns", ()),
+            group=extra.get("group"),
+            duplicates=extra.get("duplicates", {}),
+            classes_left_out=extra.get("classes_left_out", ()),
+            classes_fallen_below=extra.get("classes_fallen_below", ()),
+        )
+        if any({*splits} != {*of} for of in (info.num_shards, info.num_images, info.num_classes)):
+            raise ValueError("its lists of splits differ")
+        return info
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatasetIndex:
+    """The records of one split, in file order.
+
+    Attributes:
+      info: the data set.
+      split: name of the split.
+      shards: paths of the shard files.
+      shard: [N] int32, place in `shards`.
+      offset: [N] int64, bytes to the record's framing.
+      length: [N] int32, bytes of the record's payload.
+      label: [N] int32, global over the splits.
+      height: [N] int32, pixels.
+      width: [N] int32, pixels.
+    """
+
+    info: DatasetInfo
+    split: str
+    shards: Sequence[str]
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A further column of the index file, [N]; raises UsageError where there is none."""
+        known = [*INDEX_SCHEMA.names, *self.info.columns]
+        if name not in known:
+            raise UsageError(
+                f"data_dir {self.info.directory}: no column {name!r}, only {', '.join(known)}"
+            )
+        return read_index(self.info, self.split, [name])[name]
+
+    def class_names(self) -> dict[int, str]:
+        """Class name by label, over all splits."""
+        table = read_classes(self.info)
+        names = table["name"].to_pylist()
+        return dict(zip(table["label"].to_pylist(), names, strict=True))
+
+
+def load_index(directory: str, split: str) -> DatasetIndex:
+    """Loads the index of a split; raises UsageError where the split or its files are missing."""
+    info = load_info(directory)
+    if split not in info.num_shards:
+        raise UsageError(
+            f"data_dir {directory}: no split {split!r}, only {', '.join(info.num_shards)}"
+        )
+    table = read_index(info, split, _LOADED)
+    sizes = file_sizes(directory)
+    shards = info.shard_files(split)
+    for shard in shards:
+        if shard not in sizes:
+            raise UsageError(f"data_dir {directory}: shard {shard} is missing")
+    found = sum(sizes[shard] for shard in shards)
+    if found != info.num_bytes[split]:
+        raise UsageError(
+            f"data_dir {directory}: the shards of {split} have {found:,} bytes, not"
+            f" {info.num_bytes[split]:,}; preprocess again with --overwrite"
+        )
+    return DatasetIndex(
+        info=info,
+        split=split,
+        shards=[info.path(shard) for shard in shards],
+        **{name: table[name].to_numpy() for name in _LOADED},
+    )
+
+
+def file_sizes(directory: str) -> dict[str, int]:
+    """Bytes of each file that lies directly in a folder, by name; empty without such a folder."""
+    # One listing: in a bucket, asking for each of thousands of shards takes minutes.
+    files = storage.list_files(directory)
+    return {info.path.rpartition("/")[2]: info.size for info in files}
+
+
+def read_lines(path: str) -> Iterator[bytes]:
+    """Lines of a .jsonl file, without their ends; none of an empty one. Raises OSError."""
+    rest = b""
+    with storage.open_read(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+    if rest:
+        yield rest
+
+
+def read_index(info: DatasetInfo, split: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of a split's index, [N] each; raises UsageError where they cannot be read."""
+    return _read_table(info.path(index_file(info.name, split)), columns)
+
+
+def read_index_rows(path: str, rows: range, columns: Sequence[str]) -> pa.Table:
+    """Columns of some rows of an index file that lie together; raises UsageError as read_index.
+
+    Of a large file no more is read than the row groups that hold them.
+    """
+    return _read_table(path, columns, rows)
+
+
+def read_classes(info: DatasetInfo) -> pa.Table:
+    """CLASSES_SCHEMA, by label; raises UsageError where it cannot be read."""
+    return _read_table(info.path(CLASSES_FILE), CLASSES_SCHEMA.names)
+
+
+def _read_table(path: str, columns: Sequence[str], rows: range | None = None) -> pa.Table:
+    """Columns of all rows, or of some that lie together, for which no others need be read."""
+    try:
+        with storage.open_read(path) as file:
+            # No threads of Arrow's: one that still holds a Python file when Python ends kills it.
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            if rows is None:
+                table = parquet.read([*columns], use_threads=False)
+            else:
+                table = _read_rows(parquet, columns, rows)
+        table.validate(full=True)  # text that is no UTF-8 would fail later
+    except UNREADABLE as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+    return table
+
+
+def _read_rows(parquet: pq.ParquetFile, columns: Sequence[str], rows: range) -> pa.Table:
+    groups = range(parquet.metadata.num_row_groups)
+    sizes = [parquet.metadata.row_group(group).num_rows for group in groups]
+    starts = [sum(sizes[:group]) for group in groups]
+    needed = [g for g in groups if starts[g] < rows.stop and starts[g] + sizes[g] > rows.start]
+    table = parquet.read_row_groups(needed, columns=[*columns], use_threads=False)
+    return table.slice(rows.start - starts[needed[0]] if needed else 0, len(rows))

@@ -1,0 +1,74 @@
+"""What an exported model says of itself."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tripletmill import storage
+from tripletmill.formats.info_file import InfoFile
+from tripletmill.images import ImageSettings
+
+CARD_FILE = "model_card.json"
+EXPORT_FOLDER = "export"  # of a run
+FORMAT_VERSION = 1
+
+_CARD = InfoFile(
+    CARD_FILE,
+    "model",
+    FORMAT_VERSION,
+    make="export one with `python -m trainer.main --mode=export --model_dir=RUN`",
+    again="export again",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """An exported model.
+
+    Attributes:
+      directory: where it lies.
+      fingerprint: of all that decides an embedding.
+      dim: length of an embedding.
+      image: how the images that it was trained on were made canonical.
+      content: all of model_card.json.
+    """
+
+    directory: str
+    fingerprint: str
+    dim: int
+    image: ImageSettings
+    content: Mapping[str, Any]
+
+    @property
+    def saved_model(self) -> str:
+        """The folder that TensorFlow loads."""
+        return storage.join(self.directory, "saved_model")
+
+
+def load_card(model: str) -> ModelCard:
+    """Reads the card of a model.
+
+    Args:
+      model: folder of an exported model, or of the run that it was exported from.
+
+    Raises:
+      UsageError: there is none, or it is of another format.
+    """
+    storage.require_supported(model, "model")
+    run_export = storage.join(model, EXPORT_FOLDER)
+    of_run = not _CARD.is_in(model) and _CARD.is_in(run_export)
+    directory = run_export if of_run else model
+    with _CARD.reading(directory) as content:
+        _CARD.require_version(directory, content["format"])
+        image = content["preprocessing"]
+        return ModelCard(
+            directory=directory,
+            fingerprint=content["fingerprint"],
+            dim=content["embedding_dim"],
+            image=ImageSettings(
+                short_side=image["short_side"],
+                quality=image["quality"],
+                background=tuple(image["background"]),
+            ),
+            content=content,
+        )

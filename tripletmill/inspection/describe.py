@@ -1,0 +1,224 @@
+"""What is in a data set, for people: lines of text, 80 columns wide."""
+
+import collections
+import json
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tripletmill.errors import UsageError
+from tripletmill.formats import index
+
+WIDTH = 80
+SIZES_SHOWN = 5
+CLASSES_SHOWN = 5
+NAMES_SHOWN = 10
+NAME_WIDTH = 30
+_FIRST_SPLITS = ("train", "val", "test", "query", "gallery")
+
+
+def describe(directory: str) -> Iterator[str]:
+    """Splits, image sizes, images a class, what was left out, and settings.
+
+    Reads the small files and two columns of each index, no shard.
+
+    Raises:
+      UsageError: there is no finished data set, or one of these files cannot be read.
+    """
+    info = index.load_info(directory)
+    classes = index.read_classes(info).to_pylist()
+    yield f"data set {escaped(info.name)} in {escaped(info.directory)}"
+    yield ""
+    yield from _splits(info, classes)
+    yield ""
+    yield from _sizes(info)
+    yield ""
+    yield from _images_a_class(classes)
+    yield ""
+    yield from _left_out(info)
+    yield ""
+    yield from _settings(info)
+
+
+def escaped(text: str) -> str:
+    """The text without anything that moves a terminal's cursor."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def _splits(info: index.DatasetInfo, classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    first = [split for split in _FIRST_SPLITS if split in info.num_shards]
+    rows = [("split", "classes", "images", "shards", "size", "a class: min", "median", "max")]
+    for split in [*first, *sorted({*info.num_shards} - {*first})]:
+        counts = [row["count"] for row in classes if row["split"] == split and row["count"]]
+        rows.append(
+            (
+                split,
+                _number(info.num_classes[split]),
+                _number(info.num_images[split]),
+                _number(info.num_shards[split]),
+                _bytes(info.num_bytes[split]),
+                *_spread(counts),
+            )
+        )
+    yield from _table("<>>>>>>>", rows)
+
+
+def _sizes(info: index.DatasetInfo) -> Iterator[str]:
+    heights, widths = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for split in info.num_shards:
+        table = index.read_index(info, split, ["height", "width"])
+        heights.append(table["height"].to_numpy())
+        widths.append(table["width"].to_numpy())
+    height, width = np.concatenate(heights), np.concatenate(widths)
+    spread = [("height", *_spread(height)), ("width", *_spread(width))]
+    yield from _table("<>>>", [("pixels", "min", "median", "max"), *spread])
+    yield ""
+    sizes, counts = np.unique(height.astype(np.int64) << 32 | width, return_counts=True)
+    rows = [("height x width", "images", "share")]
+    for place in np.argsort(-counts, kind="stable")[:SIZES_SHOWN]:
+        size = f"{sizes[place] >> 32} x {sizes[place] & 0xFFFFFFFF}"
+        rows.append((size, _number(counts[place]), f"{counts[place] / len(height):.1%}"))
+    yield from _table("<>>", rows)
+    if len(sizes) > SIZES_SHOWN:
+        yield f"and {_counted(len(sizes) - SIZES_SHOWN, 'other size')}"
+
+
+def _images_a_class(classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    totals: collections.Counter[str] = collections.Counter()
+    splits: dict[str, list[str]] = {}
+    for row in classes:
+        totals[row["name"]] += row["count"]
+        splits.setdefault(row["name"], []).append(row["split"])
+    yield from _histogram([*totals.values()])
+    ordered = sorted(totals, key=lambda name: (-totals[name], name))
+    parts = {"classes": ordered}
+    if len(ordered) > 2 * CLASSES_SHOWN:
+        parts = {
+            "largest classes": ordered[:CLASSES_SHOWN],
+            "smallest classes": sorted(totals, key=lambda n: (totals[n], n))[:CLASSES_SHOWN],
+        }
+    for title, names in parts.items():
+        yield ""
+        yield title
+        cells = [(_number(totals[name]), ", ".join(splits[name])) for name in names]
+        for line, name in zip(_table("><", cells), names, strict=True):
+            yield _cut(f"  {line}  {escaped(name)}")
+
+
+def _histogram(counts: Sequence[int]) -> Iterator[str]:
+    # Bin b holds 2^(b - 1) to 2^b - 1 images, bin 0 none.
+    bins = collections.Counter(count.bit_length() for count in counts)
+    shown = range(min(bins, default=0), max(bins, default=-1) + 1)
+    ranges = [f"{2**b // 2:,} to {2**b - 1:,}" if b > 1 else f"{b}" for b in shown]
+    rows = [
+        ("images a class", "classes"),
+        *zip(ranges, map(_number, (bins[b] for b in shown)), strict=True),
+    ]
+    head, *lines = _table(">>", rows)
+    yield head
+    room = WIDTH - len(head) - 2
+    for line, b in zip(lines, shown, strict=True):
+        yield f"{line}  {'#' * -(-bins[b] * room // max(bins.values()))}".rstrip()
+
+
+def _left_out(info: index.DatasetInfo) -> Iterator[str]:
+    reasons: collections.Counter[str] = collections.Counter()
+    examples: dict[str, str] = {}
+    path = info.path(index.REJECTED_FILE)
+    try:
+        for line in index.read_lines(path):
+            row = json.loads(line)
+            reasons[row["reason"]] += 1
+            examples.setdefault(row["reason"], row["source_id"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error
+    yield f"left out: {_counted(info.num_rejected, 'file') if info.num_rejected else 'nothing'}"
+    width = max((len(_number(count)) for count in reasons.values()), default=0)
+    for reason, count in reasons.most_common():
+        yield _cut(f"  {_number(count):>{width}}  {escaped(reason)}")
+        yield _cut(f"  {'':{width}}  such as {escaped(examples[reason])}")
+    for title, names in {
+        "classes with too few images": info.classes_left_out,
+        "classes that have too few images, since some cannot be read": info.classes_fallen_below,
+    }.items():
+        if names:
+            shown = [_cut(escaped(name), NAME_WIDTH) for name in names[:NAMES_SHOWN]]
+            shown += ["..."] * (len(names) > NAMES_SHOWN)
+            yield ""
+            yield from _wrapped("", f"{title}: {len(names):,} ({', '.join(shown)})")
+    if info.duplicates:
+        counts = [f"{n:,} {escaped(kind)}" for kind, n in sorted(info.duplicates.items()) if n]
+        yield ""
+        yield from _wrapped("", f"groups of exact duplicates: {', '.join(counts) or 'none'}")
+
+
+def _settings(info: index.DatasetInfo) -> Iterator[str]:
+    if info.columns:
+        named = [f"{name} (group)" if name == info.group else name for name in info.columns]
+        yield from _wrapped("further columns: ", ", ".join(map(escaped, named)))
+        yield ""
+    yield "settings"
+    width = max((len(key) for key in info.settings), default=0)
+    for key, value in sorted(info.settings.items()):
+        yield from _wrapped(f"  {escaped(key):{width}}  ", _value(value))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value(inner)}" for key, inner in sorted(value.items()))
+    return escaped(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _table(alignment: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with their cells below each other; `alignment` is < or > for each column."""
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    formats = [f"{{:{side}{width}}}" for side, width in zip(alignment, widths, strict=True)]
+    return ["  ".join(formats).format(*row) for row in rows]
+
+
+def _wrapped(first: str, text: str) -> Iterable[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [
+        first.rstrip()
+    ]
+
+
+def _cut(text: str, width: int = WIDTH) -> str:
+    """The text as far as that many columns go; East Asian characters take two."""
+    columns = 0
+    for place, character in enumerate(text):
+        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if columns > width:
+            return f"{text[: place - 3]}..."
+    return text
+
+
+def _spread(values: Sequence[int] | np.ndarray) -> tuple[str, str, str]:
+    """Least, median and greatest; dashes for none."""
+    if not len(values):
+        return "-", "-", "-"
+    median = float(np.median(values))
+    return _number(np.min(values)), f"{median:,.1f}".removesuffix(".0"), _number(np.max(values))
+
+
+def _number(value: int | np.integer) -> str:
+    return f"{value:,}"
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def _bytes(value: int) -> str:
+    size = float(value)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

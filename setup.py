@@ -1,8 +1,12 @@
 """Package description; also what `--setup_file ./setup.py` hands to a remote Beam worker."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+# Read as text: importing the package would need what it requires.
+PACKAGE = (Path(__file__).parent / "tripletmill/__init__.py").read_text(encoding="utf-8")
 
 # tensorflow-cpu has wheels for x86-64 only; elsewhere the full wheel is the CPU build.
 X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
@@ -15,7 +19,7 @@ FAISS = "faiss-cpu>=1.12"
 
 setup(
     name="tripletmill",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE).group(1),
     description="Image-similarity models on TensorFlow: triplet losses mined across all replicas",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

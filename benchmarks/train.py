@@ -23,14 +23,14 @@ from benchmarks.timing import machine, print_columns, rates, turns
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
 from trainer.data.damaged_records import STOP
-from trainer.data.records import FileRecords
+from trainer.data.reading import FileRecords
 from trainer.distributed.strategy import make_strategy
 from trainer.models.embedding_model import build_model
 from trainer.training.gradients import make_gradients
-from trainer.training.optimizers import Updates
+from trainer.training.optimizers import Optimizers
 from trainer.training.telemetry import Telemetry
-from trainer.training.train_loop import Steps
-from trainer.training.train_step import make_loop
+from trainer.training.train_loop import TrainLoop
+from trainer.training.train_step import make_train_steps
 from tripletmill.cli.arguments import Parser, positive
 from tripletmill.formats.index import load_index
 from tripletmill.losses.triplet import semihard_triplets
@@ -73,17 +73,17 @@ def trainer(
     strategy = make_strategy(name="one_device")
     with strategy.scope():
         model = build_model(backbone=backbone, image_size=side, embedding_dim=DIM)
-        updates = Updates(model, lambda: keras.optimizers.AdamW(1e-4))
-    training = Steps(
+        optimizers = Optimizers(model, lambda: keras.optimizers.AdamW(1e-4))
+    training = TrainLoop(
         strategy=strategy,
-        run_steps=make_loop(
+        run_steps=make_train_steps(
             strategy,
             make_gradients(model, TRIPLETS),
-            updates,
+            optimizers,
             batch_size=plan.batch_size,
             embedding_dim=DIM,
         ),
-        updates=updates,
+        optimizers=optimizers,
         index=index,
         plan=plan,
         records=FileRecords(index),

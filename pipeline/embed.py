@@ -15,12 +15,15 @@ import gin
 from absl import flags
 
 from pipeline.beam import runners
-from pipeline.embedding import Outcome, embed
-from preprocessing.sources import FolderInput, ManifestInput, RecordsInput, TfdsInput
-from tripletmill import storage
+from pipeline.embedding.job import Outcome, embed
+from preprocessing.sources.folders import FolderInput
+from preprocessing.sources.manifests import ManifestInput
+from preprocessing.sources.tfds import TfdsInput
+from preprocessing.sources.tfrecords import RecordsInput
 from tripletmill.cli import commandline
 from tripletmill.cli.progress import duration
 from tripletmill.formats.index import REJECTED_FILE
+from tripletmill.storage import storage
 
 flags.DEFINE_string("model", None, "Folder of an exported model, or of its run")
 flags.DEFINE_string("data", None, "Folder of a data set")

@@ -13,7 +13,10 @@ from absl import flags
 from pipeline.beam import runners
 from pipeline.preprocess import summary
 from pipeline.preprocess.job import preprocess
-from preprocessing.sources import FolderInput, ManifestInput, RecordsInput, TfdsInput
+from preprocessing.sources.folders import FolderInput
+from preprocessing.sources.manifests import ManifestInput
+from preprocessing.sources.tfds import TfdsInput
+from preprocessing.sources.tfrecords import RecordsInput
 from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 from tripletmill.cli import commandline
 

@@ -7,10 +7,6 @@ from typing import Protocol, runtime_checkable
 
 from tripletmill.errors import UsageError
 
-QUERY, GALLERY = "query", "gallery"
-# From what is learnt from to what is reported; a split of another name comes after train.
-HELD_OUT = ("train", "val", QUERY, GALLERY, "test")
-
 
 @runtime_checkable
 class SplitRule(Protocol):

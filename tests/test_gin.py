@@ -20,7 +20,7 @@ TEMPLATES = {"small_conv.gin"}
 PARSE = """
 import os, sys
 from absl import flags
-from trainer import config, startup
+from trainer import config
 import gin
 flags.FLAGS(["parse"])
 for file in sys.argv[1:]:

@@ -19,15 +19,15 @@ from trainer.distributed.strategy import make_strategy
 from trainer.evaluation.evaluate import evaluate
 from trainer.export.export import export
 from trainer.models.embedding_model import build_model
-from trainer.runs.write_errors import written
-from trainer.training.schedules import WarmupCosine
+from trainer.runs.folder import CONFIG_FILE
+from trainer.runs.write_errors import naming_write_errors
+from trainer.training.optimizers import WarmupCosine
 from trainer.training.train import train
 from tripletmill.cli import commandline
 from tripletmill.errors import UsageError
 from tripletmill.losses.triplet import batch_triplets, hard_triplets, semihard_triplets
-from tripletmill.storage import write_file
+from tripletmill.storage.storage import write_file
 
-CONFIG_FILE = "config.gin"
 _LONGEST = 10_000
 # What may differ from host to host: its disks, its memory, its patience.
 _OF_HOST = (
@@ -135,10 +135,10 @@ def save(model_dir: str) -> None:
             for number in itertools.count(1)
             if not os.path.exists(name := f"{path.removesuffix('.gin')}.{number}.gin")
         )
-        with open(path, encoding="utf-8") as file, written(kept):
+        with open(path, encoding="utf-8") as file, naming_write_errors(kept):
             write_file(kept, file.read().encode())
         print(f"the former {path} is kept as {kept}")
-    with written(path):
+    with naming_write_errors(path):
         os.makedirs(model_dir, exist_ok=True)
         write_file(path, gin.config_str().encode())
 

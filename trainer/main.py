@@ -13,8 +13,7 @@ import shlex
 
 from absl import flags
 
-from trainer import startup
-from tripletmill.cli import commandline
+from tripletmill.cli import commandline, notices
 
 flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do")
 flags.DEFINE_string("data_dir", None, "Folder of a finished data set")
@@ -25,11 +24,11 @@ FLAGS = flags.FLAGS
 
 def main(_: list[str]) -> None:
     # Imported late: --help and a mistyped flag need no TensorFlow.
-    startup.import_tensorflow()
+    notices.import_tensorflow()
     import gin
 
     from trainer import config
-    from trainer.distributed import agreement
+    from trainer.distributed import lost_workers
     from trainer.runs import stop_signals
 
     called = {
@@ -43,7 +42,7 @@ def main(_: list[str]) -> None:
         return
     finished = True
     configuration = f"--mode={FLAGS.mode}\n{config.common()}"
-    with agreement.ended_if_lost():
+    with lost_workers.ended_if_lost():
         if FLAGS.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
             finished = gin.get_configurable("train")(
@@ -54,7 +53,7 @@ def main(_: list[str]) -> None:
         if finished:
             command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
             stopped = f"stopped before the evaluation had ended; to do it again: {command}"
-            with stop_signals.told(stopped):
+            with stop_signals.printing_on_stop(stopped):
                 gin.get_configurable("evaluate")(configuration=configuration)
 
 

@@ -16,3 +16,8 @@ def one_line(error: Exception) -> str:
     """What an exception says, as an error is shown."""
     # Gin appends the call that an exception passed through.
     return " ".join(str(error).split("\n  In call to configurable")[0].split())
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message; TensorFlow's go on with where it was."""
+    return str(error).strip().partition("\n")[0]

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.evaluation.peers import peers
 from benchmarks.mining.worker import peak_bytes
 from benchmarks.timing import machine, print_columns
-from trainer.retrieval import nearest_neighbours, retrieval_metrics
+from trainer.retrieval.metrics import retrieval_metrics
+from trainer.retrieval.neighbours import nearest_neighbours
 from tripletmill.cli.arguments import Parser, positive
 
 CLASS_SIZE = 20

@@ -12,7 +12,8 @@ import numpy as np
 from benchmarks.evaluation.torch_child import NAMES
 from benchmarks.mining.processes import ROOT, SETTINGS, interpreter
 from benchmarks.timing import print_columns
-from trainer.retrieval import Gallery, RetrievalMetrics, retrieval_metrics
+from trainer.retrieval.matches import Gallery
+from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
 
 MODULE = "benchmarks.evaluation.torch_child"
 

@@ -30,7 +30,7 @@ def read(request: dict) -> dict[str, float]:
     from benchmarks.input.speed import AUGMENTATION
     from trainer.data.batch_plan import BatchPlan
     from trainer.data.input_pipeline import ROWS_A_CHUNK, train_batches
-    from trainer.data.records import FileRecords
+    from trainer.data.reading import FileRecords
     from tripletmill.formats.index import load_index
 
     clock.append(time.perf_counter())

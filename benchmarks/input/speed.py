@@ -12,10 +12,11 @@ import tensorflow as tf
 from benchmarks.input.child import BATCH, K, P, answer, consume
 from benchmarks.input.data import SPLIT
 from benchmarks.timing import turns
-from trainer.data.augmentation import Augmentation, pixels
+from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
+from trainer.data.image_ops import pixels
 from trainer.data.input_pipeline import GROUP, train_batches
-from trainer.data.records import FileRecords, MemoryRecords, Records
+from trainer.data.reading import FileRecords, MemoryRecords, Records
 from tripletmill.formats.index import DatasetIndex, load_index
 
 AUGMENTATION = Augmentation(min_area=0.3, flip=True)

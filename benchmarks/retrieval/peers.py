@@ -15,9 +15,9 @@ from benchmarks.mining.processes import ROOT, SETTINGS, interpreter
 from benchmarks.retrieval.plain import SIDE, Task, start_weights
 from benchmarks.timing import print_columns
 from trainer.data.batch_plan import BatchPlan
-from trainer.data.records import FileRecords
-from trainer.evaluation.inference import Images, on_replicas
-from trainer.retrieval import retrieval_metrics
+from trainer.data.reading import FileRecords
+from trainer.evaluation.inference import SplitImages, compile_on_replicas
+from trainer.retrieval.metrics import retrieval_metrics
 from tripletmill.formats.index import DatasetIndex, load_index
 
 TENSORFLOW, TORCH = "benchmarks.retrieval.tensorflow_child", "benchmarks.retrieval.torch_child"
@@ -79,6 +79,8 @@ def make_task(flags: argparse.Namespace, test: DatasetIndex) -> Task:
 
 def grey(index: DatasetIndex) -> np.ndarray:
     """[N, SIDE, SIDE] uint8, the red of each image."""
-    images = Images(index, FileRecords(index), image_size=SIDE, central_share=1.0, batch_size=256)
-    red = on_replicas(tf.distribute.get_strategy(), lambda images: images[..., 0])
-    return images.map(red, index.split)[0]
+    images = SplitImages(
+        index, FileRecords(index), image_size=SIDE, central_share=1.0, batch_size=256
+    )
+    red = compile_on_replicas(tf.distribute.get_strategy(), lambda images: images[..., 0])
+    return images.apply(red, index.split)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from benchmarks.tpu_check.cases import Case
-from trainer.startup import import_tensorflow
+from tripletmill.cli.notices import import_tensorflow
 from tripletmill.errors import UsageError
 
 import_tensorflow()

@@ -12,9 +12,8 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
-from tripletmill import storage
 from tripletmill.errors import UsageError
-from tripletmill.storage import bucket
+from tripletmill.storage import bucket, storage
 
 
 def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:

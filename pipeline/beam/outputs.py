@@ -12,18 +12,18 @@ from apache_beam.runners.runner import PipelineRunner
 
 from pipeline.beam import runners
 from pipeline.beam.progress import ShardProgress
-from preprocessing.sources import manifests
 from preprocessing.writing.claim import Claim, plan_version, read_plan, work_folder
 from preprocessing.writing.commit import remove_work
-from tripletmill import storage
 from tripletmill.errors import UsageError
+from tripletmill.formats import manifest_paths
 from tripletmill.formats.index import WORK_FOLDER
+from tripletmill.storage import storage
 
 DATA_SET_NOUN = "data set"  # of a plan that does not say
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class OutputKind:
     """What a job makes.
 
     Attributes:
@@ -54,7 +54,7 @@ class Kind:
 
 def check_apart(what: str, path: str, output: str) -> None:
     """Raises UsageError for an output that lies in what the job reads, or would take its place."""
-    if path.lower().endswith(manifests.SUFFIXES):
+    if path.lower().endswith(manifest_paths.SUFFIXES):
         return  # the list's own folder is no input
     is_folder = storage.is_folder(path)
     read = _real(path if is_folder else path.rpartition("/")[0] or ".")
@@ -68,7 +68,9 @@ def _real(path: str) -> str:
     return storage.absolute(path) if storage.is_bucket(path) else os.path.realpath(path)
 
 
-def check_output(kind: Kind, output: str, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def check_output(
+    kind: OutputKind, output: str, settings: Mapping[str, Any], *, overwrite: bool
+) -> None:
     """Raises UsageError for a folder that is not ours to write in, or holds other settings."""
     if os.path.exists(output) and not os.path.isdir(output):
         raise UsageError(f"output {output}: not a folder")
@@ -84,7 +86,7 @@ def check_output(kind: Kind, output: str, settings: Mapping[str, Any], *, overwr
 
 
 def _require_same_settings(
-    kind: Kind, output: str, found: Mapping[str, Any], settings: Mapping[str, Any]
+    kind: OutputKind, output: str, found: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     different = _differences(found["settings"], settings)
     if different:
@@ -105,7 +107,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return found
 
 
-def lock(kind: Kind, output: str, *, overwrite: bool) -> contextlib.AbstractContextManager[None]:
+def lock(
+    kind: OutputKind, output: str, *, overwrite: bool
+) -> contextlib.AbstractContextManager[None]:
     """Keeps a second job of this machine out of an unfinished output on a local disk.
 
     A finished one is not written to; in a bucket, jobs are kept apart by `Claim`.
@@ -122,7 +126,7 @@ def _exclusive(output: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def pipeline_into(
-    kind: Kind,
+    kind: OutputKind,
     output: str,
     *,
     overwrite: bool,
@@ -161,7 +165,7 @@ class Found:
 
 
 def look(
-    kind: Kind,
+    kind: OutputKind,
     output: str,
     *,
     settings: Mapping[str, Any],
@@ -211,7 +215,7 @@ def _remove_leftovers(output: str) -> None:
             remove_work(output)
 
 
-def take(kind: Kind, claim: Claim) -> None:
+def take(kind: OutputKind, claim: Claim) -> None:
     """Makes an output this job's; what it held before is removed, unless it is of the same plan.
 
     Raises:

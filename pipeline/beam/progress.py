@@ -7,8 +7,8 @@ import threading
 import time
 
 from preprocessing.writing.claim import Claim, read_plan
-from tripletmill import storage
 from tripletmill.cli.progress import Progress, duration
+from tripletmill.storage import storage
 
 POLL_SECONDS = 0.5
 BUCKET_POLL_SECONDS = 10.0

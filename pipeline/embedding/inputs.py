@@ -10,16 +10,16 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.beam.outputs import look, take
-from pipeline.embedding.job import EMBEDDINGS, IMAGES, RECORDS, Job
+from pipeline.embedding.settings import EMBEDDINGS, IMAGES, RECORDS, Job
 from pipeline.embedding.tasks import ImagesTask, RecordsTask
 from pipeline.preprocess.listing import Chunk, List, check_lost
-from preprocessing.sources import ImageRef, Rejected, Source
+from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.writing.claim import Claim
 from preprocessing.writing.plan import ClassSummary, add, summarize
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.formats.model_card import ModelCard
+from tripletmill.storage import storage
 
 
 @dataclasses.dataclass(frozen=True)

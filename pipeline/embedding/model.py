@@ -14,11 +14,10 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from pipeline.embedding.tasks import Image, Task
 from preprocessing.writing import sidecars
 from preprocessing.writing.claim import Claim
-from tripletmill import storage
 from tripletmill.cli.notices import without_notices
 from tripletmill.errors import UsageError
 from tripletmill.formats.model_card import ModelCard
-from tripletmill.storage import bucket
+from tripletmill.storage import bucket, storage
 
 
 @dataclasses.dataclass(frozen=True)

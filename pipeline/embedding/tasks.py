@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from preprocessing.sources import ImageRef
+from preprocessing.sources.references import ImageRef
 from preprocessing.writing.shards import ShardTask as ImagesOfShard
 from preprocessing.writing.shards import read_canonical
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.formats.records import DamagedRecord, decode_example, read_record
 from tripletmill.images import ImageSettings
+from tripletmill.storage import storage
 from tripletmill.storage.parallel import map_ahead
 
 RECORD_FEATURES = ("source_id", "class/text", "encoded")

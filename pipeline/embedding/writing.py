@@ -11,13 +11,13 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 
 from pipeline.embedding.inputs import Planned
-from pipeline.embedding.job import Job, remove_shards
 from pipeline.embedding.model import EmbeddingHandler, LoadedShard
+from pipeline.embedding.settings import Job, remove_shards
 from pipeline.preprocess.writing import COUNTERS, READ, REUSED
-from preprocessing.sources import Rejected
+from preprocessing.sources.references import Rejected
 from preprocessing.writing import commit, sidecars
-from tripletmill import storage
 from tripletmill.formats import embeddings, index
+from tripletmill.storage import storage
 
 
 class WriteShards(beam.PTransform):

@@ -8,22 +8,22 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipeline.preprocess.listing import Chunk, Start
+from pipeline.preprocess.listing import Chunk, ListedInput
 from pipeline.preprocess.repeated import Repeated, is_among, partitioned
 from pipeline.preprocess.settings import Job
-from preprocessing.sources import ImageRef, Rejected
+from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.writing import duplicates
 from preprocessing.writing.claim import work_folder
 from preprocessing.writing.duplicates import Copy, DuplicateGroup
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
+from tripletmill.storage import storage
 
 NOTHING = 0  # in place of a hash: this image has no equal
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class DuplicateDecision:
     """What is known of duplicates.
 
     Attributes:
@@ -40,7 +40,8 @@ class Verdict:
 class Deduplicate(beam.PTransform):
     """Finds images whose files are equal; see `preprocessing.writing.duplicates` for how.
 
-    Gives chunks without the copies that go (these are rejected in them), and one `Verdict`.
+    Gives chunks without the copies that go (these are rejected in them), and one
+    `DuplicateDecision`.
 
     Hashes are compared in arrays, so that no reference is shuffled but those of likely copies.
     """
@@ -82,13 +83,13 @@ class Deduplicate(beam.PTransform):
         return kept, verdict
 
 
-def _sizes(chunk: Chunk, start: Start) -> Iterator[tuple[int, np.ndarray]]:
+def _sizes(chunk: Chunk, start: ListedInput) -> Iterator[tuple[int, np.ndarray]]:
     if start.known is None:
         yield from partitioned(np.array([r.size for r in chunk.images if not r.md5], np.uint64))
 
 
 def _hash_middles(
-    chunk: Chunk, sizes: np.ndarray, start: Start, job: Job
+    chunk: Chunk, sizes: np.ndarray, start: ListedInput, job: Job
 ) -> tuple[Chunk, np.ndarray]:
     """The chunk with a hash for each image; files of a size of their own are not read."""
     hashes = np.full(len(chunk.images), NOTHING, np.uint64)
@@ -137,7 +138,7 @@ def _decide(group: tuple[str, Iterable[Copy]], policy: str) -> Iterator[Duplicat
         yield duplicates.decide(copies, policy)
 
 
-def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> Verdict:
+def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> DuplicateDecision:
     groups = sorted(groups, key=lambda group: group.copies[0].source_id)
     if groups and job.duplicates == duplicates.ERROR:
         path = storage.join(work_folder(job.output), index.DUPLICATES_FILE)
@@ -149,7 +150,7 @@ def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> Verdict:
             f"{len(groups)} images are there more than once ({', '.join(counts)}), such as"
             f" {first.source_id} and {second.source_id}; see {path}, or set --duplicates=drop"
         )
-    return Verdict(
+    return DuplicateDecision(
         groups,
         {c.source_id: duplicates.reason(g) for g in groups for c in g.copies if not c.kept},
         frozenset(c.source_id for g in groups for c in g.copies if c.kept and _stay_equal(g)),
@@ -160,7 +161,7 @@ def _stay_equal(group: DuplicateGroup) -> bool:
     return sum(copy.kept for copy in group.copies) > 1
 
 
-def _leave_out(chunk: Chunk, verdict: Verdict) -> Chunk:
+def _leave_out(chunk: Chunk, verdict: DuplicateDecision) -> Chunk:
     images, rejected = [], list(chunk.rejected)
     for ref in chunk.images:
         reason = verdict.reasons.get(ref.source_id)

@@ -17,21 +17,18 @@ from pipeline.preprocess.deduplicate import Deduplicate
 from pipeline.preprocess.listing import AssignSplits, List, MakeListing
 from pipeline.preprocess.settings import DATA_SET, Job
 from pipeline.preprocess.writing import COUNTERS, READ, REUSED, Commit, MakePlan, WriteShards
-from preprocessing.sources import (
-    FolderInput,
-    ManifestInput,
-    RecordsInput,
-    Source,
-    TfdsInput,
-    open_source,
-    path_of,
-)
+from preprocessing.sources.folders import FolderInput
+from preprocessing.sources.inputs import open_source, path_of
+from preprocessing.sources.manifests import ManifestInput
+from preprocessing.sources.references import Source
+from preprocessing.sources.tfds import TfdsInput
+from preprocessing.sources.tfrecords import RecordsInput
 from preprocessing.splits import HashSplits, SplitRule
 from preprocessing.writing import duplicates as duplicate_images
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.images import ImageSettings
+from tripletmill.storage import storage
 
 
 @dataclasses.dataclass(frozen=True)

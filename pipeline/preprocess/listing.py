@@ -12,15 +12,15 @@ import numpy as np
 from pipeline.beam.outputs import look
 from pipeline.preprocess.repeated import Repeated, is_among, partitioned
 from pipeline.preprocess.settings import DATA_SET, Job
-from preprocessing.sources import ImageRef, Rejected, Source
 from preprocessing.sources.manifests import ManifestSource
+from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.writing import duplicates
 from preprocessing.writing.claim import Claim, work_folder
 from preprocessing.writing.commit import rejected_lines
 from preprocessing.writing.plan import ClassSummary, Listing, add, make_listing, summarize
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
+from tripletmill.storage import storage
 
 FILES_A_CHUNK = 1000
 
@@ -96,7 +96,7 @@ def _require_unique(chunk: Chunk, repeated: np.ndarray, named_by: str) -> Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class ListedInput:
     """Where a job begins.
 
     Attributes:
@@ -111,7 +111,7 @@ class Start:
 
 
 class MakeListing(beam.PTransform):
-    """Sums up chunks and assigns splits to classes: one `Start`.
+    """Sums up chunks and assigns splits to classes: one `ListedInput`.
 
     Where the output holds a data set from other images, finished or not, or where too many images
     cannot be used, it stops with an error.
@@ -143,7 +143,9 @@ def _sum(summaries: Iterable[ClassSummary]) -> ClassSummary:
     return total
 
 
-def _start(classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], job: Job) -> Start:
+def _start(
+    classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], job: Job
+) -> ListedInput:
     listing = make_listing(classes, job.splits)
     check_lost(
         rejected,
@@ -162,7 +164,7 @@ def _start(classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], jo
         overwrite=job.overwrite,
     )
     known = None if found.finished else _known(found.unfinished, listing, job)
-    return Start(listing, finished=found.finished, known=known)
+    return ListedInput(listing, finished=found.finished, known=known)
 
 
 def check_lost(
@@ -210,7 +212,7 @@ class AssignSplits(beam.PTransform):
         )
 
 
-def _assign_splits(chunk: Chunk, start: Start) -> Iterator[Chunk]:
+def _assign_splits(chunk: Chunk, start: ListedInput) -> Iterator[Chunk]:
     if not start.finished:
         yield Chunk(tuple(start.listing.with_split(ref) for ref in chunk.images), chunk.rejected)
 

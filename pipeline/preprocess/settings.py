@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.beam.outputs import DATA_SET_NOUN, Kind
+from pipeline.beam.outputs import DATA_SET_NOUN, OutputKind
 from preprocessing.splits import SplitRule
 from preprocessing.writing.commit import remove_data_set
 from tripletmill.formats import index
@@ -66,7 +66,7 @@ def _read(output: str) -> Mapping[str, Any]:
     return {"settings": info.settings, "input_fingerprint": info.input_fingerprint}
 
 
-DATA_SET = Kind(
+DATA_SET = OutputKind(
     noun=DATA_SET_NOUN,
     one="a data set",
     info_file=index.INFO_FILE,

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from pipeline.preprocess.job import Outcome
 from preprocessing.writing import duplicates
-from tripletmill import storage
 from tripletmill.formats import index
+from tripletmill.storage import storage
 
 NAMES_SHOWN = 10
 

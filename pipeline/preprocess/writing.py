@@ -7,17 +7,17 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.beam.outputs import take
-from pipeline.preprocess.deduplicate import Verdict
-from pipeline.preprocess.listing import Chunk, Start
+from pipeline.preprocess.deduplicate import DuplicateDecision
+from pipeline.preprocess.listing import Chunk, ListedInput
 from pipeline.preprocess.settings import DATA_SET, Job
-from preprocessing.sources import ImageRef, Rejected
+from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.writing import commit
 from preprocessing.writing.claim import Claim
 from preprocessing.writing.duplicates import write_groups
 from preprocessing.writing.plan import KeptImages, Plan, make_plan
 from preprocessing.writing.shards import ShardTask, write_shard
-from tripletmill import storage
 from tripletmill.formats import index
+from tripletmill.storage import storage
 
 COUNTERS = "tripletmill"
 READ, REUSED = "images_read", "images_reused"
@@ -60,7 +60,7 @@ class MakePlan(beam.PTransform):
         )
 
 
-def _kept(chunk: Chunk, verdict: Verdict) -> Iterator[tuple[tuple[str, str], KeptImages]]:
+def _kept(chunk: Chunk, verdict: DuplicateDecision) -> Iterator[tuple[tuple[str, str], KeptImages]]:
     found: dict[tuple[str, str], list[str]] = {}
     for ref in chunk.images:
         found.setdefault((ref.class_name, str(ref.split)), []).append(ref.source_id)
@@ -73,7 +73,10 @@ def _sum(images: Iterable[KeptImages]) -> KeptImages:
 
 
 def _plan(
-    kept: Mapping[tuple[str, str], KeptImages], start: Start, verdict: Verdict, job: Job
+    kept: Mapping[tuple[str, str], KeptImages],
+    start: ListedInput,
+    verdict: DuplicateDecision,
+    job: Job,
 ) -> Planned:
     if start.finished:
         return Planned(None, None)
@@ -234,8 +237,8 @@ def _left_out(chunk: Chunk, planned: Planned, job: Job) -> Iterator[Rejected]:
 
 def _commit(
     shards: Sequence[str],
-    start: Start,
-    verdict: Verdict,
+    start: ListedInput,
+    verdict: DuplicateDecision,
     planned: Planned,
     left_out: Iterable[Rejected],
     job: Job,
@@ -246,7 +249,7 @@ def _commit(
         # A runner may carry out a step twice.
         return
     assert len(shards) == sum(planned.plan.num_shards.values()), "a shard was not written"
-    finish = commit.Finish(
+    finish = commit.CommitInfo(
         name=job.name,
         settings=job.settings(),
         input_fingerprint=start.listing.fingerprint,

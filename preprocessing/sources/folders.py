@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.sources.trees import open_tree
 from tripletmill.errors import UsageError
-from tripletmill.storage import FileInfo
+from tripletmill.storage.files import FileInfo
 
 PARTS = 500  # about so many: few enough to be cheap, enough for all workers
 HIDDEN = ("hidden file", "hidden folder", "not in a class folder")

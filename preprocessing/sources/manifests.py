@@ -15,11 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from preprocessing.sources.references import ImageRef, Rejected
-from tripletmill import storage
 from tripletmill.errors import UsageError
-from tripletmill.storage import bucket
+from tripletmill.formats.manifest_paths import path_in_list
+from tripletmill.storage import storage
 
-SUFFIXES = (".csv", ".jsonl")
 ROWS_A_PART = 1000
 PARTS = 5000  # at most about so many, however long the list is
 LOOKING = 16  # files whose size is asked for at once
@@ -234,18 +233,6 @@ def _is_plain(*texts: str | None) -> bool:
 
 def _text(row: Row, column: str) -> str:
     return (row.get(column) or "").strip()
-
-
-def path_in_list(manifest: str, name: str) -> str:
-    """Where a file lies that a list has under this name, or an image of it under its source id."""
-    folder = posixpath.dirname(manifest)
-    if storage.is_bucket(name):
-        return name
-    if not storage.is_bucket(manifest):
-        return os.path.normpath(os.path.join(folder, name))
-    bucket_name, prefix = bucket.split(folder)
-    relative = posixpath.normpath(posixpath.join(prefix, name))
-    return storage.join(f"{bucket.SCHEME}{bucket_name}", relative)
 
 
 def _source_id(manifest: str, path: str) -> str:

@@ -17,8 +17,8 @@ from preprocessing.sources.tfrecords import (
     read_names,
 )
 from preprocessing.sources.trees import open_tree
-from tripletmill import storage
 from tripletmill.errors import UsageError
+from tripletmill.storage import storage
 
 NAME = re.compile(r"(?P<name>[\w-]+)(/(?P<config>[\w+.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from preprocessing.sources.references import ImageRef, Rejected, printable
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.records import DamagedRecord, example_features, read_record, read_records
 from tripletmill.images import BadImage
+from tripletmill.storage import storage
 
 WILDCARDS = frozenset("*?[")
 OFFSET_DIGITS = 12  # so that names sort as records lie in a file

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from preprocessing.sources.references import printable
-from tripletmill import storage
 from tripletmill.errors import UsageError
-from tripletmill.storage import FileInfo, bucket, local
+from tripletmill.storage import bucket, local, storage
+from tripletmill.storage.files import FileInfo
 
 NOT_UTF8 = "name is not valid UTF-8"
 Unusable = tuple[str, str]  # relative path, reason

@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import WORK_FOLDER
+from tripletmill.storage import storage
 
 PLAN_FILE = "plan.json"
 

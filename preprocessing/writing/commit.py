@@ -13,22 +13,22 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.sources import Rejected
+from preprocessing.sources.references import Rejected
 from preprocessing.writing import duplicates
 from preprocessing.writing.claim import Claim, work_folder
 from preprocessing.writing.plan import Plan
 from preprocessing.writing.shards import index_schema
 from preprocessing.writing.sidecars import Sidecar, read_sidecars
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import index, tfds_layout
+from tripletmill.storage import storage
 
 REASONS_SHOWN = 3
 Counts = collections.Counter[tuple[str, int]]  # images by split and label
 
 
 @dataclasses.dataclass(frozen=True)
-class Finish:
+class CommitInfo:
     """What a commit needs besides the plan.
 
     Attributes:
@@ -55,7 +55,7 @@ class Finish:
 def commit(
     plan: Plan,
     claim: Claim,
-    finish: Finish,
+    finish: CommitInfo,
     *,
     left_out: Iterable[Rejected],
     groups: Iterable[duplicates.DuplicateGroup],

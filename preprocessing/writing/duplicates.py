@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from preprocessing.sources import ImageRef
-from preprocessing.splits import HELD_OUT
-from tripletmill import storage
+from preprocessing.sources.references import ImageRef
 from tripletmill.errors import UsageError
+from tripletmill.formats.splits import HELD_OUT
 from tripletmill.images import HEAD_BYTES, BadImage, require_image
+from tripletmill.storage import storage
 
 KEEP, DROP, ERROR = POLICIES = ("keep", "drop", "error")
 WITHIN_CLASS, ACROSS_CLASSES, ACROSS_SPLITS = KINDS = (

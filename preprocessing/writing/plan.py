@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from preprocessing.sources import ImageRef, Rejected
-from preprocessing.splits import GALLERY, QUERY, QueryGallery, SplitRule
+from preprocessing.sources.references import ImageRef, Rejected
+from preprocessing.splits import QueryGallery, SplitRule
 from tripletmill.errors import UsageError
+from tripletmill.formats.splits import GALLERY, QUERY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,14 +11,15 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from preprocessing.sources import ImageRef, Rejected, read_image
+from preprocessing.sources.inputs import read_image
+from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.writing import sidecars
 from preprocessing.writing.claim import Claim
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import INDEX_SCHEMA
 from tripletmill.formats.records import RecordWriter, encode_example
 from tripletmill.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
+from tripletmill.storage import storage
 from tripletmill.storage.parallel import map_ahead
 
 

@@ -16,10 +16,10 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.sources import Rejected
+from preprocessing.sources.references import Rejected
 from preprocessing.writing.claim import Claim
-from tripletmill import storage
 from tripletmill.errors import UsageError
+from tripletmill.storage import storage
 
 METADATA_KEY = b"tripletmill"
 PROGRESS_SECONDS = 0.2

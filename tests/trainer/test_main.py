@@ -22,7 +22,7 @@ from tests.fixtures.forked import run as fork
 from trainer.evaluation.results import worse
 from trainer.runs.checkpoints import Checkpoints
 from tripletmill.formats.index import load_index
-from tripletmill.storage import exclusive
+from tripletmill.storage.storage import exclusive
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/fixtures/tiny.gin")
@@ -195,10 +195,11 @@ def test_interrupted_together_with_what_reads_its_log(data_dir, tmp_path):
 # As on the command line; but sent a signal, the second argument, while shards are brought.
 SIGNALLED_AT_START = """
 import os, sys
-from trainer import startup
-startup.import_tensorflow()
-from preprocessing import commandline
-from trainer import main, reading
+from tripletmill.cli import notices
+notices.import_tensorflow()
+from tripletmill.cli import commandline
+from trainer import main
+from trainer.data import reading
 number = int(sys.argv.pop(1))
 reading.Reading.bring = lambda self, index: os.kill(os.getpid(), number)
 commandline.run(main.main, description="")
@@ -641,10 +642,11 @@ def test_too_late_for_the_same_bits():
 # As on the command line; but asked to stop when so many steps are done, the third argument.
 STOPPED = """
 import os, signal, sys
-from trainer import startup
-startup.import_tensorflow()
-from preprocessing import commandline
-from trainer import main, telemetry
+from tripletmill.cli import notices
+notices.import_tensorflow()
+from tripletmill.cli import commandline
+from trainer import main
+from trainer.training import telemetry
 record, last = telemetry.Telemetry.training, int(sys.argv.pop(1))
 def training(self, step, *rest):
     record(self, step, *rest)
@@ -678,10 +680,11 @@ def test_weights_that_have_diverged_are_not_saved(without_val, tmp_path, stopped
 # argument: larger ones cannot be written, as on a disk that is full.
 FULL = """
 import resource, sys
-from trainer import startup
-startup.import_tensorflow()
-from preprocessing import commandline
-from trainer import main, telemetry
+from tripletmill.cli import notices
+notices.import_tensorflow()
+from tripletmill.cli import commandline
+from trainer import main
+from trainer.training import telemetry
 record, limit = telemetry.Telemetry.training, int(sys.argv.pop(1))
 def training(self, step, *rest):
     if step == 4:
@@ -711,10 +714,11 @@ def test_full_disk(data_dir, trained, tmp_path, limit, file):
 # As on the command line; but files get a limit before results are written.
 FULL_AT_THE_END = """
 import resource
-from trainer import startup
-startup.import_tensorflow()
-from preprocessing import commandline
-from trainer import main, results
+from tripletmill.cli import notices
+notices.import_tensorflow()
+from tripletmill.cli import commandline
+from trainer import main
+from trainer.evaluation import results
 write = results.Results.write
 def limited(self, path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
@@ -734,10 +738,11 @@ def test_full_disk_in_the_evaluation_at_the_end(trained):
 
 STOPPED_EVALUATION = """
 import os, signal, sys
-from trainer import startup
-startup.import_tensorflow()
-from preprocessing import commandline
-from trainer import evaluate, main
+from tripletmill.cli import notices
+notices.import_tensorflow()
+from tripletmill.cli import commandline
+from trainer import main
+from trainer.evaluation import evaluate
 embed, number = evaluate.embed, int(sys.argv.pop(1))
 def stopped(*rest):
     os.kill(os.getpid(), number)
@@ -751,10 +756,12 @@ commandline.run(main.main, description="")
 # step on, the third.
 SIGNALLED_IN_VAL = """
 import os, sys
-from trainer import startup
-startup.import_tensorflow()
-from preprocessing import commandline
-from trainer import checkpoints, main, train
+from tripletmill.cli import notices
+notices.import_tensorflow()
+from tripletmill.cli import commandline
+from trainer import main
+from trainer.runs import checkpoints
+from trainer.training import train
 number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
 def measured(*args, **options):

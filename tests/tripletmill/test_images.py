@@ -443,7 +443,7 @@ def test_nothing_is_printed_or_raised_under_strict_warnings():
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHII", 0x010F, 2, 5000, 9999)
     data = save(quadrants(), "JPEG", exif=exif)
     program = (
-        "import sys; from preprocessing import images\n"
+        "import sys; from tripletmill import images\n"
         "images.canonical_jpeg(sys.stdin.buffer.read(), images.ImageSettings())"
     )
     for strictness in ("always", "error"):

@@ -2,20 +2,16 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.runs.write_errors import written
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
 from tripletmill.formats.records import DamagedRecord, decode_example, read_record
+from tripletmill.storage import storage
 
-DAMAGED_FILE = "damaged.jsonl"
 STOP, REPLACE = "stop", "replace"
 _RESTORE = "what was saved before is kept; restore it, or preprocess again"
 
@@ -85,7 +81,9 @@ def summary(found: Sequence[Damaged], count: int) -> str:
 
 
 @contextlib.contextmanager
-def unreadable_named(index: DatasetIndex, rows: Callable[[], np.ndarray]) -> Iterator[None]:
+def naming_unreadable_records(
+    index: DatasetIndex, rows: Callable[[], np.ndarray]
+) -> Iterator[None]:
     """Where TensorFlow cannot decode one of these rows of the index, a UsageError says which."""
     try:
         yield
@@ -113,21 +111,3 @@ def require_replaceable(found: Sequence[Damaged], replaced: int, black: int, dam
         raise UsageError(
             f"{summary(found, replaced)}; nor could another image of its class be read; {_RESTORE}"
         )
-
-
-def append_damaged(model_dir: str, found: Sequence[Damaged], replaced: int) -> list[str]:
-    """Adds those to model_dir's list that are not in it yet; a line to print for each of these.
-
-    Raises:
-      UsageError: the list cannot be written.
-    """
-    path = os.path.join(model_dir, DAMAGED_FILE)
-    rows = [json.dumps(dataclasses.asdict(each)) + "\n" for each in found]
-    with written(path), open(path, "a+", encoding="utf-8") as file:
-        file.seek(0)
-        known = {*file}
-        new = [number for number, row in enumerate(rows) if row not in known]
-        file.writelines(rows[number] for number in new)
-    if not found:
-        return [summary(found, replaced)]
-    return [f"{found[number]}; another image of its class takes its place" for number in new]

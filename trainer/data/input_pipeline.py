@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from trainer.data.augmentation import Augmentation, central_windows, pixels, shrinks
+from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan, exact
-from trainer.data.records import NONE, Records
+from trainer.data.image_ops import central_windows, pixels, shrinks
+from trainer.data.reading import NONE, Records
 from tripletmill.formats.index import DatasetIndex
 from tripletmill.formats.records import encode_example
 

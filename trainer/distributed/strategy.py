@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from trainer.distributed.agreement import await_all, cluster, joining
+from trainer.distributed.cluster import cluster
+from trainer.distributed.lost_workers import await_all, joining
 from tripletmill.errors import UsageError
 
 NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.data.damaged_records import STOP, find_damaged, summary
 from trainer.data.input_pipeline import evaluation_batches, iterated
-from trainer.data.records import Records
+from trainer.data.reading import Records
 from tripletmill.cli.progress import Progress
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
@@ -17,7 +18,7 @@ from tripletmill.formats.index import DatasetIndex
 Forward = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
-def on_replicas(
+def compile_on_replicas(
     strategy: tf.distribute.Strategy, function: Callable[[tf.Tensor], tf.Tensor]
 ) -> Forward:
     """A function of images [b, S, S, 3], compiled to run on every replica.
@@ -43,7 +44,7 @@ def on_replicas(
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class SplitImages:
     """Images of a split.
 
     Attributes:
@@ -64,7 +65,7 @@ class Images:
     damaged: str = STOP
     strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
 
-    def map(
+    def apply(
         self,
         forward: Forward,
         what: str,
@@ -73,7 +74,7 @@ class Images:
         """Applies a function to images, showing progress.
 
         Args:
-          forward: of `on_replicas`, for this strategy.
+          forward: of `compile_on_replicas`, for this strategy.
           what: it is, for the progress line.
           rows: [N] of the index; all by default.
 
@@ -123,3 +124,24 @@ class Images:
             )
 
         return self.strategy.distribute_datasets_from_function(of_host)
+
+
+def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Forward:
+    """A model's forward pass on every replica."""
+    return compile_on_replicas(strategy, lambda images: model(images, training=False))
+
+
+def embed(forward: Forward, images: SplitImages, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [M, D] float32 of images, and their rows [M]; all but the damaged ones.
+
+    Raises:
+      UsageError: one is not finite, or a record is damaged.
+    """
+    embeddings, rows = images.apply(forward, what)
+    bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
+    if bad:
+        raise UsageError(
+            f"{what}: {bad} of {len(embeddings)} embeddings are not finite, the model has diverged;"
+            " lower the learning rate"
+        )
+    return embeddings, rows

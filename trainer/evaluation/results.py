@@ -6,12 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.retrieval import RetrievalMetrics, confidence_intervals
-from trainer.retrieval.metrics import MAP_AT_R, R_PRECISION, RECIPROCAL_RANK, recall_name
-from tripletmill import storage
+from trainer.retrieval.confidence import confidence_intervals
+from trainer.retrieval.metrics import (
+    MAP_AT_R,
+    R_PRECISION,
+    RECIPROCAL_RANK,
+    RetrievalMetrics,
+    recall_name,
+)
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
-from tripletmill.storage import write_file
+from tripletmill.storage import storage
+from tripletmill.storage.storage import write_file
 
 RECALL_AT = (1, 2, 4, 8)
 TRAINED = "trained model"

@@ -27,7 +27,7 @@ class Embedder:
     """
 
     def __init__(self, card: ModelCard, *, batch_size: int = BATCH) -> None:
-        from trainer.startup import import_tensorflow
+        from tripletmill.cli.notices import import_tensorflow
 
         import_tensorflow()
         import tensorflow as tf

@@ -9,15 +9,16 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from trainer.evaluation.evaluate import check_central_share
+from trainer.data.image_ops import check_central_share
 from trainer.export import saved_model
 from trainer.export.model_card import card, fingerprint, markdown, read_metrics
 from trainer.export.portable import portable
-from trainer.runs.checkpoints import Checkpoints, data_of
-from trainer.runs.write_errors import written
+from trainer.runs.checkpoints import Checkpoints
+from trainer.runs.folder import data_of
+from trainer.runs.write_errors import naming_write_errors
 from tripletmill.errors import UsageError
 from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER
-from tripletmill.storage import atomic_folder, exclusive, require_local, write_file
+from tripletmill.storage.storage import atomic_folder, exclusive, require_local, write_file
 
 SAVED_MODEL, KERAS, TFLITE = "saved_model", "model.keras", "model.tflite"
 CARD_FOR_PEOPLE = "model_card.md"
@@ -79,7 +80,7 @@ def export(
         gin=configuration,
     )
     lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"export of {model_dir}")
-    with written(target), lock, atomic_folder(target) as folder:
+    with naming_write_errors(target), lock, atomic_folder(target) as folder:
         saved_model.save(
             model,
             os.path.join(folder, SAVED_MODEL),

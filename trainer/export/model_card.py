@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.evaluation.evaluate import FOLDER as EVALUATION
 from trainer.evaluation.results import read_results, searched_words
+from trainer.runs.folder import EVALUATION_FOLDER
 from tripletmill.formats.model_card import FORMAT_VERSION
 
 _SHOWN = {"recall_at_1": "Recall@1", "map_at_r": "MAP@R", "r_precision": "R-precision"}
@@ -69,7 +69,7 @@ def read_metrics(model_dir: str, step: int) -> tuple[dict[str, Any], list[str]]:
     Returns:
       The tables by name, such as "test", and paths of those that are of another step.
     """
-    folder = os.path.join(model_dir, EVALUATION)
+    folder = os.path.join(model_dir, EVALUATION_FOLDER)
     found, others = {}, []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, name)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
 
-from trainer.data.augmentation import ANTIALIAS_FROM, resize, whole
+from trainer.data.image_ops import ANTIALIAS_FROM, resize, whole
 
 ENCODED, PIXELS = "serving_default", "pixels"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"

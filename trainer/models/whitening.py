@@ -14,13 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.batch_plan import BatchPlan
-from trainer.distributed.agreement import of_chief
-from trainer.evaluation.inference import Forward, Images
 from trainer.models.embedding_model import HEAD, UNIT_FEATURES
 from tripletmill.errors import UsageError
 
-IMAGES_PER_CLASS, MOST_IMAGES = 64, 8192
 # Of the mean variance within classes, added to each direction's: few images tell little of many.
 SHRINKAGE = 2.5
 
@@ -30,35 +26,6 @@ def features_of(model: keras.Model) -> keras.Model | None:
     if UNIT_FEATURES not in {layer.name for layer in model.layers}:
         return None
     return keras.Model(model.inputs, model.get_layer(UNIT_FEATURES).output)
-
-
-def whiten_head(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    forward: Forward,
-    images: Images,
-    plan: BatchPlan,
-) -> None:
-    """Sets a model's head to whiten the features of its training images.
-
-    Args:
-      strategy: of the model; every one of its processes has to ask.
-      model: with a layer "head", see `build_model(whitened=True)`.
-      forward: embeds images by `features_of` the model.
-      images: of the train split.
-      plan: whose classes; of many, evenly spaced ones are looked at.
-
-    Raises:
-      UsageError: no class has two different images.
-    """
-    rows, classes = plan.first_rows(IMAGES_PER_CLASS)
-    every = -(-len(rows) // MOST_IMAGES)
-    rows = rows[classes % every == 0]
-    features, found = images.map(forward, "whitening", rows)
-    head = model.get_layer(HEAD)
-    kernel, bias = whitening(features, images.index.label[found], int(head.units))
-    for variable, value in ((head.kernel, kernel), (head.bias, bias)):
-        variable.assign(of_chief(strategy, value))
 
 
 @contextlib.contextmanager

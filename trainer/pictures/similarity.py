@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from trainer.pictures.source_images import Pictures, thumbnail_or_none
+from trainer.pictures.source_images import SourceImages, thumbnail_or_none
 from tripletmill.cli.progress import Progress
 from tripletmill.formats.embeddings import Embeddings
 
 SIDE = 16  # pixels of the squares that are compared
 
 
-def alike(embeddings: Embeddings, pictures: Pictures, pairs: np.ndarray) -> np.ndarray:
+def alike(embeddings: Embeddings, pictures: SourceImages, pairs: np.ndarray) -> np.ndarray:
     """How alike the pictures of pairs of rows are: the correlation of 16 x 16 pixels.
 
     Each picture is shrunk to the square by area, and each of its colours has its mean taken away. A

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image
 
-from preprocessing.sources.manifests import SUFFIXES, path_in_list
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex, load_index, load_info
+from tripletmill.formats.manifest_paths import SUFFIXES, path_in_list
 from tripletmill.formats.records import DamagedRecord, decode_example, read_record
 from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
+from tripletmill.storage import storage
 
 SIDE = 128  # of the shorter side, pixels
 
 
-class Pictures(Protocol):
+class SourceImages(Protocol):
     """Where pictures come from; safe to use from several threads at once."""
 
     def of(self, source_id: str, split: str | None = None) -> bytes | None:

@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from trainer.pictures.source_images import Pictures, thumbnail_or_none
+from trainer.pictures.source_images import SourceImages, thumbnail_or_none
 from tripletmill.formats.embeddings import Embeddings
 
 SIDE = 96  # of the longer side, pixels
@@ -25,7 +25,7 @@ class Thumbnails:
       missing: source ids of which there was no picture, or a damaged one.
     """
 
-    def __init__(self, embeddings: Embeddings, pictures: Pictures) -> None:
+    def __init__(self, embeddings: Embeddings, pictures: SourceImages) -> None:
         self._embeddings, self._pictures = embeddings, pictures
         self._made: dict[int, str | None] = {}
         self.missing: list[str] = []

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(flags: argparse.Namespace) -> None:
-    from trainer.startup import import_tensorflow
+    from tripletmill.cli.notices import import_tensorflow
 
     import_tensorflow()
     from trainer.report.report import write_report

@@ -9,16 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.pictures.similarity import alike
-from trainer.pictures.source_images import Pictures
+from trainer.pictures.source_images import SourceImages
 from trainer.report import findings
 from trainer.report.inputs import Inputs
-from trainer.retrieval import (
-    Gallery,
-    Protocol,
-    RetrievalMetrics,
-    nearest_neighbours,
-    retrieval_metrics,
-)
+from trainer.retrieval.matches import Gallery, Matches
+from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
+from trainer.retrieval.neighbours import nearest_neighbours
 from tripletmill.errors import UsageError
 
 DEEPEST = 100  # K of the recall curve
@@ -51,7 +47,7 @@ class Analysis:
     nearest: np.ndarray
 
 
-def analyse(inputs: Inputs, pictures: Pictures | None = None) -> Analysis:
+def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
     """Computes it all; needs TensorFlow. Without pictures, near-duplicates go by embeddings alone.
 
     Raises:
@@ -84,7 +80,7 @@ def analyse(inputs: Inputs, pictures: Pictures | None = None) -> Analysis:
         embedding[queries],
         NEIGHBOURS,
         gallery=None if gallery is None else gallery.embeddings,
-        protocol=Protocol(
+        protocol=Matches(
             label[queries],
             None if group is None else group[queries],
             None if gallery is None else (gallery.labels, gallery.groups),

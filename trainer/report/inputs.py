@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.splits import GALLERY, QUERY
 from trainer.evaluation.results import read_results, split_name
-from trainer.runs.checkpoints import is_data_of
-from tripletmill import storage
+from trainer.runs.folder import is_data_of
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 from tripletmill.formats.index import DatasetInfo, load_index, load_info
 from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER, load_card
+from tripletmill.formats.splits import GALLERY, QUERY
+from tripletmill.storage import storage
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -17,7 +17,7 @@ from trainer.report.analysis import DEEPEST, NEIGHBOURS, Analysis
 from trainer.report.charts import Line, histogram, line_chart
 from trainer.report.findings import Confusion
 from trainer.report.inputs import Inputs
-from trainer.retrieval import confidence_intervals
+from trainer.retrieval.confidence import confidence_intervals
 from trainer.retrieval.metrics import MAP_AT_R, R_PRECISION, RECIPROCAL_RANK, recall_name
 
 SHOWN = {

@@ -10,7 +10,7 @@ from trainer.report import inputs as reading
 from trainer.report.analysis import Analysis, analyse
 from trainer.report.page import render
 from trainer.retrieval.metrics import recall_name
-from tripletmill.storage import require_new_file, write_file
+from tripletmill.storage.storage import require_new_file, write_file
 
 LISTED = 24
 FILE = "report.html"

@@ -24,7 +24,7 @@ class Gallery:
     groups: Any = None
 
 
-class Protocol:
+class Matches:
     """The rows of the gallery that have a query's class: its matches, and those that are left out.
 
     Left out are the rows of its class and its group, and, where the queries are the gallery, the

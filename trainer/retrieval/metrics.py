@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.retrieval.distances import as_embeddings
-from trainer.retrieval.matches import Gallery, Protocol, as_labels
+from trainer.retrieval.matches import Gallery, Matches, as_labels
 from trainer.retrieval.neighbours import GALLERY_TILE, QUERY_TILE
-from trainer.retrieval.range_search import Scan
+from trainer.retrieval.range_search import RangeSearch
 from trainer.retrieval.tied_metrics import expected
 from trainer.retrieval.tied_ranks import tied_blocks
 from trainer.retrieval.work_sharing import of_all, share
@@ -123,8 +123,8 @@ def retrieval_metrics(
     if gallery is not None:
         searched = as_embeddings(gallery.embeddings, "gallery embeddings")
         of_gallery = (as_labels(gallery.labels, len(searched), "gallery labels"), gallery.groups)
-    scan = Scan(sought, searched, tile=gallery_tile)
-    protocol = Protocol(labels, groups, of_gallery, order=scan.place(np.arange(len(searched))))
+    scan = RangeSearch(sought, searched, tile=gallery_tile)
+    protocol = Matches(labels, groups, of_gallery, order=scan.place(np.arange(len(searched))))
     names = [*map(recall_name, cutoffs), MAP_AT_R, R_PRECISION, RECIPROCAL_RANK]
     values = np.zeros((len(sought), len(names)))
 

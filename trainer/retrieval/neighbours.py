@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.retrieval.distances import as_embeddings, ordered
-from trainer.retrieval.matches import Protocol
-from trainer.retrieval.range_search import Scan
+from trainer.retrieval.matches import Matches
+from trainer.retrieval.range_search import RangeSearch
 from trainer.retrieval.work_sharing import of_all, share
 
 QUERY_TILE, GALLERY_TILE = 2048, 4096
@@ -33,7 +33,7 @@ def nearest_neighbours(
     *,
     queries: np.ndarray | None = None,
     gallery: Any = None,
-    protocol: Protocol | None = None,
+    protocol: Matches | None = None,
     strategy: tf.distribute.Strategy | None = None,
     query_tile: int = QUERY_TILE,
     gallery_tile: int = GALLERY_TILE,
@@ -63,7 +63,7 @@ def nearest_neighbours(
         raise ValueError(f"query_tile is {query_tile}, must be at least 1")
     sought = as_embeddings(embeddings)
     found = sought if gallery is None else as_embeddings(gallery, "gallery embeddings")
-    scan = Scan(sought, found, tile=gallery_tile)
+    scan = RangeSearch(sought, found, tile=gallery_tile)
     k = min(k, max(len(found) - (gallery is None), 0))
     queries = np.arange(len(sought)) if queries is None else np.asarray(queries)
     rows = np.zeros((len(queries), k), np.int32)

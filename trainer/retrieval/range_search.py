@@ -33,7 +33,7 @@ class Within:
     row: np.ndarray
 
 
-class Scan:
+class RangeSearch:
     """Finds the gallery rows whose distance to queries may lie in a range, none missing.
 
     The rows are moved to their common centre and scaled by a power of two, which changes no order,

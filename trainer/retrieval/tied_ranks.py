@@ -12,8 +12,8 @@ import dataclasses
 import numpy as np
 
 from trainer.retrieval.distances import all_distances, distances, ordered
-from trainer.retrieval.matches import Protocol
-from trainer.retrieval.range_search import Scan
+from trainer.retrieval.matches import Matches
+from trainer.retrieval.range_search import RangeSearch
 
 LARGE_CLASS = 64  # rows, from where on a matmul pays
 
@@ -40,7 +40,11 @@ class Blocks:
 
 
 def tied_blocks(
-    scan: Scan, embeddings: np.ndarray, gallery: np.ndarray, protocol: Protocol, queries: np.ndarray
+    scan: RangeSearch,
+    embeddings: np.ndarray,
+    gallery: np.ndarray,
+    protocol: Matches,
+    queries: np.ndarray,
 ) -> Blocks:
     """Of queries [q], each with a match: row numbers of embeddings [Q, D]; gallery [N, D]."""
     place, row, match, distance = _to_class(embeddings, gallery, protocol, queries)
@@ -131,9 +135,9 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 
 def _to_class(
-    embeddings: np.ndarray, gallery: np.ndarray, protocol: Protocol, queries: np.ndarray
+    embeddings: np.ndarray, gallery: np.ndarray, protocol: Matches, queries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What `Protocol.of_class` gives, and the distances float32 [n]."""
+    """What `Matches.of_class` gives, and the distances float32 [n]."""
     place, row, match = protocol.of_class(queries)
     sizes = protocol.class_sizes[queries]
     if sizes.max() < LARGE_CLASS:

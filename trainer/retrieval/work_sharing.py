@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import numpy as np
 import tensorflow as tf
 
-from trainer.distributed.agreement import summed, worker_of
+from trainer.distributed.agreement import all_reduce_sum, worker_index_and_count
 from trainer.distributed.strategy import devices_of
 from tripletmill.cli.progress import Progress
 
@@ -30,7 +30,7 @@ def share(
       work: called in the scope of a device, by a thread of each.
       what: it is, for the progress line; None for no line.
     """
-    worker, workers = (0, 1) if strategy is None else worker_of(strategy)
+    worker, workers = (0, 1) if strategy is None else worker_index_and_count(strategy)
     own = tiles[worker::workers]
     waiting, total, lock = iter(own), sum(map(len, own)), threading.Lock()
     done = 0
@@ -69,9 +69,9 @@ def share(
 
 def of_all(strategy: tf.distribute.Strategy | None, found: np.ndarray) -> np.ndarray:
     """What all workers found, each in its own places of an array of zeros; every one has to ask."""
-    if strategy is None or worker_of(strategy)[1] == 1:
+    if strategy is None or worker_index_and_count(strategy)[1] == 1:
         return found
-    return summed(strategy, found)
+    return all_reduce_sum(strategy, found)
 
 
 def _devices(strategy: tf.distribute.Strategy | None) -> Sequence[str | None]:

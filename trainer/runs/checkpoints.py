@@ -1,25 +1,20 @@
 """Saving and restoring a run: all that a step depends on, and the best model so far."""
 
 import glob
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.runs.write_errors import GO_ON, first_line, written
-from trainer.training.optimizers import Updates
-from tripletmill.errors import UsageError
-from tripletmill.formats.index import DatasetInfo
-from tripletmill.storage import write_file
+from trainer.runs.write_errors import GO_ON
+from trainer.training.optimizers import Optimizers
+from tripletmill.errors import UsageError, first_line
 
 _VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
 LATEST, BEST = "checkpoints", "best"
-DATA_FILE = "data.json"
 DIVERGED = (
     "(the model has diverged); what was saved before is kept; lower the learning rate, or set"
     " train.clip_norm"
@@ -63,7 +58,7 @@ class Checkpoints:
         self,
         model_dir: str,
         model: keras.Model,
-        updates: Updates | None = None,
+        updates: Optimizers | None = None,
         *,
         keep: int = 2,
         writes: bool = True,
@@ -325,50 +320,3 @@ def _saved(folder: str) -> list[str]:
 
 def _has_averages(path: str) -> bool:
     return any(name.startswith("averages/") for name, _ in tf.train.list_variables(path))
-
-
-def data_of(model_dir: str) -> dict[str, Any]:
-    """What a run was trained on: "input_fingerprint" and "settings" of a data set.
-
-    Raises:
-      UsageError: it is not noted.
-    """
-    path = os.path.join(model_dir, LATEST, DATA_FILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"model_dir {model_dir}: which data the run was trained on is not noted (no {path});"
-            " train it for another step, or train again"
-        ) from error
-
-
-def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
-    """Whether a run was trained on this data set."""
-    try:
-        with open(os.path.join(model_dir, LATEST, DATA_FILE), encoding="utf-8") as file:
-            return json.load(file) == _identity(info)
-    except FileNotFoundError:
-        return False
-
-
-def claim_data(model_dir: str, info: DatasetInfo) -> None:
-    """Notes which data set a run is trained on.
-
-    Raises:
-      UsageError: the run has checkpoints from another one.
-    """
-    if Checkpoints.exist(model_dir) and not is_data_of(model_dir, info):
-        raise UsageError(
-            f"model_dir {model_dir}: the run there was trained on another data set than"
-            f" {info.directory}; choose another --model_dir"
-        )
-    path = os.path.join(model_dir, LATEST, DATA_FILE)
-    with written(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_file(path, json.dumps(_identity(info), sort_keys=True).encode())
-
-
-def _identity(info: DatasetInfo) -> dict[str, Any]:
-    return {"input_fingerprint": info.input_fingerprint, "settings": dict(info.settings)}

@@ -36,7 +36,7 @@ def on_signals(*, at_once: bool = False) -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def told(line: str) -> Iterator[None]:
+def printing_on_stop(line: str) -> Iterator[None]:
     """Where Ctrl+C or SIGTERM ends what is within, the line says what to do; exit code as ever."""
 
     def end(number: int, _: object) -> None:

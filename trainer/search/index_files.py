@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from trainer.search.faiss_index import held, kind_of
 from trainer.search.recall import Recall
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import UNREADABLE
 from tripletmill.formats.info_file import InfoFile
+from tripletmill.storage import storage
 
 FORMAT_VERSION = 1
 INFO_FILE = "index_info.json"

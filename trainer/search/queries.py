@@ -11,10 +11,10 @@ import numpy as np
 from trainer.export.embedder import BATCH, Embedder
 from trainer.search.answers import Answer
 from trainer.search.index import SearchIndex
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.model_card import ModelCard
 from tripletmill.images import HEAD_BYTES, BadImage, require_image
+from tripletmill.storage import storage
 
 
 @dataclasses.dataclass(frozen=True)

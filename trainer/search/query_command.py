@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from trainer.export.embedder import Embedder
-from trainer.pictures.source_images import FilePictures, Pictures, RecordPictures, thumbnail_or_none
+from trainer.pictures.source_images import (
+    FilePictures,
+    RecordPictures,
+    SourceImages,
+    thumbnail_or_none,
+)
 from trainer.search import queries, sheet
 from trainer.search.answers import Answer, json_line, table
 from trainer.search.index import SearchIndex
@@ -17,7 +22,7 @@ from tripletmill.cli.progress import Progress
 from tripletmill.errors import UsageError
 from tripletmill.formats.model_card import load_card
 from tripletmill.inspection.describe import escaped
-from tripletmill.storage import make_folder, require_local, require_new_file
+from tripletmill.storage.storage import make_folder, require_local, require_new_file
 
 TABLE, JSONL, SHEET = FORMATS = ("table", "jsonl", "sheet")
 
@@ -91,7 +96,7 @@ def query(
         print(f"wrote {output}")
 
 
-def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) -> Pictures:
+def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) -> SourceImages:
     if not output:
         raise UsageError("query: --output=FILE.png is missing, where the sheet is written")
     require_new_file(output, "output")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.pictures.contact_sheet import Tile, contact_sheet
-from trainer.pictures.source_images import Pictures, thumbnail_or_none
+from trainer.pictures.source_images import SourceImages, thumbnail_or_none
 from trainer.search.answers import Answer
 from trainer.search.index import Entry
-from tripletmill.storage import atomic_file
+from tripletmill.storage.storage import atomic_file
 
 # On a sheet; more would make a picture that little opens.
 MOST, MOST_NEIGHBOURS = 200, 50
@@ -20,7 +20,7 @@ _MISSING = np.full((96, 96, 3), 200, np.uint8)
 def write_sheet(
     path: str,
     answers: Sequence[tuple[Answer, np.ndarray | None]],
-    pictures: Pictures,
+    pictures: SourceImages,
     *,
     title: str,
 ) -> list[str]:

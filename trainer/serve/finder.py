@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from trainer.export.embedder import Embedder
-from trainer.pictures.source_images import FilePictures, Pictures, RecordPictures
-from trainer.search import Entry, Neighbour, SearchIndex
+from trainer.pictures.source_images import FilePictures, RecordPictures, SourceImages
+from trainer.search.index import Entry, Neighbour, SearchIndex
 from trainer.search.queries import Wanted, require_same_model
-from tripletmill import storage
 from tripletmill.formats.model_card import load_card
 from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
+from tripletmill.storage import storage
 
 MAX_PIXELS = 50_000_000  # of an upload: decoded, up to 200 MB
 SIDE = 224  # of a picture's shorter side: 112 on the page, sharp on dense screens too
@@ -33,7 +33,7 @@ class Finder:
       UsageError: the model and the index do not belong together.
     """
 
-    def __init__(self, index: SearchIndex, embedder: Embedder, pictures: Pictures) -> None:
+    def __init__(self, index: SearchIndex, embedder: Embedder, pictures: SourceImages) -> None:
         self.index = index
         self._embedder = embedder
         self._pictures = pictures

@@ -3,11 +3,11 @@
 import numpy as np
 
 from trainer.data.batch_plan import BatchPlan, quantized
-from trainer.evaluation.inference import Forward, Images
+from trainer.evaluation.inference import Forward, SplitImages
 
 
 def class_centres(
-    forward: Forward, images: Images, plan: BatchPlan, *, images_per_centre: int
+    forward: Forward, images: SplitImages, plan: BatchPlan, *, images_per_centre: int
 ) -> np.ndarray:
     """The mean embedding of each class of a plan.
 
@@ -21,7 +21,7 @@ def class_centres(
       [C, D] int8, see `quantized`; zeros for a class all of whose records were damaged.
     """
     rows, classes = plan.first_rows(images_per_centre)
-    embeddings, found = images.map(forward, "class centres", rows)
+    embeddings, found = images.apply(forward, "class centres", rows)
     # Rows are distinct: which class each of those that were read is of.
     class_of = classes[np.argsort(rows)[np.searchsorted(np.sort(rows), found)]]
     sums = np.zeros([plan.num_classes, embeddings.shape[1]], np.float64)

@@ -7,13 +7,16 @@ import keras
 import tensorflow as tf
 
 from trainer.data.batch_plan import BatchPlan
-from trainer.evaluation.evaluate import forward_function
-from trainer.evaluation.inference import Forward, Images
-from trainer.models.whitening import features_of, own_head, whiten_head
-from trainer.training.optimizers import Updates
+from trainer.distributed.agreement import broadcast_from_chief
+from trainer.evaluation.inference import Forward, SplitImages, forward_function
+from trainer.models.embedding_model import HEAD
+from trainer.models.whitening import features_of, own_head, whitening
+from trainer.training.optimizers import Optimizers
+
+IMAGES_PER_CLASS, MOST_IMAGES = 64, 8192
 
 
-class Kept:
+class EvalModel:
     """A model in training, as it is evaluated: for whole images, averaged, its head whitened anew.
 
     Args:
@@ -32,7 +35,7 @@ class Kept:
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         shown: keras.Model,
-        updates: Updates,
+        updates: Optimizers,
     ) -> None:
         self._strategy, self._model, self._shown = strategy, model, shown
         self._updates = updates
@@ -42,33 +45,35 @@ class Kept:
         self.whitens = features is not None
         self._to_features = forward_function(strategy, features or shown)
 
-    def begin(self, images: Images, plan: BatchPlan) -> None:
+    def initialize_head(self, images: SplitImages, plan: BatchPlan) -> None:
         """Whitens the head that training begins with, if it whitens at all."""
         if self.whitens:
             self._whiten(images, plan)
             self._updates.start_averages()
 
-    def trained(self) -> Forward:
+    def with_training_weights(self) -> Forward:
         """Embeds images by the weights as training has them now."""
         self._copy()
         return self._forward
 
     @contextlib.contextmanager
-    def finished(self, images: Images, plan: BatchPlan, *, whitens: bool) -> Iterator[Forward]:
+    def as_evaluated(
+        self, images: SplitImages, plan: BatchPlan, *, whitens: bool
+    ) -> Iterator[Forward]:
         """Within, the model is what would be kept; training goes on with its own.
 
         Args:
           images: of the train split.
           plan: whose classes the head is whitened by.
-          whitens: whether it is; only where `Kept.whitens`.
+          whitens: whether it is; only where `EvalModel.whitens`.
         """
         with self._updates.averaged(), contextlib.ExitStack() as head:
             if whitens:
                 head.enter_context(own_head(self._model))
                 self._whiten(images, plan)
-            yield self.trained()
+            yield self.with_training_weights()
 
-    def _whiten(self, images: Images, plan: BatchPlan) -> None:
+    def _whiten(self, images: SplitImages, plan: BatchPlan) -> None:
         self._copy()
         whiten_head(self._strategy, self._model, self._to_features, images, plan)
 
@@ -77,3 +82,32 @@ class Kept:
             pairs = zip(self._shown.variables, self._model.variables, strict=True)
             for variable, trained in pairs:
                 variable.assign(tf.identity(trained.value))
+
+
+def whiten_head(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    forward: Forward,
+    images: SplitImages,
+    plan: BatchPlan,
+) -> None:
+    """Sets a model's head to whiten the features of its training images.
+
+    Args:
+      strategy: of the model; every one of its processes has to ask.
+      model: with a layer "head", see `build_model(whitened=True)`.
+      forward: embeds images by `features_of` the model.
+      images: of the train split.
+      plan: whose classes; of many, evenly spaced ones are looked at.
+
+    Raises:
+      UsageError: no class has two different images.
+    """
+    rows, classes = plan.first_rows(IMAGES_PER_CLASS)
+    every = -(-len(rows) // MOST_IMAGES)
+    rows = rows[classes % every == 0]
+    features, found = images.apply(forward, "whitening", rows)
+    head = model.get_layer(HEAD)
+    kernel, bias = whitening(features, images.index.label[found], int(head.units))
+    for variable, value in ((head.kernel, kernel), (head.bias, bias)):
+        variable.assign(broadcast_from_chief(strategy, value))

@@ -9,17 +9,15 @@ from types import TracebackType
 
 import numpy as np
 
-from trainer.evaluation.inference import Images
-from trainer.runs.write_errors import written
+from trainer.evaluation.inference import SplitImages
+from trainer.runs.folder import METRICS_FILE, TENSORBOARD_FOLDER
+from trainer.runs.write_errors import naming_write_errors
 from trainer.training.health import Health, effective_rank, spread
 from trainer.training.tensorboard import TensorBoard
 from trainer.training.train_step import LastBatch
 from tripletmill.cli.progress import Progress, duration
 from tripletmill.errors import UsageError
-from tripletmill.storage import write_file
-
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
+from tripletmill.storage.storage import write_file
 
 
 class Telemetry:
@@ -51,7 +49,7 @@ class Telemetry:
         self._writes = writes
         if not writes:
             return
-        with written(self._path):
+        with naming_write_errors(self._path):
             self._cut_back(first_step, first_step if evaluated_step is None else evaluated_step)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - see __exit__
         self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER), first_step)
@@ -71,7 +69,7 @@ class Telemetry:
         # Both write what they still hold. Where the disk is full, that was said already by an error
         # that is on its way, or it is said now.
         try:
-            with written(self._path):
+            with naming_write_errors(self._path):
                 self._file.close()
             self._board.close()
         except UsageError:
@@ -117,12 +115,12 @@ class Telemetry:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         self._progress.line(f"step {step:,}  val: {shown}{note}")
 
-    def batch(self, step: int, last: LastBatch, rows: np.ndarray, images: Images) -> None:
+    def batch(self, step: int, last: LastBatch, rows: np.ndarray, images: SplitImages) -> None:
         """Shows the distances and the hardest triplets of a batch; see `TensorBoard.batch`."""
         if self._writes:
             self._board.batch(step, last, rows, images)
 
-    def points(self, embeddings: np.ndarray, rows: np.ndarray, images: Images) -> None:
+    def points(self, embeddings: np.ndarray, rows: np.ndarray, images: SplitImages) -> None:
         """Shows embeddings [M, D] of a split as points; see `TensorBoard.points`."""
         if self._writes:
             self._board.points(embeddings, rows, images)
@@ -136,7 +134,7 @@ class Telemetry:
         # JSON has no NaN.
         known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = json.dumps({"step": step, "kind": kind, **known}, allow_nan=False)
-        with written(self._path):
+        with naming_write_errors(self._path):
             self._file.write(row + "\n")
             self._file.flush()
         self._board.scalars(step, kind, numbers)

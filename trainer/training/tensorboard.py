@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from trainer.evaluation.inference import Images, on_replicas
+from trainer.evaluation.inference import SplitImages, compile_on_replicas
 from trainer.pictures.contact_sheet import Tile, contact_sheet
-from trainer.runs.write_errors import written
+from trainer.runs.write_errors import naming_write_errors
 from trainer.training.train_step import LastBatch
-from tripletmill.storage import write_file
+from tripletmill.storage.storage import write_file
 
 TRIPLETS = 8
 TILE = 96
@@ -84,7 +84,7 @@ def without_repeats(triplets: np.ndarray, most: int) -> np.ndarray:
     return np.array(places, np.int64)
 
 
-def pictures(images: Images, rows: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+def pictures(images: SplitImages, rows: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Images as evaluation sees them, shrunk to `side` pixels where they are larger.
 
     Args:
@@ -103,7 +103,7 @@ def pictures(images: Images, rows: np.ndarray, side: int) -> tuple[np.ndarray, n
 
     # Of one device: no collective operation of TensorFlow's takes bytes.
     alone = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
-    return alone.map(on_replicas(alone.strategy, shrunk), "pictures", rows)
+    return alone.apply(compile_on_replicas(alone.strategy, shrunk), "pictures", rows)
 
 
 def sprite(thumbnails: np.ndarray) -> Image.Image:
@@ -135,7 +135,7 @@ class TensorBoard:
         event = tf.compat.v1.Event(
             wall_time=time.time(), step=first_step + 1, session_log=start
         ).SerializeToString()
-        with written(folder):
+        with naming_write_errors(folder):
             self._writer = tf.summary.create_file_writer(folder)
             # Nothing that is public writes events that are not summaries.
             tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event)
@@ -144,16 +144,16 @@ class TensorBoard:
 
     def close(self) -> None:
         """Nothing is written later."""
-        with written(self._folder):
+        with naming_write_errors(self._folder):
             self._writer.close()
 
     def scalars(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
         """Points of curves KIND/NAME."""
-        with written(self._folder), self._writer.as_default(step):
+        with naming_write_errors(self._folder), self._writer.as_default(step):
             for name, value in numbers.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
 
-    def batch(self, step: int, last: LastBatch, rows: np.ndarray, images: Images) -> None:
+    def batch(self, step: int, last: LastBatch, rows: np.ndarray, images: SplitImages) -> None:
         """Distances of the last batch's costliest triplets, and the hardest ones as a picture.
 
         Args:
@@ -167,12 +167,12 @@ class TensorBoard:
         if not len(triplets):
             return
         sheet = _sheet(f"step {step:,}", triplets, rows, images)
-        with written(self._folder), self._writer.as_default(step):
+        with naming_write_errors(self._folder), self._writer.as_default(step):
             tf.summary.histogram("train/mined/positive", triplets.to_positive)
             tf.summary.histogram("train/mined/negative", triplets.to_negative)
             tf.summary.image("train/hardest_triplets", np.asarray(sheet)[None])
 
-    def points(self, embeddings: np.ndarray, rows: np.ndarray, images: Images) -> None:
+    def points(self, embeddings: np.ndarray, rows: np.ndarray, images: SplitImages) -> None:
         """Embeddings for the projector, in the place of those written before.
 
         Args:
@@ -197,7 +197,7 @@ class TensorBoard:
         )
         self._write(CONFIG_FILE, config.encode())
 
-    def _describe(self, rows: np.ndarray, images: Images) -> None:
+    def _describe(self, rows: np.ndarray, images: SplitImages) -> None:
         """What the points stand for: names and thumbnails."""
         index = images.index
         names = index.class_names()
@@ -218,7 +218,7 @@ class TensorBoard:
 
     def _write(self, name: str, data: bytes) -> None:
         path = os.path.join(self._folder, name)
-        with written(path):
+        with naming_write_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_file(path, data)
 
@@ -239,7 +239,7 @@ embeddings {{
 """
 
 
-def _sheet(title: str, triplets: Mined, rows: np.ndarray, images: Images) -> Image.Image:
+def _sheet(title: str, triplets: Mined, rows: np.ndarray, images: SplitImages) -> Image.Image:
     """The first triplets, a line each; without those of which an image cannot be read."""
     of = rows[np.stack([triplets.anchor, triplets.positive, triplets.negative], axis=1)]
     places = without_repeats(of, TRIPLETS)

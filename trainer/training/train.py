@@ -11,32 +11,28 @@ import tensorflow as tf
 
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
+from trainer.data.image_ops import check_central_share
 from trainer.data.reading import Reading, checked
 from trainer.distributed.agreement import (
     any_worker,
+    broadcast_from_chief,
     is_chief,
-    losses_named,
-    of_chief,
     require_agreement,
     require_same,
-    worker_of,
+    worker_index_and_count,
 )
+from trainer.distributed.lost_workers import naming_lost_workers
 from trainer.distributed.strategy import make_deterministic
 from trainer.distributed.strategy import make_strategy as default_strategy
-from trainer.evaluation.evaluate import (
-    Embedded,
-    check_central_share,
-    embed,
-    has_queries,
-    measure,
-)
-from trainer.evaluation.inference import Images
-from trainer.runs.checkpoints import Checkpoints, MisfitError, claim_data
+from trainer.evaluation.inference import SplitImages, embed
+from trainer.evaluation.measure import Embedded, has_queries, measure
+from trainer.runs.checkpoints import Checkpoints, MisfitError
+from trainer.runs.folder import claim_data
 from trainer.runs.stop_signals import on_signals
 from trainer.training.class_centres import class_centres
-from trainer.training.eval_model import Kept
+from trainer.training.eval_model import EvalModel
 from trainer.training.gradients import make_gradients
-from trainer.training.optimizers import MakeOptimizer, Updates
+from trainer.training.optimizers import MakeOptimizer, Optimizers
 from trainer.training.preflight import (
     check_compiles,
     check_divides,
@@ -45,12 +41,12 @@ from trainer.training.preflight import (
     say_start,
 )
 from trainer.training.telemetry import Telemetry
-from trainer.training.train_loop import Steps
-from trainer.training.train_step import make_loop
+from trainer.training.train_loop import TrainLoop
+from trainer.training.train_step import make_train_steps
 from tripletmill.errors import UsageError, require_positive
 from tripletmill.formats.index import DatasetIndex, DatasetInfo, load_index
 from tripletmill.losses.triplet import TripletResult
-from tripletmill.storage import exclusive, require_local
+from tripletmill.storage.storage import exclusive, require_local
 
 EVALUATION_BATCH = 128
 LOCK_FILE = ".lock"
@@ -171,7 +167,7 @@ def train(
     # ---- Model and optimizer, on the devices.
     strategy = make_strategy()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(losses_named(strategy))
+        stack.enter_context(naming_lost_workers(strategy))
         require_agreement(strategy, configuration, index.info)
         replicas = strategy.num_replicas_in_sync
         check_divides(plan, replicas, microbatches)
@@ -181,7 +177,7 @@ def train(
             shown = model if crop_size is None else build_model()
             check_same_weights(model, shown)
             check_compiles(model, replicas, microbatches, jit_compile)
-            updates = Updates(
+            optimizers = Optimizers(
                 model,
                 make_optimizer,
                 make_head_optimizer,
@@ -191,7 +187,7 @@ def train(
         check_triplets(triplets, model)
 
         # Before the first step there is nothing to finish; but several workers stop together.
-        alone = worker_of(strategy)[1] == 1
+        alone = worker_index_and_count(strategy)[1] == 1
         stop = stack.enter_context(on_signals(at_once=alone))
 
         # ---- Where the run stands; one process at a time.
@@ -202,12 +198,12 @@ def train(
             stack.enter_context(exclusive(os.path.join(model_dir, LOCK_FILE), what))
             claim_data(model_dir, index.info)
             before_restoring()
-        checkpoints = Checkpoints(model_dir, model, updates, keep=keep, writes=chief)
+        checkpoints = Checkpoints(model_dir, model, optimizers, keep=keep, writes=chief)
         first_step = checkpoints.restore_latest()
         require_same(strategy, first_step, f"the last step saved in model_dir {model_dir}")
 
         if init_from is not None and not first_step:
-            begun = _start_from(init_from, model, updates)
+            begun = _start_from(init_from, model, optimizers)
             require_same(strategy, begun, f"the step of the model in train.init_from {init_from}")
         if chief:
             on_ready()
@@ -222,12 +218,12 @@ def train(
             )
         )
         say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
-        kept = Kept(strategy, model, shown, updates)
+        eval_model = EvalModel(strategy, model, shown, optimizers)
         if plan.hard_share and checkpoints.forget_centres(but_of=plan.num_classes):
             telemetry.line("other classes than before: no hard batches until the next evaluation")
         if val_index is None:
             telemetry.line("no val split with two images of a class: the last model is kept")
-        elif not keep_best and checkpoints.best_step and not kept.whitens:
+        elif not keep_best and checkpoints.best_step and not eval_model.whitens:
             telemetry.line(
                 f"the model of step {checkpoints.best_step:,}, the best on val before"
                 " train.keep_best was False, stays this run's"
@@ -237,8 +233,8 @@ def train(
         index = reading.bring(index)
         records = reading.records(index)
         seen_as = functools.partial(
-            Images,
-            image_size=kept.image_size,
+            SplitImages,
+            image_size=eval_model.image_size,
             central_share=central_share,
             batch_size=EVALUATION_BATCH,
             damaged=reading.damaged,
@@ -249,17 +245,17 @@ def train(
         if val_index is not None:
             val_index = reading.bring(val_index)
             val = seen_as(val_index, reading.records(val_index))
-        run_steps = make_loop(
+        run_steps = make_train_steps(
             strategy,
             make_gradients(model, triplets, microbatches=microbatches, jit_compile=jit_compile),
-            updates,
+            optimizers,
             batch_size=plan.batch_size // replicas,
             embedding_dim=int(model.output_shape[1]),
         )
-        training = Steps(
+        training = TrainLoop(
             strategy=strategy,
             run_steps=run_steps,
-            updates=updates,
+            optimizers=optimizers,
             index=index,
             plan=plan,
             records=records,
@@ -273,10 +269,10 @@ def train(
         )
 
         def require_finite() -> None:
-            training.require_finite(kept.trained(), train_images)
+            training.require_finite(eval_model.with_training_weights(), train_images)
 
         if not first_step and init_from is None:
-            kept.begin(train_images, plan)
+            eval_model.initialize_head(train_images, plan)
 
         # ---- Step by step.
         stop.at_once = False
@@ -284,11 +280,11 @@ def train(
         while True:
             if (step % evaluate_every == 0 or step == steps) and evaluated_step < step:
                 require_finite()
-                whitens = kept.whitens and (val is not None or step == steps)
+                whitens = eval_model.whitens and (val is not None or step == steps)
                 if val is not None or plan.hard_share or whitens:  # in which one can be killed
                     checkpoints.save(step, evaluated_step=evaluated_step)
-                training.show_last(train_images)
-                with kept.finished(train_images, plan, whitens=whitens) as forward:
+                training.log_last_batch(train_images)
+                with eval_model.as_evaluated(train_images, plan, whitens=whitens) as forward:
                     if whitens and (val is None or not keep_best):
                         checkpoints.save_best(step)
                     if val is not None:
@@ -303,7 +299,7 @@ def train(
                         centres = class_centres(
                             forward, train_images, plan, images_per_centre=images_per_centre
                         )
-                        checkpoints.centres.assign(of_chief(strategy, centres))
+                        checkpoints.centres.assign(broadcast_from_chief(strategy, centres))
                 evaluated_step = step
                 checkpoints.save(step, evaluated_step=evaluated_step)
             stopped = training.should_stop()
@@ -354,7 +350,7 @@ def _val_index(info: DatasetInfo) -> DatasetIndex | None:
     return index if has_queries(index, group=info.group) else None
 
 
-def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> int:
+def _start_from(model_dir: str, model: keras.Model, optimizers: Optimizers) -> int:
     """Restores the best model of another run, and gives its step."""
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"train.init_from {model_dir}: no checkpoint there")
@@ -367,5 +363,5 @@ def _start_from(model_dir: str, model: keras.Model, updates: Updates) -> int:
         ) from error
     except UsageError as error:
         raise UsageError(f"train.init_from {model_dir}: {error}") from error
-    updates.start_averages()
+    optimizers.start_averages()
     return step

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import json
+import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,26 +15,30 @@ import tensorflow as tf
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
 from trainer.data.damaged_records import (
-    append_damaged,
+    Damaged,
     find_damaged,
+    naming_unreadable_records,
     require_replaceable,
-    unreadable_named,
+    summary,
 )
 from trainer.data.input_pipeline import chunks, iterated, train_batches
-from trainer.data.records import Records
-from trainer.evaluation.inference import Forward, Images
+from trainer.data.reading import Records
+from trainer.evaluation.inference import Forward, SplitImages
 from trainer.runs.checkpoints import DIVERGED
-from trainer.training.optimizers import Updates
+from trainer.runs.write_errors import naming_write_errors
+from trainer.training.optimizers import Optimizers
 from trainer.training.telemetry import Telemetry
-from trainer.training.train_step import LastBatch, Loop
+from trainer.training.train_step import LastBatch, StepsResult
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
+
+DAMAGED_FILE = "damaged.jsonl"
 
 NAMED = 5
 
 
 @contextlib.contextmanager
-def memory_named(batch_size: int) -> Iterator[None]:
+def naming_out_of_memory(batch_size: int) -> Iterator[None]:
     """Raises UsageError, with what to do, where a step of so many images does not fit."""
     try:
         yield
@@ -46,13 +52,13 @@ def memory_named(batch_size: int) -> Iterator[None]:
 
 
 @dataclasses.dataclass
-class Steps:
+class TrainLoop:
     """Training steps of a run.
 
     Attributes:
       strategy: of `run_steps`.
-      run_steps: see `make_loop`.
-      updates: of `run_steps`.
+      run_steps: see `make_train_steps`.
+      optimizers: of `run_steps`.
       index: the train split.
       plan: which of its rows each step sees, over all hosts.
       records: where they are read.
@@ -66,8 +72,8 @@ class Steps:
     """
 
     strategy: tf.distribute.Strategy
-    run_steps: Callable[[Iterator, int], Loop]
-    updates: Updates
+    run_steps: Callable[[Iterator, int], StepsResult]
+    optimizers: Optimizers
     index: DatasetIndex
     plan: BatchPlan
     records: Records
@@ -101,13 +107,13 @@ class Steps:
             with iterated(self._batches(first_step, num_steps, centres)) as batches:
                 while step < first_step + num_steps:
                     count = min(self.steps_per_loop, first_step + num_steps - step)
-                    self._loop(batches(), step, count, centres)
+                    self._run_once(batches(), step, count, centres)
                     step += count
                     if self.should_stop():
                         return step, True
         return step, False
 
-    def show_last(self, images: Images) -> None:
+    def log_last_batch(self, images: SplitImages) -> None:
         """Shows the last batch, if there was one; of several hosts, what this one has of it.
 
         Args:
@@ -119,7 +125,7 @@ class Steps:
         # The first host, which shows it, has the first rows of the batch.
         self.telemetry.batch(step, batch, self._rows([step - 1], centres), images)
 
-    def require_finite(self, forward: Forward, images: Images) -> None:
+    def require_finite(self, forward: Forward, images: SplitImages) -> None:
         """Sees that the model has not diverged in the last step, of which its loss tells nothing.
 
         Args:
@@ -133,7 +139,7 @@ class Steps:
             return
         step, _, centres = self._last
         rows = np.unique(self._rows([step - 1], centres))[: images.batch_size]
-        embeddings, _ = images.map(forward, "last batch", rows)
+        embeddings, _ = images.apply(forward, "last batch", rows)
         bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
         # What is scaled to unit length after it has overflowed comes out as zero.
         if bad or not embeddings.any():
@@ -142,17 +148,22 @@ class Steps:
             )
             raise UsageError(f"embeddings of the last batch: {what} after step {step:,} {DIVERGED}")
 
-    def _loop(self, iterator: Iterator, step: int, count: int, centres: np.ndarray | None) -> None:
+    def _run_once(
+        self, iterator: Iterator, step: int, count: int, centres: np.ndarray | None
+    ) -> None:
         """One call of TensorFlow."""
         rows = functools.partial(self._rows, range(step, step + count), centres)
-        rates = self.updates.learning_rates
+        rates = self.optimizers.learning_rates
         began = time.monotonic()
-        with unreadable_named(self.index, rows), memory_named(self.plan.batch_size):
+        with (
+            naming_unreadable_records(self.index, rows),
+            naming_out_of_memory(self.plan.batch_size),
+        ):
             loop = self.run_steps(iterator, count)
         seconds = time.monotonic() - began
         if loop.finite_steps < count:
             bad = step + loop.finite_steps
-            raise UsageError(self._not_finite(loop, bad, self._here(bad, loop, centres)))
+            raise UsageError(self._not_finite(loop, bad, self._local_rows(bad, loop, centres)))
         if loop.replaced:
             found = find_damaged(self.index, rows())
             require_replaceable(found, loop.replaced, loop.black, self.damaged)
@@ -192,13 +203,13 @@ class Steps:
     def _rows(self, steps: Iterable[int], centres: np.ndarray | None) -> np.ndarray:
         return np.concatenate([self.plan.batch(step, centres=centres) for step in steps])
 
-    def _here(self, step: int, loop: Loop, centres: np.ndarray | None) -> np.ndarray:
+    def _local_rows(self, step: int, loop: StepsResult, centres: np.ndarray | None) -> np.ndarray:
         """Rows of a step's batch that this process sees: all, or those of its host."""
         one = len(loop.not_finite) == self.plan.batch_size
         plan = self.plan if one else self.plan.for_host(*self._host)
         return plan.batch(step, centres=centres)
 
-    def _not_finite(self, loop: Loop, step: int, rows: np.ndarray) -> str:
+    def _not_finite(self, loop: StepsResult, step: int, rows: np.ndarray) -> str:
         """What is wrong in step + 1, whose rows of the index are these."""
         bad = rows[loop.not_finite]
         if not len(bad):
@@ -213,3 +224,21 @@ class Steps:
             f"the loss is not finite in step {step + 1:,} ({whose}); what was saved before is kept;"
             " lower the learning rate, set train.clip_norm, or look at these images"
         )
+
+
+def append_damaged(model_dir: str, found: Sequence[Damaged], replaced: int) -> list[str]:
+    """Adds those to model_dir's list that are not in it yet; a line to print for each of these.
+
+    Raises:
+      UsageError: the list cannot be written.
+    """
+    path = os.path.join(model_dir, DAMAGED_FILE)
+    rows = [json.dumps(dataclasses.asdict(each)) + "\n" for each in found]
+    with naming_write_errors(path), open(path, "a+", encoding="utf-8") as file:
+        file.seek(0)
+        known = {*file}
+        new = [number for number, row in enumerate(rows) if row not in known]
+        file.writelines(rows[number] for number in new)
+    if not found:
+        return [summary(found, replaced)]
+    return [f"{found[number]}; another image of its class takes its place" for number in new]

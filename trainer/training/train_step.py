@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer.data.input_pipeline import SPARES
 from trainer.training.gradients import Gradients
-from trainer.training.optimizers import Updates
+from trainer.training.optimizers import Optimizers
 from tripletmill.losses.triplet_sums import Triplets
 
 STATISTICS = ("loss", "active", "positive_distance", "negative_distance")
@@ -32,7 +32,7 @@ class LastBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class StepsResult:
     """What some steps gave.
 
     Attributes:
@@ -55,20 +55,20 @@ class Loop:
     last: LastBatch
 
 
-def make_loop(
+def make_train_steps(
     strategy: tf.distribute.Strategy,
     gradients: Callable[[tf.Tensor, tf.Tensor], Gradients],
-    updates: Updates,
+    optimizers: Optimizers,
     *,
     batch_size: int,
     embedding_dim: int,
-) -> Callable[[Iterator, int], Loop]:
+) -> Callable[[Iterator, int], StepsResult]:
     """A function that trains for some steps on what an iterator gives.
 
     Args:
       strategy: of the model and the iterator.
       gradients: of images [b, S, S, 3] and labels [b], see `make_gradients`.
-      updates: what they move.
+      optimizers: what they move.
       batch_size: b, rows of each replica.
       embedding_dim: D.
 
@@ -76,7 +76,7 @@ def make_loop(
       A function (iterator over batches of `train_batches`, number of steps) -> Loop.
     """
     has_clock = _has_clock()
-    last = _Last(strategy, batch_size, embedding_dim)
+    last = _LastBatchVariables(strategy, batch_size, embedding_dim)
 
     def clock() -> tf.Tensor:
         return tf.timestamp() if has_clock else tf.constant(0.0, tf.float64)
@@ -92,7 +92,7 @@ def make_loop(
             # Several workers' iterators forget the size.
             images = tf.ensure_shape(images, [batch_size, *images.shape[1:]])
         found = gradients(images, tf.ensure_shape(labels, [batch_size]))
-        norm = updates.apply(found.of_weights)
+        norm = optimizers.apply(found.of_weights)
         last.assign(found, still_finite)
         statistics = found.result.statistics()
         context = tf.distribute.get_replica_context()
@@ -123,12 +123,12 @@ def make_loop(
             finite_steps += tf.cast(tf.math.is_finite(total[0]), tf.int32)
         return total, finite_steps, waited
 
-    def run(iterator: Iterator, num_steps: int) -> Loop:
+    def run(iterator: Iterator, num_steps: int) -> StepsResult:
         found = run_steps(iterator, tf.constant(num_steps))
         total, finite_steps, waited = (tensor.numpy() for tensor in found)
         *sums, replaced, black = total.tolist()
         names = (*STATISTICS, "gradient_norm")
-        return Loop(
+        return StepsResult(
             {name: value / num_steps for name, value in zip(names, sums, strict=True)},
             int(finite_steps),
             last.not_finite(),
@@ -141,7 +141,7 @@ def make_loop(
     return run
 
 
-class _Last:
+class _LastBatchVariables:
     """What the last step leaves behind on each replica, not sent to any other."""
 
     def __init__(self, strategy: tf.distribute.Strategy, rows: int, dim: int) -> None:

@@ -35,3 +35,15 @@ def without_notices() -> Iterator[None]:
             rest = NOTICE.sub(b"", held_back.read())
             while rest:
                 rest = rest[os.write(2, rest) :]
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow, and drops the notices that it prints while doing so."""
+    # Read when TensorFlow is imported, and not later. Its own 64 MB are for whole files; records
+    # of a bucket are read one at a time (Reading.stream).
+    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", "65536")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with without_notices():
+        import tensorflow as tf
+
+        tf.get_logger().setLevel("ERROR")

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import UNREADABLE
 from tripletmill.formats.info_file import InfoFile
+from tripletmill.storage import storage
 
 FORMAT_VERSION = 1
 INFO_FILE = "embeddings_info.json"

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats import tfds_layout
 from tripletmill.formats.info_file import InfoFile
+from tripletmill.storage import storage
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset_info.json"

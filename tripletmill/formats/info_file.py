@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tripletmill import storage
 from tripletmill.errors import UsageError
+from tripletmill.storage import storage
 
 
 @dataclasses.dataclass(frozen=True)

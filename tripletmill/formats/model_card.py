@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tripletmill import storage
 from tripletmill.formats.info_file import InfoFile
 from tripletmill.images import ImageSettings
+from tripletmill.storage import storage
 
 CARD_FILE = "model_card.json"
 EXPORT_FOLDER = "export"  # of a run

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tripletmill import storage
 from tripletmill.formats import index, tfds_layout
 from tripletmill.inspection.problem import Problem, unreadable
+from tripletmill.storage import storage
 
 
 def remarks(info: index.DatasetInfo, sizes: Mapping[str, int]) -> Iterator[Problem]:

@@ -11,10 +11,10 @@ import google_crc32c
 import numpy as np
 from PIL import JpegImagePlugin
 
-from tripletmill import storage
 from tripletmill.formats import tfds_layout
 from tripletmill.formats.records import FRAMING_BYTES, DamagedRecord, decode_example, read_records
 from tripletmill.inspection.problem import Problem
+from tripletmill.storage import storage
 
 _FEATURES = frozenset(tfds_layout.features_json()["content"]["features"])
 _NUMBERS = ("image/class/label", "image/height", "image/width")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tripletmill import storage
 from tripletmill.formats import index
 from tripletmill.inspection.check_files import Classes, check_columns
 from tripletmill.inspection.check_shard import ShardCheck, ShardTask
 from tripletmill.inspection.problem import Problem, unreadable
+from tripletmill.storage import storage
 
 
 class SplitCheck:

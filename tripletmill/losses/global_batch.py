@@ -123,16 +123,3 @@ def global_sum(x: tf.Tensor, *, across_replicas: bool = True) -> tf.Tensor:
     if not across_replicas:
         return x * tf.cast(context.num_replicas_in_sync, x.dtype)
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
-
-
-def level(share: tf.Tensor) -> tf.Tensor:
-    """Shares of a sum -> the same part of it on every replica.
-
-    The gradient stays that of the share. Keras weighs the loss of each replica by its number of
-    rows, which gives the true loss for equal parts only.
-    """
-    context = _replicas()
-    if context is None:
-        return share
-    part = global_sum(share) / tf.cast(context.num_replicas_in_sync, share.dtype)
-    return share + tf.stop_gradient(part - share)

@@ -14,11 +14,10 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from tripletmill import storage
 from tripletmill.cli.progress import Progress, duration
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex, DatasetInfo
-from tripletmill.storage import bucket
+from tripletmill.storage import bucket, storage
 
 _INSTEAD = "set another Reading.folder, or Reading.stream = True to read by range"
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

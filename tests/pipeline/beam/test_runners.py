@@ -55,7 +55,7 @@ class Elsewhere(PipelineRunner):
     [
         (
             "Pipeline job-1 failed in state FAILED: Traceback (most recent call last):\n"
-            "  raise UsageError(\npreprocessing.errors.UsageError: 5 of 31 images rejected"
+            "  raise UsageError(\ntripletmill.errors.UsageError: 5 of 31 images rejected"
             " [while running 'Commit/CommitDataSet']\n",
             "5 of 31 images rejected",
         ),

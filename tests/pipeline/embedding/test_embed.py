@@ -188,7 +188,7 @@ def test_images_without_classes(photos, model, of_images, tmp_path):
 
 
 def test_records_of_others(photos, model, of_images, tmp_path):
-    from preprocessing.sources import RecordsInput
+    from preprocessing.sources.tfrecords import RecordsInput
 
     options = RecordsInput(source_id="image/source_id")
     run(model, tmp_path / "out", input=f"tfrecord:{photos / 'data'}", records=options)
@@ -383,16 +383,16 @@ def test_without_tensorflow(photos, model, tmp_path):
     """Said at the start, and on a worker that lacks it although the start has it."""
     at_start = "sys.modules['tensorflow'] = None"
     on_worker = (
-        "from pipeline.embedding import job, model\n"
+        "from pipeline.embedding import model, settings\n"
         "sys.modules['tensorflow'] = None\n"
-        "job.importlib.util.find_spec = lambda name: name"
+        "settings.importlib.util.find_spec = lambda name: name"
     )
     for hide, said in (
         (at_start, "TensorFlow is missing, which the exported model needs; pip install"),
         (on_worker, "TensorFlow cannot be imported on a worker"),
     ):
         code = (
-            f"import sys\n{hide}\nimport pipeline.embed\nfrom preprocessing import commandline\n"
+            f"import sys\n{hide}\nimport pipeline.embed\nfrom tripletmill.cli import commandline\n"
             "commandline.run(pipeline.embed.main, description='', other_flags=True)"
         )
         flags = [f"--model={model}", f"--data={photos / 'data'}", f"--output={tmp_path / 'out'}"]
@@ -408,7 +408,7 @@ def test_without_tensorflow(photos, model, tmp_path):
 def test_nothing_imports_tensorflow_before_a_worker_embeds(of_records, photos, model):
     """Not even a command that finds everything finished."""
     code = (
-        "import sys, pipeline.embed\nfrom preprocessing import commandline\n"
+        "import sys, pipeline.embed\nfrom tripletmill.cli import commandline\n"
         "import atexit; atexit.register(lambda: print('tensorflow' in sys.modules))\n"
         "commandline.run(pipeline.embed.main, description='', other_flags=True)"
     )

@@ -237,7 +237,7 @@ def test_a_worker_whose_job_was_overtaken_stops(photos, model, tmp_path, monkeyp
 def test_a_worker_with_another_library_stops(photos, model, tmp_path, monkeypatch):
     found = {"pyarrow": "0", "tensorflow": "0"}
     versions = ({**found, "tensorflow": version} for version in ("1", "2"))
+    monkeypatch.setattr("pipeline.embedding.settings.library_versions", lambda kind: next(versions))
     monkeypatch.setattr("pipeline.embedding.job.library_versions", lambda kind: next(versions))
-    monkeypatch.setattr("pipeline.embedding.library_versions", lambda kind: next(versions))
     with pytest.raises(UsageError, match="a worker has tensorflow 2, the job was started with 1"):
         run(model, tmp_path / "out", data=photos / "data")

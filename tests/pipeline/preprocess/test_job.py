@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.sources import RecordsInput
+from preprocessing.sources.tfrecords import RecordsInput
 from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 from preprocessing.writing import shards
 from tests.fixtures.folders import class_folder
@@ -463,7 +463,7 @@ def test_columns_of_a_list_are_carried(tmp_path):
         rows.append({**row, "camera": i % 2, "note": None if i else "first, with a comma"})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "list.jsonl").write_text(lines)
-    from preprocessing.sources import ManifestInput
+    from preprocessing.sources.manifests import ManifestInput
 
     manifest = ManifestInput(path="file", label="id", group="camera")
     info = run(

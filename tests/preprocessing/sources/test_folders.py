@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from preprocessing.sources import FolderInput, ImageRef, Rejected, open_source
+from preprocessing.sources.folders import FolderInput
+from preprocessing.sources.inputs import open_source
+from preprocessing.sources.references import ImageRef, Rejected
 from tripletmill.errors import UsageError
 
 

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preprocessing.sources import ImageRef, ManifestInput, Rejected, manifests, open_source
+from preprocessing.sources import manifests
+from preprocessing.sources.inputs import open_source
+from preprocessing.sources.manifests import ManifestInput
+from preprocessing.sources.references import ImageRef, Rejected
 from tripletmill.errors import UsageError
 
 

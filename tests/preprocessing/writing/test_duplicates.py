@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.sources import ImageRef
+from preprocessing.sources.references import ImageRef
 from preprocessing.writing.duplicates import (
     Copy,
     decide,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.sources import ImageRef, Rejected
+from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 from preprocessing.writing.plan import (
     ClassSummary,

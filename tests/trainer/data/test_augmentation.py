@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fixtures.images import save
-from trainer.data.augmentation import (
-    ANTIALIAS_FROM,
-    MAX_ERASED_ASPECT,
-    MIN_ERASED_AREA,
-    Augmentation,
-    central_windows,
-    pixels,
-    shrinks,
-)
+from trainer.data.augmentation import MAX_ERASED_ASPECT, MIN_ERASED_AREA, Augmentation
+from trainer.data.image_ops import ANTIALIAS_FROM, central_windows, pixels, shrinks
 from tripletmill.errors import UsageError
 
 COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.6, "hue": 0.2}

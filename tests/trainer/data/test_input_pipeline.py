@@ -22,7 +22,7 @@ from trainer.data.input_pipeline import (
     iterated,
     train_batches,
 )
-from trainer.data.records import FileRecords, MemoryRecords
+from trainer.data.reading import FileRecords, MemoryRecords
 from tripletmill.formats.index import load_index
 from tripletmill.formats.records import decode_example, read_record
 

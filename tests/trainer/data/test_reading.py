@@ -24,8 +24,8 @@ LITTLE = 2**16
 # As a command does it: TensorFlow is imported by the program, not before it.
 CHILD = """
 import sys
-from trainer import startup
-startup.import_tensorflow()
+from tripletmill.cli import notices
+notices.import_tensorflow()
 from tests.trainer import test_reading
 test_reading.stream(*sys.argv[1:])
 """

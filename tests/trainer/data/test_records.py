@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.records import NONE, FileRecords, MemoryRecords
+from trainer.data.reading import NONE, FileRecords, MemoryRecords
 from tripletmill.formats.index import DatasetIndex, load_index
 from tripletmill.formats.records import FRAMING_BYTES, read_record
 

@@ -19,8 +19,9 @@ import pytest
 import tensorflow as tf
 
 from tests.fixtures.cloud.processes import reserved_port
-from trainer.distributed import agreement as workers_module
-from trainer.distributed.agreement import await_all, cluster
+from trainer.distributed import lost_workers
+from trainer.distributed.cluster import cluster
+from trainer.distributed.lost_workers import await_all
 from trainer.distributed.strategy import make_strategy
 from trainer.distributed.watchdog import silent
 from tripletmill.errors import UsageError
@@ -363,8 +364,8 @@ def test_workers_find_each_other_by_ipv6_too():
 
 
 def test_errors_that_name_no_worker_keep_their_text(monkeypatch):
-    monkeypatch.setattr(workers_module.watchdog, "silent", lambda *_: [])
+    monkeypatch.setattr(lost_workers.watchdog, "silent", lambda *_: [])
     failed = tf.errors.InternalError(None, None, "Failed to run cuBLAS routine\nmore")
-    line = str(workers_module._lost(["a:1", "b:2"], 0, failed))
+    line = str(lost_workers._lost(["a:1", "b:2"], 0, failed))
     assert line.startswith("a worker was lost: one that stands still or has ended by itself")
     assert "or this one failed (Failed to run cuBLAS routine); start all workers again" in line

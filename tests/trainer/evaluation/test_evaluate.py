@@ -14,10 +14,11 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from PIL import Image
 
 from pipeline.preprocess.job import preprocess
-from preprocessing.sources import ManifestInput
+from preprocessing.sources.manifests import ManifestInput
 from tests.fixtures.folders import class_folder
 from tests.trainer.test_main import arguments, run
-from trainer.evaluation.evaluate import Embedded, _nearest, raw_pixels
+from trainer.evaluation.measure import Embedded, raw_pixels
+from trainer.evaluation.neighbour_sheet import _nearest
 
 CLASSES, IMAGES = 10, 6
 

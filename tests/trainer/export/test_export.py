@@ -17,20 +17,20 @@ from ai_edge_litert.interpreter import Interpreter
 
 from tests.fixtures import forked
 from trainer.data.reading import Reading
-from trainer.evaluation.evaluate import embed, forward_function
-from trainer.evaluation.inference import Images
+from trainer.evaluation.inference import SplitImages, embed, forward_function
 from trainer.export.export import export
 from trainer.export.model_card import fingerprint, read_metrics
 from trainer.export.portable import portable
 from trainer.models.batch_norm import freeze_batch_norm
 from trainer.models.embedding_model import build_model
 from trainer.models.keras_applications import PreprocessInput
-from trainer.runs.checkpoints import Checkpoints, MisfitError, claim_data
-from trainer.training.optimizers import Updates
+from trainer.runs.checkpoints import Checkpoints, MisfitError
+from trainer.runs.folder import claim_data
+from trainer.training.optimizers import Optimizers
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import load_info
 from tripletmill.formats.records import decode_example, read_record
-from tripletmill.storage import exclusive
+from tripletmill.storage.storage import exclusive
 
 ROOT = Path(__file__).parents[3]
 SIZE, DIM, SHARE = 16, 8, 0.875
@@ -107,7 +107,7 @@ def evaluated(model: keras.Model, data_dir: Path, share: float = SHARE) -> np.nd
     """Embeddings of the test split as evaluation computes them."""
     reading = Reading()
     index = reading.open(str(data_dir), "test")
-    images = Images(
+    images = SplitImages(
         index,
         reading.records(index),
         image_size=SIZE,
@@ -292,7 +292,7 @@ def test_averaged_weights_where_the_run_kept_them(data_dir, records, tmp_path):
     claim_data(str(tmp_path), load_info(str(data_dir)))
     keras.utils.set_random_seed(1)
     model = small()
-    updates = Updates(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.5)
+    updates = Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.5)
     for average in updates.averages:
         average.assign(average + 0.1)
     Checkpoints(str(tmp_path), model, updates).save(3, evaluated_step=0)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.fixtures.images import encode, picture, rotated, save
-from trainer.data.augmentation import central_windows, pixels, shrinks
+from trainer.data.image_ops import central_windows, pixels, shrinks
 from trainer.export import saved_model
 
 SIZE = 16

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.models.embedding_model import build_model
-from trainer.training.schedules import WarmupCosine
+from trainer.training.optimizers import WarmupCosine
 from tripletmill.errors import UsageError
 
 

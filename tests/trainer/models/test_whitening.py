@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tests.trainer.test_main import arguments, run
 from tests.trainer.test_main import weights as saved_weights
 from trainer.data.reading import Reading
-from trainer.evaluation.inference import Images, on_replicas
+from trainer.evaluation.inference import SplitImages, compile_on_replicas
 from trainer.models.embedding_model import build_model
 from trainer.models.whitening import features_of, whitening
-from trainer.retrieval import retrieval_metrics
+from trainer.retrieval.metrics import retrieval_metrics
 from trainer.runs.checkpoints import Checkpoints
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import load_index
@@ -163,11 +163,11 @@ def whitened_model() -> keras.Model:
 def assert_whitened(model: keras.Model, data_dir) -> None:
     """The head whitens the features that the model has of the train split."""
     index = load_index(str(data_dir), "train")
-    images = Images(
+    images = SplitImages(
         index, Reading().records(index), image_size=16, central_share=1.0, batch_size=36
     )
-    forward = on_replicas(tf.distribute.get_strategy(), features_of(model))
-    features, rows = images.map(forward, "train")
+    forward = compile_on_replicas(tf.distribute.get_strategy(), features_of(model))
+    features, rows = images.apply(forward, "train")
     kernel, bias = whitening(features, index.label[rows], 3)
     head = model.get_layer("head")
     np.testing.assert_allclose(head.kernel, kernel, atol=1e-4)

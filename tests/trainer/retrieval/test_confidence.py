@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.fixtures.retrieval.data import clustered, unbalanced
-from trainer.retrieval import confidence_intervals, retrieval_metrics
+from trainer.retrieval.confidence import confidence_intervals
+from trainer.retrieval.metrics import retrieval_metrics
 
 
 def test_plain_loop():

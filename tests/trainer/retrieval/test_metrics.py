@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.fixtures.retrieval import oracle
 from tests.fixtures.retrieval.data import clustered, unbalanced
-from trainer.retrieval import Gallery, retrieval_metrics
+from trainer.retrieval.matches import Gallery
+from trainer.retrieval.metrics import retrieval_metrics
 
 CUTOFFS = (1, 2, 4, 8)
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.fixtures.retrieval.data import clustered, unbalanced
 from tests.fixtures.retrieval.oracle import order
-from trainer.retrieval import Protocol, nearest_neighbours
+from trainer.retrieval.matches import Matches
+from trainer.retrieval.neighbours import nearest_neighbours
 
 LINE = np.array([[0.0], [1.0], [10.0], [2.0], [4.0], [20.0]], np.float32)
 
@@ -66,7 +67,7 @@ def test_rows_that_a_protocol_leaves_out(seed, within, k, tile):
     groups = rng.choice(np.array(["x", "y", "", None], object), 25).tolist()
     count = 25 if within else 12
     first = 0 if within else 12
-    protocol = Protocol(
+    protocol = Matches(
         labels[:count], groups[:count], None if within else (labels[first:], groups[first:])
     )
     queries = rng.integers(0, count, 6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.retrieval.distances import all_distances, distances, ordered
-from trainer.retrieval.range_search import Scan
+from trainer.retrieval.range_search import RangeSearch
 
 
 def exact(left, right):
@@ -61,7 +61,7 @@ def test_range(scale, dim):
     distance = exact(queries, gallery)
     sorted_ = np.sort(distance, axis=1)
     least, most = sorted_[:, 5], sorted_[:, 40]
-    scan = Scan(queries, gallery, tile=50)
+    scan = RangeSearch(queries, gallery, tile=50)
     tile = scan.query_tile(np.arange(12))
     seen = np.zeros(distance.shape, bool)
     nearer = np.zeros(12, int)
@@ -85,6 +85,6 @@ def test_range(scale, dim):
 
 
 def test_tiles_hold_every_row_once_and_grow():
-    scan = Scan(np.ones((1, 2), np.float32), np.ones((1000, 2), np.float32), tile=300)
+    scan = RangeSearch(np.ones((1, 2), np.float32), np.ones((1000, 2), np.float32), tile=300)
     assert [part.stop - part.start for part in scan.tiles] == [64, 64, 128, 256, 300, 188]
     assert sorted(scan.place(np.arange(1000))) == list(range(1000))

@@ -5,7 +5,8 @@ import pytest
 
 from tests.fixtures.processes import results, workers
 from tests.fixtures.retrieval.data import unbalanced
-from trainer.retrieval import nearest_neighbours, retrieval_metrics
+from trainer.retrieval.metrics import retrieval_metrics
+from trainer.retrieval.neighbours import nearest_neighbours
 
 MODULE = "tests.fixtures.retrieval.replicas"
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.runs.checkpoints import Checkpoints, MisfitError
-from trainer.training.optimizers import Updates
+from trainer.training.optimizers import Optimizers
 from tripletmill.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def make(units: int = 3):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,)), keras.layers.Dense(units), keras.layers.Dropout(0.5)]
     model = keras.Sequential(layers)
-    return model, Updates(model, lambda: keras.optimizers.Adam(0.1))
+    return model, Optimizers(model, lambda: keras.optimizers.Adam(0.1))
 
 
 def fit(model, updates, steps: int = 1) -> None:
@@ -84,7 +84,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, what, bad, writes):
     """Nor do processes that do not write go on."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    updates = Updates(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
+    updates = Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
     checkpoints = Checkpoints(str(tmp_path), model, updates, writes=writes)
     checkpoints.save(1, evaluated_step=1)
     variable = model.layers[0].bias.value if what == "weights" else updates.averages[1]
@@ -118,7 +118,7 @@ def test_another_model_is_refused(tmp_path):
 def built(make_optimizer, **settings):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    return model, Updates(model, make_optimizer, **settings)
+    return model, Optimizers(model, make_optimizer, **settings)
 
 
 def sgd() -> keras.optimizers.Optimizer:
@@ -277,7 +277,7 @@ def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
     def averaging():
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        return model, Updates(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
+        return model, Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
 
     model, updates = averaging()
     fit(model, updates, steps=3)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from trainer.search import SearchIndex, index_files
+from trainer.search import index_files
 from trainer.search.build import add, build
+from trainer.search.index import SearchIndex
 from trainer.search.summary import summary
 from tripletmill.errors import UsageError
 

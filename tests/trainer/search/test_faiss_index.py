@@ -12,8 +12,9 @@ import pytest
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from tests.fixtures.search import oracle
-from trainer.search import SearchIndex, faiss_index, index_files
+from trainer.search import faiss_index, index_files
 from trainer.search.build import add, build
+from trainer.search.index import SearchIndex
 from trainer.search.recall import Recall, measure
 from trainer.search.summary import summary
 from tripletmill.errors import UsageError

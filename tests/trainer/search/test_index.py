@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from tests.fixtures.search import oracle
-from trainer.search import Entry, SearchIndex
 from trainer.search.build import build
+from trainer.search.index import Entry, SearchIndex
 from tripletmill.errors import UsageError
 
 CLASSES, SPLITS = ("cat", "dog", None), ("train", "test", None)

@@ -25,8 +25,8 @@ from tests.trainer.serve.conftest import (
     connect,
 )
 from trainer.pictures.source_images import FilePictures
-from trainer.search import SearchIndex
 from trainer.search.build import build
+from trainer.search.index import SearchIndex
 from trainer.serve.__main__ import main
 from trainer.serve.app import MAX_NEIGHBOURS, MAX_UPLOAD, make_app
 from trainer.serve.finder import EXAMPLES, SIDE, Finder

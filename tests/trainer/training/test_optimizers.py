@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.training.optimizers import Updates
+from trainer.training.optimizers import Optimizers
 from tripletmill.errors import UsageError
 
 
@@ -22,7 +22,7 @@ def sgd(rate: float = 1.0, **options):
     return lambda: keras.optimizers.SGD(rate, **options)
 
 
-def apply(updates: Updates, *gradients: float) -> float:
+def apply(updates: Optimizers, *gradients: float) -> float:
     return float(updates.apply([tf.constant([[g]], tf.float32) for g in gradients]))
 
 
@@ -32,7 +32,7 @@ def weights(model: keras.Model) -> list[float]:
 
 def test_clipped_to_the_norm_of_all_variables_together():
     model = make_model()
-    updates = Updates(model, sgd(), clip_norm=1.0)
+    updates = Optimizers(model, sgd(), clip_norm=1.0)
     assert apply(updates, 3.0, 4.0) == 5.0  # the norm before it is clipped
     np.testing.assert_allclose(weights(model), [2 - 3 / 5, 5 - 4 / 5], rtol=1e-6)
     apply(updates, 0.3, 0.4)  # below: as it is
@@ -41,7 +41,7 @@ def test_clipped_to_the_norm_of_all_variables_together():
 
 def test_a_rate_of_its_own_for_the_head():
     model = make_model()
-    updates = Updates(model, sgd(0.5), sgd(0.1))
+    updates = Optimizers(model, sgd(0.5), sgd(0.1))
     apply(updates, 1.0, 1.0)
     np.testing.assert_allclose(weights(model), [1.5, 4.9], rtol=1e-6)
     np.testing.assert_allclose(list(updates.learning_rates.values()), [0.5, 0.1], rtol=1e-6)
@@ -50,7 +50,7 @@ def test_a_rate_of_its_own_for_the_head():
 
 def test_clipping_spans_both_optimizers():
     model = make_model()
-    apply(Updates(model, sgd(), sgd(), clip_norm=1.0), 3.0, 4.0)
+    apply(Optimizers(model, sgd(), sgd(), clip_norm=1.0), 3.0, 4.0)
     np.testing.assert_allclose(weights(model), [1.4, 4.2], rtol=1e-6)
 
 
@@ -58,13 +58,13 @@ def test_a_model_without_a_head_has_no_rate_for_it():
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1, name="features")(inputs))
     with pytest.raises(UsageError, match="make_head_optimizer: the model has no layer 'head'"):
-        Updates(model, sgd(), sgd())
+        Optimizers(model, sgd(), sgd())
 
 
 def test_moving_average():
     """In step n the decay is min(decay, (1 + n) / (10 + n)): 2/11, 3/12, then .25 here."""
     model = make_model()
-    updates = Updates(model, sgd(), average_decay=0.25)
+    updates = Optimizers(model, sgd(), average_decay=0.25)
     expected, weight = 2.0, 2.0
     for decay in (2 / 11, 0.25, 0.25):
         apply(updates, 1.0, 0.0)
@@ -78,7 +78,7 @@ def test_moving_average():
 
 def test_weights_come_back_when_an_evaluation_fails():
     model = make_model()
-    updates = Updates(model, sgd(), average_decay=0.5)
+    updates = Optimizers(model, sgd(), average_decay=0.5)
     apply(updates, 1.0, 1.0)
     before = weights(model)
 
@@ -94,7 +94,7 @@ def test_weights_come_back_when_an_evaluation_fails():
 
 def test_averages_begin_again_with_the_weights_of_another_run():
     model = make_model()
-    updates = Updates(model, sgd(), average_decay=0.5)
+    updates = Optimizers(model, sgd(), average_decay=0.5)
     model.set_weights([np.array([[7.0]]), np.array([[8.0]])])
     updates.start_averages()
     with updates.averaged():
@@ -103,7 +103,7 @@ def test_averages_begin_again_with_the_weights_of_another_run():
 
 def test_without_an_average_nothing_is_swapped():
     model = make_model()
-    updates = Updates(model, sgd())
+    updates = Optimizers(model, sgd())
     apply(updates, 1.0, 1.0)
     with updates.averaged():
         assert weights(model) == [1.0, 4.0]
@@ -122,7 +122,7 @@ def test_without_an_average_nothing_is_swapped():
 )
 def test_what_keras_would_do_before_the_sum_is_refused(options, instead):
     with pytest.raises(UsageError, match=f"{next(iter(options))} does not work.*{instead}"):
-        Updates(make_model(), sgd(**options))
+        Optimizers(make_model(), sgd(**options))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_what_keras_would_do_before_the_sum_is_refused(options, instead):
 )
 def test_values_out_of_range(options, message):
     with pytest.raises(UsageError, match=message):
-        Updates(make_model(), sgd(), **options)
+        Optimizers(make_model(), sgd(), **options)
 
 
 def test_an_optimizer_that_cannot_be_made_is_named():
     with pytest.raises(UsageError, match=r"train\.make_optimizer: "):
-        Updates(make_model(), lambda: keras.optimizers.SGD(momentum=5))
+        Optimizers(make_model(), lambda: keras.optimizers.SGD(momentum=5))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.records import FileRecords
-from trainer.evaluation.inference import Images
+from trainer.data.reading import FileRecords
+from trainer.evaluation.inference import SplitImages
 from trainer.training import tensorboard
 from trainer.training.tensorboard import TensorBoard, mined, pictures, sprite, without_repeats
 from trainer.training.train_step import LastBatch
@@ -22,9 +22,9 @@ NONE = -float("inf")
 
 
 @pytest.fixture(scope="module")
-def images(data_dir) -> Images:
+def images(data_dir) -> SplitImages:
     index = load_index(str(data_dir), "train")
-    return Images(index, FileRecords(index), image_size=SIDE, central_share=1.0, batch_size=8)
+    return SplitImages(index, FileRecords(index), image_size=SIDE, central_share=1.0, batch_size=8)
 
 
 @pytest.fixture

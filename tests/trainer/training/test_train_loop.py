@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.fixtures import processes
 from tests.fixtures.step_replicas import CLIP_NORM, ROWS, STEPS, Case, batches, run
-from trainer.training.train_loop import Steps, memory_named
+from trainer.training.train_loop import TrainLoop, naming_out_of_memory
 from tripletmill.errors import UsageError
 
 SCRIPT = "tests.fixtures.step_replicas"
@@ -63,7 +63,7 @@ def test_a_batch_that_is_too_large_for_memory():
         pytest.raises(
             UsageError, match=r"^a step of 2,048 .*shape\[17592186044416\]\); raise train"
         ),
-        memory_named(2048),
+        naming_out_of_memory(2048),
     ):
         tf.function(lambda: tf.random.uniform([1 << 44]))()
 
@@ -88,7 +88,7 @@ def test_a_model_that_has_diverged_in_its_last_step(embeddings, says):
     steps = SimpleNamespace(_last=(7, None, None), _rows=lambda steps, centres: batch)
     expected = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()
     with expected:
-        Steps.require_finite(steps, None, images)
+        TrainLoop.require_finite(steps, None, images)
     assert asked == [[2, 5, 9]]
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.fixtures import triplet_oracle
 from tripletmill.errors import UsageError
-from tripletmill.losses.triplet import TripletHardLoss, TripletSemiHardLoss
+from tripletmill.losses.keras_losses import TripletHardLoss, TripletSemiHardLoss
 
 CLASSES = np.array([0, 1, 0, 1, 0, 1, 2])
 POINTS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)

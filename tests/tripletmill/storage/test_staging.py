@@ -32,10 +32,9 @@ from tests.fixtures.cloud.faults import (
 )
 from tests.fixtures.cloud.loopback import Message
 from tests.fixtures.datasets import small_data_set
-from tripletmill import storage
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex, DatasetInfo, load_index
-from tripletmill.storage import bucket, staging
+from tripletmill.storage import bucket, staging, storage
 from tripletmill.storage.staging import stage
 
 BUCKET = "sets"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tripletmill.errors import UsageError
-from tripletmill.storage import atomic_file, atomic_folder, require_new_file, write_file
+from tripletmill.storage.storage import atomic_file, atomic_folder, require_new_file, write_file
 
 
 def test_whole(tmp_path):

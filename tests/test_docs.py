@@ -1,4 +1,7 @@
-"""The worked examples of docs/losses.md are computed, and their tables checked by the oracle."""
+"""The worked examples of docs/losses.md are computed, and their tables checked by the oracle.
+
+The tests that pages for developers name exist.
+"""
 
 import doctest
 import re
@@ -9,7 +12,8 @@ import pytest
 
 from tests.fixtures import triplet_oracle
 
-LOSSES = Path(__file__).parents[1] / "docs/losses.md"
+ROOT = Path(__file__).parents[1]
+LOSSES = ROOT / "docs/losses.md"
 POINTS = {0.0: "A", 2.0: "A", 3.0: "B", 7.0: "B", 8.0: "C", 20.0: "C"}
 
 
@@ -45,3 +49,11 @@ def test_tables_of_the_six_points(heading, loss):
     labels, points = [*POINTS.values()], np.array([*POINTS])[:, None]
     expected = getattr(triplet_oracle, loss)(labels, points, margin=2.0, metric="L2")
     assert np.mean(terms) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_tests_that_a_page_names_exist(page):
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8")))
+    assert named
+    assert named <= set(re.findall(r"def (test_\w+)\(", tests))

@@ -49,7 +49,7 @@ def gather(
       labels: [b] int32 or int64 of this replica.
       embeddings: [b, D] of this replica.
       across_replicas: False keeps to this replica's rows.
-      transport: how embeddings travel, "all_gather" or "all_reduce" (see docs/distributed.md);
+      transport: how embeddings travel, "all_gather" or "all_reduce" (see docs/architecture.md);
         None chooses by the strategy's devices.
 
     Raises:

@@ -24,9 +24,10 @@ setup(
     packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*"]),
     package_data={"trainer.report": ["*.jinja"], "trainer.serve": ["static/*"]},
     install_requires=[
+        # Beam and gin have upper bounds, since private parts of both are used.
         "absl-py>=2.1",
-        "apache-beam>=2.66",
-        "gin-config>=0.5",
+        "apache-beam>=2.66,<2.78",
+        "gin-config==0.5.*",
         "google-cloud-storage>=2.18",
         "google-crc32c>=1.5",
         "jinja2>=3.1",
@@ -47,7 +48,7 @@ setup(
         # The last two look up a TPU by its name, for TensorFlow.
         "tpu": ["tensorflow-tpu>=2.20,<2.22", FAISS, "google-api-python-client", "oauth2client"],
         # build: Beam makes the package of --setup_file with it.
-        "gcp": ["apache-beam[gcp]>=2.66", "build"],
+        "gcp": ["apache-beam[gcp]>=2.66,<2.78", "build"],
         # Compiles a training step for a TPU without having one (docs/tpu.md).
         "tpu-check": ["jax>=0.10", "libtpu>=0.0.50"],
         # The web page (trainer.serve): two small packages, BSD, and little below them.

@@ -123,6 +123,10 @@ def _kind(options: PipelineOptions) -> str:
 
 def _local(options: PipelineOptions) -> FnApiRunner:
     direct = options.view_as(DirectOptions)
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers={direct.direct_num_workers}: 0 (one for each core) or more"
+        )
     # The run is over when Beam returns, whatever this says.
     options.view_as(StandardOptions).no_wait_until_finish = False
     if direct.direct_running_mode != "multi_processing":
@@ -162,7 +166,7 @@ def check_paths(options: PipelineOptions, **paths: str) -> None:
     Other runners' workers may share a file system with this machine; Dataflow's do not.
     """
     if _kind(options) == "dataflow":
-        dataflow.check_paths(options, **paths)
+        dataflow.check_paths(**paths)
 
 
 def instead_of_output(options: PipelineOptions, what: str = "its data set is") -> str | None:

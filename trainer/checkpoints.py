@@ -11,14 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, first_line
 from preprocessing.index import DatasetInfo
 from preprocessing.storage import write_file
-from trainer.disk import GO_ON, first_line, written
+from trainer.disk import GO_ON, written
 from trainer.updates import Updates
 
 _VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
 LATEST, BEST = "checkpoints", "best"
+METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"
 DIVERGED = (
     "(the model has diverged); what was saved before is kept; lower the learning rate, or set"
@@ -351,6 +352,21 @@ def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
             return json.load(file) == _identity(info)
     except FileNotFoundError:
         return False
+
+
+def read_metrics(model_dir: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, in order; none where there is no such file."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with open(os.path.join(model_dir, METRICS_FILE), encoding="utf-8") as file:
+            for line in file:
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break  # A kill cut this line short; nothing follows it.
+    except FileNotFoundError:
+        pass
+    return rows
 
 
 def claim_data(model_dir: str, info: DatasetInfo) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, first_line
 
 GO_ON = "what was saved before is kept; make room, and the same command goes on"
 
@@ -24,8 +24,3 @@ def written(path: str) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         why = os.strerror(number) if number else first_line(error)
         raise UsageError(f"{path} could not be written ({why}); {GO_ON}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Of its message; TensorFlow's go on with where it was."""
-    return str(error).strip().partition("\n")[0]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, first_line
 from trainer.workers import await_all, cluster, joining
 
 NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -131,8 +131,9 @@ def _tpu(address: str) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except Exception as error:  # a look-up by name raises whatever Google's clients do
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"make_strategy.tpu {address!r}: no TPU there ({reason})") from error
+        raise UsageError(
+            f"make_strategy.tpu {address!r}: no TPU there ({first_line(error)})"
+        ) from error
 
 
 def _split_cpu(replicas: int) -> None:

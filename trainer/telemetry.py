@@ -12,13 +12,13 @@ import numpy as np
 from preprocessing.errors import UsageError
 from preprocessing.progress import Progress, duration
 from preprocessing.storage import write_file
+from trainer.checkpoints import METRICS_FILE, read_metrics
 from trainer.disk import written
 from trainer.health import Health, effective_rank, spread
 from trainer.images import Images
 from trainer.loop import LastBatch
 from trainer.tensorboard import TensorBoard
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -52,7 +52,9 @@ class Telemetry:
         if not writes:
             return
         with written(self._path):
-            self._cut_back(first_step, first_step if evaluated_step is None else evaluated_step)
+            self._cut_back(
+                model_dir, first_step, first_step if evaluated_step is None else evaluated_step
+            )
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - see __exit__
         self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER), first_step)
         self._health = Health()
@@ -141,16 +143,7 @@ class Telemetry:
             self._file.flush()
         self._board.scalars(step, kind, numbers)
 
-    def _cut_back(self, first_step: int, evaluated_step: int) -> None:
-        if not os.path.exists(self._path):
-            return
-        kept = []
-        with open(self._path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                    if row["step"] <= (evaluated_step if row["kind"] == "val" else first_step):
-                        kept.append(line)
-                except ValueError:
-                    break  # a line cut short by a kill; nothing follows it
-        write_file(self._path, "".join(kept).encode())
+    def _cut_back(self, model_dir: str, first_step: int, evaluated_step: int) -> None:
+        last = {"train": first_step, "val": evaluated_step}
+        kept = [row for row in read_metrics(model_dir) if row["step"] <= last[row["kind"]]]
+        write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from preprocessing.errors import UsageError, one_line
+from preprocessing.errors import UsageError, first_line, one_line
 from preprocessing.index import DatasetInfo
 from trainer import watchdog
-from trainer.disk import first_line
 
 LOST_EXIT_CODE = 1
 SAY_EVERY, ASK_EVERY = 10.0, 0.2

@@ -16,23 +16,16 @@ from trainer.report.charts import Line, histogram, line_chart
 from trainer.report.findings import Confusion
 from trainer.report.inputs import Inputs
 from trainer.report.thumbnails import Thumbnails
-from trainer.results import RECALL_AT, TRAINED
+from trainer.results import COLUMNS, TRAINED
 from trainer.retrieval import confidence_intervals
-from trainer.retrieval.metrics import MAP_AT_R, R_PRECISION, RECIPROCAL_RANK, recall_name
+from trainer.retrieval.metrics import MAP_AT_R, RECIPROCAL_RANK, recall_name
 
-SHOWN = {
-    **{recall_name(k): f"Recall@{k}" for k in RECALL_AT},
-    MAP_AT_R: "MAP@R",
-    R_PRECISION: "R-prec.",
-    RECIPROCAL_RANK: "MRR",
-}
 BEST, WORST = 5, 10  # classes
 CONFUSED = 10  # pairs of classes
 QUERIES = 8  # of each kind,
 OF_QUERY = 7  # nearest of each that are shown
 OF_LABEL = 3  # and of each likely wrong label
 BINS = 60
-STALE = 0.001  # of MAP@R: more than embedding again changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +89,12 @@ def render(inputs: Inputs, found: Analysis, thumbnails: Thumbnails, *, listed: i
     return environment.get_template("page.html.jinja").render(
         inputs=inputs,
         info=inputs.info,
-        shown=SHOWN,
+        shown=COLUMNS,
         metrics=found.metrics,
         found=found,
         deepest=DEEPEST,
         neighbours=NEIGHBOURS,
         table=builder.table(),
-        stale=builder.stale(),
         recall=builder.recall_curve(),
         distances=builder.distances(),
         curves=builder.training_curves(),
@@ -130,7 +122,7 @@ class _Builder:
         ends = confidence_intervals(metrics)
         trained = {
             name: Cell(metrics.mean[name], None if math.isnan(ends[name][0]) else ends[name])
-            for name in SHOWN
+            for name in COLUMNS
         }
         rows = {TRAINED: trained}
         evaluation: Mapping[str, Any] = self._in.evaluation or {"results": {}}
@@ -142,17 +134,9 @@ class _Builder:
             known = evaluation.get("intervals", {}).get(of) or {}
             rows[of] = {
                 name: Cell(values.get(name), tuple(known[name]) if known.get(name) else None)
-                for name in SHOWN
+                for name in COLUMNS
             }
         return rows
-
-    def stale(self) -> float | None:
-        """MAP@R of the evaluation's trained model, where it is not that of the embeddings."""
-        if self._in.evaluation is None or self._in.rules_differ:
-            return None
-        value: float | None = self._in.evaluation["results"].get(TRAINED, {}).get(MAP_AT_R)
-        near = value is None or abs(value - self._found.metrics.map_at_r) <= STALE
-        return None if near else value
 
     def recall_curve(self) -> Markup:
         k = range(1, DEEPEST + 1)

@@ -73,14 +73,6 @@ def trained(data_dir, tmp_path_factory):
 
 def test_a_run_writes_what_it_says(trained):
     model_dir, done = trained
-    assert sorted(path.name for path in model_dir.iterdir()) == [
-        ".lock",
-        "checkpoints",
-        "config.gin",
-        "evaluation",
-        "metrics.jsonl",
-        "tensorboard",
-    ]
     rows = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["kind"] == "val"] == [3, 6]
@@ -425,7 +417,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
         (
             {"gin_param": "train.microbatches = 3"},
-            "not divisible by 3 microbatches; the nearest that is",
+            "not divisible by 3 microbatches; change BatchPlan.classes_per_batch",
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
@@ -439,7 +431,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.make_optimizer = @AdamW()"}, "an @reference, without ()"),
         ({"gin_param": "train.crop_size = 0"}, "train.crop_size 0: 1 or more"),
         ({"gin_param": "train.crop_size = 32"}, "weights depend on the size of its images, 16"),
-        ({"gin_param": "make_strategy.cpu_replicas = 16"}, "no number of classes up to 6"),
+        ({"gin_param": "make_strategy.cpu_replicas = 16"}, "not divisible by 16 replicas"),
         ({"gin_param": "train.reading = @Reading"}, "train.reading: @Reading()"),
         ({"gin_param": "Reading.damaged = 'skip'"}, "Reading.damaged 'skip': 'stop' or"),
         ({"gin_param": "train.make_plan = @build_model"}, "train.make_plan"),

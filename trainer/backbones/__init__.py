@@ -1,12 +1,11 @@
 """Backbones: image -> pooled features, to be followed by the projection to the embedding."""
 
-import difflib
 import zipfile
 from pathlib import Path
 
 import keras
 
-from preprocessing.errors import UsageError
+from preprocessing.errors import UsageError, first_line
 from trainer.backbones import applications, efficientnet_lite0, small_conv
 from trainer.backbones.batch_norm import freeze_batch_norm as _freeze
 from trainer.backbones.batch_norm import synchronize_batch_norm
@@ -82,14 +81,9 @@ def _canonical(name: str) -> str:
     known = {known.lower(): known for known in (*_OWN, *applications.constructors())}
     if name in known or name in known.values():
         return known[name.lower()]
-    plain = {key.replace("_", ""): spelled for key, spelled in known.items()}
-    wanted = name.lower().replace("_", "").replace("-", "")
-    close = [plain[key] for key in difflib.get_close_matches(wanted, plain)]
     raise UsageError(
-        f"unknown backbone {name!r}"
-        + (f", did you mean {' or '.join(close)}?" if close else ":")
-        + " choose small_conv, efficientnet_lite0, or a constructor of keras.applications "
-        "such as ResNet50 or MobileNetV3Small"
+        f"unknown backbone {name!r}: choose small_conv, efficientnet_lite0, or a constructor of"
+        " keras.applications such as ResNet50 or MobileNetV3Small"
     )
 
 
@@ -110,6 +104,6 @@ def _load(model: keras.Model, path: Path) -> None:
         model.load_weights(path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError(
-            f"the weights in {path} do not fit {model.name} ({applications.first_line(error)}): "
+            f"the weights in {path} do not fit {model.name} ({first_line(error)}): "
             "give a file that was saved from this backbone without its classifier"
         ) from error

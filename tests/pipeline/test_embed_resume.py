@@ -1,5 +1,6 @@
 """Embedding jobs that are killed, repeated, or find something else in their output."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedding import model as models
-from preprocessing import embeddings
+from preprocessing import embeddings, sidecars
+from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
 from tests.fixtures import exported, jobs
 from tests.fixtures.datasets import make_data_set
@@ -111,6 +113,13 @@ def test_nothing_finished_is_embedded_again(photos, model, of_images, tmp_path, 
     assert content(tmp_path / "out") == content(of_images)
 
 
+def test_a_shard_that_lost_its_end_is_made_again(photos, model, of_images, tmp_path, monkeypatch):
+    break_off(monkeypatch, model, tmp_path / "out", input=photos / "images")
+    os.truncate(tmp_path / "out" / min(sidecars_in(tmp_path / "out")), 100)
+    run(model, tmp_path / "out", input=photos / "images")
+    assert content(tmp_path / "out") == content(of_images)
+
+
 def other_model(model: Path, folder: Path) -> Path:
     shutil.copytree(model, folder)
     exported.write_card(folder, fingerprint="3" * 64)
@@ -147,6 +156,15 @@ def test_what_changed_is_said(photos, model, of_images, tmp_path, monkeypatch, w
     assert outcome.images_reused == 0
     run(other, tmp_path / "anew", input=images)
     assert content(output) == content(tmp_path / "anew")
+
+
+def test_images_that_changed_since(photos, model, tmp_path):
+    images = shutil.copytree(photos / "images", tmp_path / "images")
+    run(model, tmp_path / "out", input=images)
+    later = time.time() + 1  # a file's own time may lag by a tick of the kernel's clock
+    os.utime(images / "class_00/00.png", (later, later))
+    with pytest.raises(UsageError, match="or from images that have changed since"):
+        run(model, tmp_path / "out", input=images)
 
 
 def test_another_data_set_or_other_splits(photos, model, tmp_path):
@@ -190,6 +208,29 @@ def test_preprocessing_leaves_embeddings_alone(photos, model, of_images, tmp_pat
         with pytest.raises(UsageError, match="no data set of tripletmill"):
             jobs.run(photos / "images", output, overwrite=True)
         assert content(output) == before
+
+
+def test_a_second_job_is_kept_out(photos, model, tmp_path, monkeypatch):
+    def start_another(*_, **__):
+        run(model, tmp_path / "out", input=photos / "images")
+
+    monkeypatch.setattr("pipeline.embedding.writing._commit", start_another)
+    with pytest.raises(UsageError, match="another process is writing there"):
+        run(model, tmp_path / "out", input=photos / "images")
+
+
+def test_a_worker_whose_job_was_overtaken_stops(photos, model, tmp_path, monkeypatch):
+    """As on another machine, where no lock is seen: the plan in the output is another's."""
+    write = sidecars.write
+
+    def overtaken(claim, *arguments):
+        Claim(claim.output, {**claim.content, "num_shards": 99}).take(replaces=None)
+        write(claim, *arguments)
+
+    monkeypatch.setattr(sidecars, "write", overtaken)
+    with pytest.raises(UsageError, match="another job has begun to write there"):
+        run(model, tmp_path / "out", input=photos / "images")
+    assert not list((tmp_path / "out").glob("embeddings-*"))
 
 
 def test_a_worker_with_another_library_stops(photos, model, tmp_path, monkeypatch):

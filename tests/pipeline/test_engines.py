@@ -90,6 +90,18 @@ def data_set(command, images, tmp_path_factory) -> dict[str, str]:
     return content(output)
 
 
+@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+def test_local_workers(command, images, data_set, tmp_path, mode):
+    done = command(
+        f"--input={images}",
+        f"--output={tmp_path / 'data'}",
+        f"--direct_running_mode={mode}",
+        "--direct_num_workers=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "data") == data_set
+
+
 @pytest.fixture(scope="module")
 def bucket(images) -> Iterator[Emulator]:
     with python_emulator() as emulator:

@@ -37,6 +37,23 @@ def data_set(images, tmp_path_factory) -> Path:
     return output
 
 
+def test_files(data_set):
+    assert sorted(content(data_set)) == [
+        "classes.parquet",
+        "dataset_info.json",
+        "duplicates.jsonl",
+        "features.json",
+        "rejected.jsonl",
+        "toy-test.index.parquet",
+        "toy-test.tfrecord-00000-of-00002",
+        "toy-test.tfrecord-00001-of-00002",
+        "toy-train.index.parquet",
+        "toy-train.tfrecord-00000-of-00003",
+        "toy-train.tfrecord-00001-of-00003",
+        "toy-train.tfrecord-00002-of-00003",
+    ]
+
+
 def test_every_image_is_where_the_index_says(data_set, images):
     found = set()
     for split in ("train", "test"):
@@ -272,6 +289,9 @@ def test_command_line(images, data_set, tmp_path):
         (["--input=nowhere"], "--output is missing"),
         (["--input=nowhere", "--output=o"], "nowhere: no such file or folder"),
         (["--input={images}", "--output=o", "--quallity=3"], "unknown flag '--quallity=3'"),
+        (["--input={images}", "--output=o", "--runner=DaskRunner"], "refused"),
+        (["--input={images}", "--output=o", "--runner=Bogus"], "runner: Bogus"),
+        (["--input={images}", "--output=o", "--direct_num_workers=-1"], "workers=-1: 0"),
         (["--input=", "--output=o"], "--input is missing"),
         (["--input=s3://bucket/images", "--output=o"], "local paths and gs:// only"),
         (["--input=gs:///images", "--output=o"], "no bucket"),

@@ -97,7 +97,6 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         (["--direct_running_mode=fast"], "argument --direct_running_mode: invalid choice: 'fast'"),
         (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
         (["--direct_num_workers"], "argument --direct_num_workers: expected one argument"),
-        (["--direct_num_workers=-1"], "--direct_num_workers=-1: 0 (one for each core) or more"),
         (["--gcs_custom_audit_entries=x"], "Beam's flags: Expecting value"),
         (["--dry_run=True"], "--dry_run: only with --runner=DataflowRunner"),
         (["--template_location=x"], "--template_location: only with --runner=DataflowRunner"),

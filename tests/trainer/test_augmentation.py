@@ -297,6 +297,17 @@ def test_hue():
         np.testing.assert_allclose(applied(matrix, GREYS), GREYS, atol=0.01)
 
 
+def test_colours_by_hand():
+    """The ends of saturation and hue: grey, and red's complement of the same luma."""
+    red = np.array([[255.0, 0, 0]])
+    found = matrices(saturation=1.0)
+    least = found[np.argmin(np.trace(found[:, :, :3], axis1=1, axis2=2))]
+    np.testing.assert_allclose(applied(least, red), [[76.245] * 3], atol=0.3)
+    found = matrices(hue=0.5)
+    half = found[np.argmin(np.trace(found[:, :, :3], axis1=1, axis2=2))]
+    np.testing.assert_allclose(applied(half, red), [[-102.51, 152.49, 152.49]], atol=0.3)
+
+
 def test_all_colours_are_each_after_the_other():
     """Saturation, hue, contrast, brightness; each draws the same beside the others as alone."""
     together = matrices(**COLOURS)
@@ -306,6 +317,21 @@ def test_all_colours_are_each_after_the_other():
         for name in ("saturation", "hue", "contrast", "brightness"):
             expected = applied(alone[name][slot], expected)
         np.testing.assert_allclose(applied(together[slot], RGB), expected, atol=1e-2)
+
+
+def test_colours_are_drawn_apart():
+    """No one's number is another's."""
+    hue = matrices(hue=0.2)
+    numbers = [
+        *(matrices(**{n: 0.4})[:, 0, 0] for n in ("brightness", "contrast", "saturation")),
+        hue[:, 0, 1] - hue[:, 0, 2],  # about the angle's sine
+    ]
+    assert np.abs(np.corrcoef(numbers) - np.eye(4)).max() < 0.06
+
+
+def test_a_share_of_nothing_changes_nothing():
+    tiny = matrices(**dict.fromkeys(COLOURS, 1e-9))
+    np.testing.assert_allclose(tiny, np.tile(np.eye(3, 4), (4000, 1, 1)), atol=1e-5)
 
 
 # ---- Erased rectangles.
@@ -346,6 +372,11 @@ def test_angles_about_the_centre():
     np.testing.assert_allclose((a * 16 + b * 16 + c, d * 16 + e * 16 + f), 16, atol=1e-4)
     assert_spread(np.rad2deg(np.arctan2(d, a)), -30.01, 30.01)
     assert_spread(np.rad2deg(np.arctan(a * b + d * e)), -20.01, 20.01)
+
+
+def test_angles_are_drawn_apart():
+    a, b, _, d, e, *_ = draw(Augmentation(rotate=30, shear=20))["affine"].T
+    assert abs(np.corrcoef(np.arctan2(d, a), a * b + d * e)[0, 1]) < 0.05
 
 
 # ---- Pixels.
@@ -606,3 +637,9 @@ def test_a_shrunk_crop_is_the_right_one(flip):
 def test_wrong_arguments(values, message):
     with pytest.raises(UsageError, match=f"Augmentation.*{message}"):
         Augmentation(**values)
+
+
+def test_the_ends_of_the_ranges_are_right_arguments():
+    Augmentation(min_area=1.0, max_area=1.0, max_aspect=1.0, erase_max_area=0.02)
+    Augmentation(rotate=180, shear=45)
+    Augmentation(brightness=1, contrast=1, saturation=1, hue=0.5, erase=1, erase_max_area=1)

@@ -1,5 +1,6 @@
 """An exported model's embeddings of image files: in order, whatever lies between them."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -66,6 +67,20 @@ def test_many_threads_beside_faiss(embedder):
         for image, (embedding, rows) in zip(images, pool.map(work, images), strict=True):
             np.testing.assert_allclose(embedding, expected(image), atol=1e-5)
             np.testing.assert_array_equal(rows, alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format version 2, this is version 1"),
+        ({"preprocessing": 3}, "not written by tripletmill"),
+    ],
+)
+def test_other_cards_are_refused(run, tmp_path, change, words):
+    card = {**json.loads((run / "export/model_card.json").read_text()), **change}
+    (tmp_path / "model_card.json").write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=words):
+        load_card(str(tmp_path))
 
 
 def test_a_model_that_does_not_load(run, tmp_path):

@@ -21,6 +21,7 @@ import tensorflow as tf
 from preprocessing.errors import UsageError
 from preprocessing.index import load_info
 from tests.fixtures.cloud.processes import reserved_port
+from trainer import workers as workers_module
 from trainer.strategy import make_strategy
 from trainer.watchdog import silent
 from trainer.workers import await_all, cluster
@@ -359,3 +360,11 @@ def test_workers_find_each_other_by_ipv6_too():
         with socket.create_server(("127.0.0.1", coming)):
             waiting.join(20)
         assert not waiting.is_alive()
+
+
+def test_errors_that_name_no_worker_keep_their_text(monkeypatch):
+    monkeypatch.setattr(workers_module.watchdog, "silent", lambda *_: [])
+    failed = tf.errors.InternalError(None, None, "Failed to run cuBLAS routine\nmore")
+    line = str(workers_module._lost(["a:1", "b:2"], 0, failed))
+    assert line.startswith("a worker was lost: one that stands still or has ended by itself")
+    assert "or this one failed (Failed to run cuBLAS routine); start all workers again" in line

@@ -37,12 +37,37 @@ def test_a_planted_wrong_label_is_found():
     assert found.num_alone == 0
 
 
+def test_no_label_is_wrong_where_classes_are_apart():
+    embedding, label = two_classes()
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert found.row.tolist() == found.score.tolist() == []
+
+
 def test_images_alone_in_their_class_are_counted_and_not_judged():
     embedding, label = two_classes()
     label[2] = 5
     found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
     assert found.row.tolist() == []
     assert found.num_alone == 1
+
+
+def test_two_wrong_labels_the_surer_first():
+    embedding, label = two_classes()
+    label[[2, 9]] = 3, 7  # 14 is farther from the 10, 11, 12, 13 than 2 from 0, 1, 3, 4
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert found.row.tolist() == [2, 9]
+    assert found.score[0] > found.score[1] > 0
+
+
+def test_a_class_of_few_images_can_be_sat_in():
+    """Two images of it, of ten neighbours, are more than half of what it has."""
+    embedding = np.array([0, 0.1, 0.2, 50, 51, 52, 53, 54, 55, 56, 57, 58], np.float32)[:, None]
+    label = np.array([1, 1, 2] + [2] * 9)
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 10)[0])
+    assert found.row.tolist() == []  # eight others of its own class are among the ten
+    found = findings.wrong_labels(embedding, label, nearest(embedding, 3)[0])
+    assert found.row.tolist() == [2]
+    assert found.votes.tolist() == [2]
 
 
 def plain_wrong_labels(embedding, label, rows):

@@ -1,5 +1,6 @@
 """Signs that training goes wrong, seen in the numbers of each loop."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -21,9 +22,16 @@ LEAST_RANK = 1.5
 LEAST_ACTIVE = 0.01
 # Where input keeps up, a share of .001 to .02 is seen.
 MOST_INPUT = 0.5
+# What is nearly equal, of mined distances; and what counts as a fall, of them or of the loss.
+NEARLY, FALL = 0.02, 0.02
+ALL_ACTIVE = 0.99
 # How long a sign must hold. A pipeline fills, and a run finds its feet, in less.
 LOOPS = 3
 STEPS = 50
+# Runs that learn may have equal distances for longer: semi-hard negatives lie just beyond their
+# positives as long as those are among the many, and batch-hard mining goes through it, for 10 to 20
+# steps on one data set.
+STUCK_STEPS = 200
 
 
 def spread(embeddings: np.ndarray) -> float:
@@ -70,23 +78,61 @@ def effective_rank(embeddings: np.ndarray) -> float:
     return float(np.exp(-np.sum(weights * np.log(weights))))
 
 
-# A sign of trouble: whether a loop's numbers show it, and what to say with them.
-_Sign = tuple[Callable[[Mapping[str, float]], bool], str]
-_SIGNS: tuple[_Sign, ...] = (
-    (
+@dataclasses.dataclass(frozen=True)
+class _Sign:
+    """A kind of trouble.
+
+    Attributes:
+      holds: whether a loop's numbers show it.
+      text: what to say with them.
+      steps: over how many it must hold.
+      begins_anew: of the numbers that it began with and those of now, whether it only begins now.
+    """
+
+    holds: Callable[[Mapping[str, float]], bool]
+    text: str
+    steps: int = STEPS
+    begins_anew: Callable[[Mapping[str, float], Mapping[str, float]], bool] = lambda was, now: False
+
+
+def _equal_distances(of: Mapping[str, float]) -> bool:
+    """Whether all triplets cost something, and on average the margin; a sign of nothing alone."""
+    nan = float("nan")
+    positive, negative = of.get("positive_distance", nan), of.get("negative_distance", nan)
+    near = abs(negative - positive) < NEARLY * negative
+    return near and of.get("active", 0) >= ALL_ACTIVE and "loss" in of
+
+
+def _moves(was: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """Whether a run still finds its way: loss or distances fall, or the learning rate rises."""
+    falls = any(now[name] < (1 - FALL) * was[name] for name in ("loss", "positive_distance"))
+    return falls or now.get("learning_rate", 0) > was.get("learning_rate", 0)
+
+
+_SIGNS = (
+    _Sign(
         lambda of: of.get("spread", 1) < LEAST_SPREAD or of.get("effective_rank", 2) < LEAST_RANK,
         "embeddings have collapsed (spread {spread:.2g} of 1, effective rank {effective_rank:.1f}):"
         " lower the learning rate, warm up longer, or mine semi-hard instead of hard negatives",
     ),
-    (
+    _Sign(
         lambda of: of.get("active", 1) < LEAST_ACTIVE,
         "only {active:.1%} of the triplets are active, the rest teach nothing:"
         " make batches harder (BatchPlan.hard_share), mine hard negatives, or raise the margin",
     ),
-    (
+    _Sign(
         lambda of: of.get("input_share", 0) > MOST_INPUT,
         "{input_share:.0%} of the time goes by waiting for images: store them"
         " smaller (preprocess.short_side), in memory (Reading.cache) or on a faster disk",
+    ),
+    _Sign(
+        _equal_distances,
+        "the loss is stuck at the margin ({loss:.3g}; if soft, log 2): negatives are no farther"
+        " than positives ({negative_distance:.3g} and {positive_distance:.3g}), and neither falls:"
+        " change the learning rate, mine semi-hard negatives, begin with pretrained weights, or see"
+        " whether the labels are right",
+        steps=STUCK_STEPS,
+        begins_anew=_moves,
     ),
 )
 
@@ -94,37 +140,39 @@ _SIGNS: tuple[_Sign, ...] = (
 class Health:
     """Warns of what goes wrong in a run, of each kind once.
 
-    The signs are collapsed embeddings, idle triplets and slow input.
+    Collapse, idle triplets, slow input, and a loss that is stuck.
     """
 
     def __init__(self) -> None:
         self._left = list(_SIGNS)
-        # The step since which each sign has held, and for how many loops.
-        self._held: dict[_Sign, tuple[int, int]] = {}
+        # Of those that hold: since which step, for how many loops, and with what numbers at first.
+        self._held: dict[_Sign, tuple[int, int, Mapping[str, float]]] = {}
 
     def warnings(self, step: int, numbers: Mapping[str, float]) -> list[str]:
         """What there is to say after a loop.
 
         Args:
           step: that it ended with; more than at the call before.
-          numbers: means over the loop, by name; those of spread, effective_rank, active and
-            input_share that are known, the first two together.
+          numbers: means over the loop, by name; of spread, effective_rank, active, input_share,
+            loss, positive_distance, negative_distance and learning_rate those that are known, the
+            first two together.
 
         Returns:
-          A line for each sign that has now held in LOOPS loops in a row and over STEPS steps.
+          A line for each sign that has now held in LOOPS loops in a row and over its steps.
         """
         lines = []
         for sign in list(self._left):
-            holds, text = sign
-            if not holds(numbers):
+            if not sign.holds(numbers):
                 self._held.pop(sign, None)
                 continue
-            since, loops = self._held.get(sign, (step, 0))
-            self._held[sign] = since, loops + 1
-            if loops + 1 >= LOOPS and step - since >= STEPS:
+            since, loops, was = self._held.get(sign, (step, 0, numbers))
+            if sign.begins_anew(was, numbers):
+                since, loops, was = step, 0, numbers
+            self._held[sign] = since, loops + 1, was
+            if loops + 1 >= LOOPS and step - since >= sign.steps:
                 self._left.remove(sign)
                 lines.append(
-                    f"warning: step {step:,}: since step {since:,} {text.format(**numbers)}"
+                    f"warning: step {step:,}: since step {since:,} {sign.text.format(**numbers)}"
                 )
         return lines
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.health import LOOPS, ROWS, STEPS, Health, effective_rank, spread
+from trainer.health import LOOPS, ROWS, STEPS, STUCK_STEPS, Health, effective_rank, spread
 
 HEALTHY = {"spread": 0.9, "effective_rank": 30.0, "active": 0.3, "input_share": 0.01}
 
@@ -152,3 +152,77 @@ def test_numbers_that_are_not_known():
     for step in range(10, 200, 10):
         assert not health.warnings(step, {"active": 0.5})
         assert not health.warnings(step, {**HEALTHY, "spread": np.nan, "effective_rank": np.nan})
+
+
+def loops(loss, positive, gap, active=1.0, **more) -> list[dict[str, float]]:
+    """Numbers by loop; gap: of the mean distances, as a share of the negatives'."""
+    negative = np.divide(positive, 1 - np.asarray(gap))
+    columns = [column for column in (loss, positive, negative, active) if np.ndim(column)]
+    count = len(columns[0]) if columns else 100
+    columns = [np.broadcast_to(column, count) for column in (loss, positive, negative, active)]
+    names = ("loss", "positive_distance", "negative_distance", "active")
+    rows = [dict(zip(names, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
+    for name, values in more.items():
+        rows = [{**row, name: float(value)} for row, value in zip(rows, values, strict=True)]
+    return rows
+
+
+def noise(share: float, count: int = 100) -> np.ndarray:
+    return 1 + share * np.random.default_rng(0).normal(size=count)
+
+
+@pytest.mark.parametrize("every", [10, 100])
+@pytest.mark.parametrize(
+    "stuck",
+    [
+        loops(0.199 * noise(0.002), 1.3 * noise(0.004), 0.001 * noise(1)),
+        # Batch-hard: negatives are nearer than positives; soft, which knows no margin.
+        loops(1.01 * noise(0.002), 0.9 * noise(0.004), -0.01),
+        loops(0.6931, 0.5 * noise(0.004), 0.0),
+        # Unlike the others it has rates, which fall.
+        loops(0.2, 1.3 * noise(0.004), 0.0, learning_rate=np.linspace(0.1, 0.0, 100)),
+    ],
+)
+def test_a_loss_that_is_stuck(stuck, every):
+    steps = max(STUCK_STEPS, every * (LOOPS - 1))
+    found = told([{}] * 4 + stuck, every=every)
+    [(step, [line])] = found.items()
+    assert "the loss is stuck at the margin" in line
+    assert "negatives are no farther than positives" in line
+    # Noise may begin it anew, but not for long.
+    assert 5 * every + steps <= step <= 5 * every + 3 * steps
+    if every == 10:
+        assert not told(([{}] * 4 + stuck)[: 4 + STUCK_STEPS // every])
+
+
+def slow(start: float, end: float, count: int = 100) -> np.ndarray:
+    return np.linspace(start, end, count)
+
+
+@pytest.mark.parametrize(
+    "healthy",
+    [
+        # Semi-hard in a large batch: a negative just beyond each positive, while these come nearer.
+        loops(0.2 - 0.001 * noise(0.5), slow(1.35, 0.8) * noise(0.004), 0.001),
+        # The same, slower in distances but with a loss that falls.
+        loops(slow(0.199, 0.15), 1.3 * noise(0.004), slow(0.0, 0.019)),
+        # A long warm-up, in which nothing moves yet.
+        loops(0.2, 1.3, 0.001, learning_rate=slow(0.0, 1e-3)),
+        # Some triplets cost nothing: then the mean tells nothing of the margin.
+        loops(0.15, 1.3, 0.01, active=0.9),
+        # A gap, if a small one.
+        loops(0.16, 1.3, 0.03),
+        # Batch-hard mining: the nearest negative is nearer than the farthest positive, for long.
+        loops(1.2, 0.8, -0.25),
+    ],
+)
+def test_a_loss_that_is_not_stuck(healthy):
+    assert not told([{}] * 4 + healthy)
+
+
+def test_batch_hard_runs_pass_through_equal_distances():
+    # Soft, on Omniglot, every 10 steps.
+    gaps = [-0.308, -0.229, -0.131, -0.087, 0.02, 0.037, 0.095, 0.041, 0.11, 0.129]
+    losses = [0.801, 0.741, 0.709, 0.702, 0.692, 0.69, 0.684, 0.69, 0.682, 0.68]
+    positives = [0.839, 0.484, 0.262, 0.198, 0.17, 0.176, 0.181, 0.199, 0.195, 0.191]
+    assert not told(loops(losses, positives, gaps), every=100)

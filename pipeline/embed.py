@@ -75,9 +75,12 @@ def _print_summary(outcome: Outcome) -> None:
     if outcome.warning:
         print(f"  warning: {outcome.warning}")
     directory = info.directory.rstrip("/")
-    # An index lies on a local disk.
-    folder = directory.rpartition("/")[2] if storage.is_bucket(directory) else directory
-    index = f"{folder}-index"
+    parent, _, name = directory.rpartition("/")
+    index = name.replace("embeddings", "index")
+    if index == name:
+        index = f"{name}-index"
+    if not storage.is_bucket(directory):  # where no index can be
+        index = storage.join(parent, index)
     print(
         f"next: python -m trainer.search build --embeddings={shlex.quote(directory)}"
         f" --index={shlex.quote(index)}"

@@ -62,6 +62,7 @@ def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner, Pipel
     """
     options = read_flags(beam_flags)
     kind = _kind(options)
+    _check_dry_run(options)
     given = options.get_all_options()
     for flag, kinds in ONLY_WITH.items():
         if given[flag] and kind not in kinds:
@@ -119,6 +120,15 @@ def _kind(options: PipelineOptions) -> str:
     """The runner's name as Beam reads it, in small letters: "direct", "dataflow", ..."""
     name = options.view_as(StandardOptions).runner or "direct"
     return name.rpartition(".")[2].lower().removesuffix("runner")
+
+
+def _check_dry_run(options: PipelineOptions) -> None:
+    """Makes a truth value of --dry_run; Beam takes any text for true."""
+    test = options.view_as(TestOptions)
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if str(test.dry_run).lower() not in values:
+        raise UsageError(f"--dry_run={test.dry_run}: True or False")
+    test.dry_run = values[str(test.dry_run).lower()]
 
 
 def _local(options: PipelineOptions) -> FnApiRunner:

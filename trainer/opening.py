@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from preprocessing.errors import UsageError, first_line
+from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex
 from trainer.batching import BatchPlan
 from trainer.losses import TripletResult
@@ -20,7 +20,7 @@ def check_triplets(
     try:
         result = triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"train.triplets: {first_line(error)}") from error
+        raise UsageError(f"train.triplets: {str(error).splitlines()[0]}") from error
     if not isinstance(result, TripletResult):
         raise UsageError(f"train.triplets returns {type(result).__name__}, not a TripletResult")
 
@@ -33,9 +33,21 @@ def check_divides(plan: BatchPlan, replicas: int, microbatches: int) -> None:
     of = f"{replicas} replicas" if replicas > 1 else ""
     of += " of " if replicas > 1 and microbatches > 1 else ""
     of += f"{microbatches} microbatches" if microbatches > 1 else ""
+    unit = parts // math.gcd(plan.images_per_class, parts)
+    nearest = max(1, round(plan.classes_per_batch / unit)) * unit
+    if nearest > plan.num_classes:
+        nearest = plan.num_classes // unit * unit
+    if nearest < 2:
+        images = max(1, round(plan.images_per_class / parts)) * parts
+        advice = (
+            f"no number of classes up to {plan.num_classes} is, at {plan.images_per_class} images"
+            f" each; images_per_class = {images} would be"
+        )
+    else:
+        advice = f"the nearest that is has classes_per_batch = {nearest}"
     raise UsageError(
         f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
-        f" {of}; change BatchPlan.classes_per_batch or BatchPlan.images_per_class"
+        f" {of}; {advice}"
     )
 
 

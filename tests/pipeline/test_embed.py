@@ -53,7 +53,7 @@ def of_records(photos, model, tmp_path_factory) -> Path:
     assert but_for_progress(done.stderr) == []
     assert re.search(r"30 of 12 numbers, in 4 shards\n  30 images embedded now, in ", done.stdout)
     assert "left out: nothing" in done.stdout
-    index = f"{output}-index"
+    index = output.parent / "index"
     last = f"next: python -m trainer.search build --embeddings={output} --index={index}"
     assert done.stdout.splitlines()[-1] == last
     return output

@@ -98,6 +98,7 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
         (["--direct_num_workers"], "argument --direct_num_workers: expected one argument"),
         (["--gcs_custom_audit_entries=x"], "Beam's flags: Expecting value"),
+        (["--dry_run=perhaps"], "--dry_run=perhaps: True or False"),
         (["--dry_run=True"], "--dry_run: only with --runner=DataflowRunner"),
         (["--template_location=x"], "--template_location: only with --runner=DataflowRunner"),
         (["--runner=PortableRunner"], "--job_endpoint=HOST:PORT missing"),
@@ -159,6 +160,7 @@ def test_dataflow_takes_no_local_paths(images):
     ("flags", "said"),
     [
         (["--dry_run=True"], "dry run: the job is valid; nothing was started"),
+        (["--dry_run=False"], None),
         (["--template_location=gs://b/t"], "template staged at gs://b/t"),
         (["--no_wait_until_finish"], "the job goes on; once it is done, its data set is there"),
         ([], None),

@@ -399,9 +399,12 @@ def usage_error(**arguments) -> str:
     return message
 
 
-def test_an_unknown_name_says_the_kinds():
+def test_an_unknown_name_suggests_close_ones_and_says_the_kinds():
     message = usage_error(name="resnet_50")
+    assert "did you mean ResNet50" in message
     assert "small_conv, efficientnet_lite0, or a constructor of keras.applications" in message
+    assert "MobileNetV3Small" in usage_error(name="mobilenet_v3_small").split("?")[0]
+    assert "did you mean" not in usage_error(name="qqqq")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ QUERIES = 8  # of each kind,
 OF_QUERY = 7  # nearest of each that are shown
 OF_LABEL = 3  # and of each likely wrong label
 BINS = 60
+STALE = 0.001  # of MAP@R: more than embedding again changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ def render(inputs: Inputs, found: Analysis, thumbnails: Thumbnails, *, listed: i
         deepest=DEEPEST,
         neighbours=NEIGHBOURS,
         table=builder.table(),
+        stale=builder.stale(),
         recall=builder.recall_curve(),
         distances=builder.distances(),
         curves=builder.training_curves(),
@@ -137,6 +139,14 @@ class _Builder:
                 for name in COLUMNS
             }
         return rows
+
+    def stale(self) -> float | None:
+        """MAP@R of the evaluation's trained model, where it is not that of the embeddings."""
+        if self._in.evaluation is None or self._in.rules_differ:
+            return None
+        value: float | None = self._in.evaluation["results"].get(TRAINED, {}).get(MAP_AT_R)
+        near = value is None or abs(value - self._found.metrics.map_at_r) <= STALE
+        return None if near else value
 
     def recall_curve(self) -> Markup:
         k = range(1, DEEPEST + 1)

@@ -124,6 +124,8 @@ def test_others_are_those_of_the_evaluation(page, reported):
     assert page.cells["raw pixels", "map_at_r"] == "0.062"
     assert page.cells["raw pixels", "r_precision"] == "–"
     assert page.cells["raw pixels", "recall_at_8"] == "–"
+    # The evaluation is of another model, which its figure gives away.
+    assert "MAP@R 0.312 of the trained model" in reported.html
 
 
 def test_the_planted_wrong_label_is_first_but_for_the_copy(page, reported):
@@ -270,6 +272,7 @@ def test_an_evaluation_by_other_rules_is_not_beside_it(reported, tmp_path, capsy
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "images of a query's x_visit were left out" in " ".join(html.split())
     assert {name for name, _ in Page(html).cells} == {"trained model"}
+    assert "of the trained model: it is of another step" not in html
 
 
 def test_damaged_pictures_are_counted(reported, tmp_path):

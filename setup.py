@@ -28,9 +28,10 @@ setup(
     packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*", "tripletmill*"]),
     package_data={"trainer.report": ["*.jinja"], "trainer.serve": ["static/*"]},
     install_requires=[
+        # Beam and gin have upper bounds, since private parts of both are used.
         "absl-py>=2.1",
-        "apache-beam>=2.66",
-        "gin-config>=0.5",
+        "apache-beam>=2.66,<2.78",
+        "gin-config==0.5.*",
         "google-cloud-storage>=2.18",
         "google-crc32c>=1.5",
         "jinja2>=3.1",
@@ -51,7 +52,7 @@ setup(
         # TensorFlow uses the last two packages to find a TPU by its name.
         "tpu": ["tensorflow-tpu>=2.20,<2.22", FAISS, "google-api-python-client", "oauth2client"],
         # Beam uses `build` to make the package of --setup_file.
-        "gcp": ["apache-beam[gcp]>=2.66", "build"],
+        "gcp": ["apache-beam[gcp]>=2.66,<2.78", "build"],
         # For compiling a training step for a TPU on a machine without one (docs/tpu.md).
         "tpu-check": ["jax>=0.10", "libtpu>=0.0.50"],
         # For the web page (trainer.serve). Both packages are small and under the BSD licence, and

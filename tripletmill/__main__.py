@@ -13,7 +13,7 @@ from tripletmill.inspection.describe import describe, escaped
 from tripletmill.inspection.problem import Problem
 from tripletmill.inspection.verify import verify
 
-SHOWN_OF_A_KIND = 20
+SHOWN_OF_A_FILE = 20
 DESCRIPTION = """
 Looks into a data set. Exit codes: 0; 1 where verify finds something wrong; 2 for a mistake in the
 command line or a folder without a data set, said in one line; 130 after Ctrl+C.
@@ -50,14 +50,14 @@ def _verify(directory: str, jobs: int | None) -> int:
             progress.update(f"read {images:,} of {total:,} images, {rate:,.0f} a second")
 
         for problem in verify(directory, jobs=jobs, on_progress=update):
-            kind = "" if problem.is_remark else problem.kind
-            counts[kind] += 1
-            if counts[kind] <= SHOWN_OF_A_KIND:
+            file = "" if problem.is_remark else problem.file
+            counts[file] += 1
+            if counts[file] <= SHOWN_OF_A_FILE:
                 (progress.line if terminal else print)(_line(problem))
     del counts[""]
-    for kind, count in counts.items():
-        if count > SHOWN_OF_A_KIND:
-            print(f"and {count - SHOWN_OF_A_KIND:,} more: {kind}")
+    for file, count in counts.items():
+        if count > SHOWN_OF_A_FILE:
+            print(escaped(f"{file}: {count - SHOWN_OF_A_FILE:,} more problems"))
     if counts:
         print(f"{counts.total():,} problem{'s' * (counts.total() > 1)}")
         return 1

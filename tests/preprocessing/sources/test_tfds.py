@@ -167,31 +167,9 @@ def prepare(folder: Path) -> None:
     for config in ("small", "large"):
         named = [{"image": io.BytesIO(jpeg(i)), "name": f"{config} {i}"} for i in range(2)]
         store("sized", texts, {"train": named}, config=config)
-    store("one", texts, {"train": named}, config="only")
 
     broken = {"image": features.Image(), "label": features.ClassLabel(names=["a\nb", "c"])}
     store("broken", broken, {"train": [{"image": io.BytesIO(jpeg(1)), "label": 1}]})
-
-    # features.json as earlier versions of TFDS have written it, which this one still reads.
-    core = "tensorflow_datasets.core.features"
-    image = {"shape": [None, None, 3], "dtype": "uint8", "encoding_format": None}
-    contents = {
-        "image": ("image_feature.Image", image),
-        "label": ("class_label_feature.ClassLabel", {"num_classes": 3}),
-        "year": ("tensor_feature.Tensor", {"shape": [], "dtype": "int64"}),
-        "weight": ("tensor_feature.Tensor", {"shape": [], "dtype": "float32"}),
-        "owner": ("text_feature.Text", {}),
-        "box": ("tensor_feature.Tensor", {"shape": [4], "dtype": "float32"}),
-    }
-    content = {n: {"type": f"{core}.{kind}", "content": c} for n, (kind, c) in contents.items()}
-    old = {"type": f"{core}.features_dict.FeaturesDict", "content": content}
-    middle = features.FeaturesDict(pets).to_json()
-    text = middle | {"content": json.dumps(middle["content"])}
-    for name, described in (("old", old), ("middle", middle), ("text", text)):
-        copy = folder / name / "1.10.0"
-        shutil.copytree(folder / "pets" / "1.10.0", copy)
-        (copy / "features.json").write_text(json.dumps(described))
-        expected[f"{name}/1.10.0"] = read(copy)
 
     (folder / "expected.json").write_text(json.dumps(expected))
 
@@ -236,14 +214,10 @@ def positions(refs) -> list[str]:
     [
         ("pets", "pets/1.10.0", {}, "image", "label"),
         ("pets:1.9.0", "pets/1.9.0", {}, "image", "label"),
-        ("old", "old/1.10.0", {}, "image", "label"),
-        ("middle", "middle/1.10.0", {}, "image", "label"),
-        ("text", "text/1.10.0", {}, "image", "label"),
         ("plants", "plants/1.0.0", {}, "photo/image", "class/of/species"),
         ("plants", "plants/1.0.0", {"label": "class/of/id"}, "photo/image", "class/of/id"),
         ("sized/large", "sized/large/1.0.0", {}, "image", "name"),
         ("sized/small:1.0.0", "sized/small/1.0.0", {}, "image", "name"),
-        ("one", "one/only/1.0.0", {}, "image", "name"),
     ],
 )
 def test_same_as_tfds(prepared, name, folder, options, image, label):
@@ -341,12 +315,12 @@ def test_class_name_with_a_line_break(prepared):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("birds", "no such data set in .*, which holds broken, downloads, middle, .*, text"),
+        ("birds", "no such data set in .*, which holds broken, downloads, pairs, .*, sized"),
         ("sized", "say which of its configurations: tfds:sized/CONFIG with large, small"),
         ("sized/huge", "no such configuration, only large, small"),
         ("pets/huge", "no such configuration, only none"),
         ("pets:1.0.0", "no such version in .*/pets, only 1.9.0, 1.10.0"),
-        ("one/only:2.0.0", "no such version in .*/one/only, only 1.0.0"),
+        ("sized/small:2.0.0", "no such version in .*/sized/small, only 1.0.0"),
         ("pets:1", "expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
         ("../pets", "expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
         ("", "expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
@@ -413,11 +387,20 @@ def test_description_is_missing_or_wrong(pets, name):
         b'{"pythonClassName": 3, "splits": [{"shardLengths": 3}]}',
     ):
         (pets / name).write_bytes(content)
-        with pytest.raises(UsageError, match=f"^input tfds:pets: .*/{name}: not as TFDS writes it"):
+        with pytest.raises(UsageError, match=f"^input tfds:pets: .*/{name}: not in the form that"):
             source.check()
     (pets / name).unlink()
     with pytest.raises(UsageError, match=f"^input tfds:pets: no {name} in .*; prepare it with"):
         source.check()
+
+
+def test_features_in_a_former_form(pets):
+    image = {"type": "tensorflow_datasets.core.features.image_feature.Image", "content": {}}
+    content = {"type": "FeaturesDict", "content": {"image": image}}
+    (pets / "features.json").write_text(json.dumps(content))
+    problem = r"not in the form that TFDS writes today \(KeyError\('featuresDict'\)\); prepare the"
+    with pytest.raises(UsageError, match=problem):
+        TfdsSource("pets", str(pets.parents[1])).check()
 
 
 def test_no_files(pets):

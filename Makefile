@@ -104,7 +104,7 @@ test-slow: setup  ## those that take minutes
 lint: setup  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy preprocessing pipeline trainer demo benchmarks
+	$(BIN)/mypy preprocessing pipeline trainer demo benchmarks tools
 
 format: setup  ## bring the code into form
 	$(BIN)/ruff check --fix .
@@ -135,7 +135,7 @@ $(TPU_CHECK)/.installed: setup.py
 	touch $@
 
 tpu-check: setup $(TPU_CHECK)/.installed  ## which batches fit a TPU v5e, compiled without one [ARGS=...]
-	$(BIN)/python -m benchmarks.tpu_check --jax_python=$(TPU_CHECK)/bin/python $(ARGS)
+	$(BIN)/python -m tools.tpu_check --jax_python=$(TPU_CHECK)/bin/python $(ARGS)
 
 clean:  ## remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.tpu_check.cases import product
-from benchmarks.tpu_check.compile import needed
-from benchmarks.tpu_check.export import LoneReplica
 from preprocessing.errors import UsageError
+from tools.tpu_check.cases import product
+from tools.tpu_check.compile import needed
+from tools.tpu_check.export import LoneReplica
 from trainer import tiles
 from trainer.global_batch import gather
 from trainer.losses import NEGATIVES, POSITIVES, batch_triplets
@@ -336,7 +336,7 @@ def test_mistakes_are_said_in_one_line(flags, message, tmp_path):
     without_jax = tmp_path / "python"
     without_jax.write_text("#!/bin/sh\nexit 1\n")
     without_jax.chmod(0o755)
-    command = [sys.executable, "-m", "benchmarks.tpu_check", f"--jax_python={without_jax}", *flags]
+    command = [sys.executable, "-m", "tools.tpu_check", f"--jax_python={without_jax}", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 

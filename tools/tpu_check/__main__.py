@@ -13,11 +13,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from benchmarks.tpu_check import cases
-from benchmarks.tpu_check.cases import Case
-from benchmarks.tpu_check.compile import Compiled
 from preprocessing.arguments import Parser, positive
 from preprocessing.errors import UsageError
+from tools.tpu_check import cases
+from tools.tpu_check.cases import Case
+from tools.tpu_check.compile import Compiled
 
 _COLUMNS = (
     ("backbone", 18),
@@ -55,7 +55,7 @@ def _one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(
-        prog="python -m benchmarks.tpu_check",
+        prog="python -m tools.tpu_check",
         description="Compiles a replica's training step for a TPU v5e and prints the memory it"
         " takes. Values may be lists, as in --batch=128,256: every combination is compiled.",
         argument_default=argparse.SUPPRESS,
@@ -107,8 +107,8 @@ def _run(command: Sequence[str]) -> str:
 def _check(case: Case, jax_python: str, file: str) -> Compiled:
     """Exports a case to a file and compiles it, in a process each."""
     try:
-        _run([sys.executable, "-m", "benchmarks.tpu_check.export", case.to_json(), file])
-        output = _run([jax_python, "-m", "benchmarks.tpu_check.compile", file])
+        _run([sys.executable, "-m", "tools.tpu_check.export", case.to_json(), file])
+        output = _run([jax_python, "-m", "tools.tpu_check.compile", file])
         return Compiled(**json.loads(output.splitlines()[-1]))
     except _ProcessError as error:  # libtpu may end its process instead of raising
         return Compiled(0.0, error=str(error))

@@ -1,14 +1,14 @@
 """Writes the HLO of a replica's training step. Run under TensorFlow, one process a case.
 
-python -m benchmarks.tpu_check.export CASE OUT
+python -m tools.tpu_check.export CASE OUT
 """
 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.tpu_check.cases import Case
 from preprocessing.errors import UsageError
+from tools.tpu_check.cases import Case
 from trainer.startup import import_tensorflow
 
 import_tensorflow()

@@ -1,6 +1,6 @@
 """Compiles HLO for a TPU v5e, with libtpu on the CPU. Run under jax, without TensorFlow.
 
-python -m benchmarks.tpu_check.compile HLO    (prints JSON: a Compiled)
+python -m tools.tpu_check.compile HLO    (prints JSON: a Compiled)
 """
 
 import dataclasses

@@ -58,8 +58,8 @@ class BuiltIndex:
     """An index of one kind over the vectors.
 
     Attributes:
-      setting: the name of the setting that trades recall for speed, and `values` its values;
-        an exact index has no values.
+      setting: the name of the setting that trades speed for recall; empty for an exact index.
+      values: the values of the setting, ascending; none for an exact index.
       build_seconds: the time to build the index.
     """
 
@@ -72,6 +72,7 @@ class BuiltIndex:
         self.setting, self.values = approximate.settings(self._index)
         self._kind = kind
         self._vectors = vectors
+        self._threads = available_cores()
 
     def megabytes(self) -> float:
         """Returns the size of the index as a file."""
@@ -88,10 +89,9 @@ class BuiltIndex:
           value: of the setting; an exact index ignores it.
           k: how many neighbours.
         """
-        threads = available_cores()
         if self._kind == approximate.FLAT:
-            return list(exact(self._vectors, queries, k, threads=threads)[1])
-        candidates = approximate.propose(self._index, queries, k, value, threads=threads)
+            return list(exact(self._vectors, queries, k, threads=self._threads)[1])
+        candidates = approximate.propose(self._index, queries, k, value, threads=self._threads)
         return [
             closest(self._vectors, query, rows[rows >= 0], k)[1]
             for query, rows in zip(queries, candidates, strict=True)

@@ -106,7 +106,7 @@ test-slow: setup  ## run the slow tests, which take minutes each [ARGS=...]
 lint: setup  ## check style and types, as CI does besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy tripletmill preprocessing pipeline trainer demo benchmarks
+	$(BIN)/mypy tripletmill preprocessing pipeline trainer demo benchmarks tools
 
 format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
@@ -138,7 +138,7 @@ $(TPU_CHECK)/.installed: setup.py
 	touch $@
 
 tpu-check: setup $(TPU_CHECK)/.installed  ## show which batches fit a TPU v5e, by compiling for it without having one [ARGS=...]
-	$(BIN)/python -m benchmarks.tpu_check --jax_python=$(TPU_CHECK)/bin/python $(ARGS)
+	$(BIN)/python -m tools.tpu_check --jax_python=$(TPU_CHECK)/bin/python $(ARGS)
 
 clean:  ## remove caches and build products, but not data/, runs/ and .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.tpu_check.cases import product
-from benchmarks.tpu_check.compile import needed
-from benchmarks.tpu_check.export import LoneReplica
+from tools.tpu_check.cases import product
+from tools.tpu_check.compile import needed
+from tools.tpu_check.export import LoneReplica
 from trainer.models.embedding_model import build_model
 from tripletmill.errors import UsageError
 from tripletmill.losses import triplet_sums
@@ -323,7 +323,7 @@ def test_memory_is_read_out_of_a_refusal():
     ("flags", "message"),
     [
         (["--batch=8,x"], "argument --batch: 'x': whole numbers, 1 or more; see --help"),
-        (["--loss=easy"], "argument --loss: 'easy': of semihard, hard; see --help"),
+        (["--loss=easy"], "argument --loss: 'easy': choose from semihard, hard; see --help"),
         (["--size=8"], "unrecognized arguments: --size=8; see --help"),
         (["--jax_python=no/python"], "--jax_python no/python: No such file or directory"),
         (
@@ -336,7 +336,7 @@ def test_mistakes_are_said_in_one_line(flags, message, tmp_path):
     without_jax = tmp_path / "python"
     without_jax.write_text("#!/bin/sh\nexit 1\n")
     without_jax.chmod(0o755)
-    command = [sys.executable, "-m", "benchmarks.tpu_check", f"--jax_python={without_jax}", *flags]
+    command = [sys.executable, "-m", "tools.tpu_check", f"--jax_python={without_jax}", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 

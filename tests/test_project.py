@@ -40,7 +40,7 @@ def test_preprocessing_starts_without_tensorflow_and_beam():
     files = (ROOT / "preprocessing").rglob("[a-z]*.py")
     modules = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files)
     imports = f"import sys, {', '.join(modules)}"
-    code = f"{imports}; print({{'tensorflow', 'apache_beam'}} & {{*sys.modules}})"
+    code = f"{imports}; print({{'tensorflow', 'keras', 'apache_beam'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 

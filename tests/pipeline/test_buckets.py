@@ -15,6 +15,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index import load_index
 from preprocessing.sources.trees import open_tree
 from preprocessing.storage import bucket as bucket_storage
+from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import go_emulator
 from tests.fixtures.cloud.faults import (
     DOWNLOAD,
@@ -320,67 +321,33 @@ print(len(files), len(images), min(min(i.shape[:2]) for i in images))
     assert done.stdout.split() == ["5", "31", "32"]
 
 
-@pytest.mark.parametrize("what", ["verify", "describe"])
-def test_index_commands(emulator, images, tmp_path, what):
-    output = f"gs://{BUCKET}/index_{what}"
-    job(emulator, images, output, log=tmp_path / "log")
-    done = subprocess.run(
-        [sys.executable, "-m", "preprocessing.index", what, output],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **emulator.environment()},
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "31 images" in done.stdout if what == "verify" else "broken.jpg" in done.stdout
-
-
 def test_a_slash_too_many_in_a_name(emulator, monkeypatch):
     for name in ("slashes/dog/1.png", "slashes//dog/2.png", "slashes//3.png"):
         emulator.put(BUCKET, name, b"")
-    for name, value in emulator.environment().items():
-        monkeypatch.setenv(name, value)
-    bucket_storage._client.cache_clear()
-    try:
+    with client_of(emulator, monkeypatch):
         tree = open_tree(f"gs://{BUCKET}/slashes")
         assert tree.folders("") == (["dog"], [("/", "folder without a name")])
-    finally:
-        bucket_storage._client().close()
-        bucket_storage._client.cache_clear()
 
 
 def test_an_object_that_is_not_there(emulator, monkeypatch):
-    for name, value in emulator.environment().items():
-        monkeypatch.setenv(name, value)
-    bucket_storage._client.cache_clear()
-    try:
+    with client_of(emulator, monkeypatch):
         for ask in (lambda file: file.seek(5), lambda file: file.read(1)):
             file = bucket_storage.open_read(f"gs://{BUCKET}/nothing")
             with pytest.raises(FileNotFoundError):
                 ask(file)
         with pytest.raises(UsageError, match="nothing: no such folder"):
             load_index(f"gs://{BUCKET}/nothing", "train")
-    finally:
-        bucket_storage._client().close()
-        bucket_storage._client.cache_clear()
 
 
 def test_a_server_that_hangs_is_given_up(emulator, monkeypatch):
     from tests.fixtures.cloud.faults import HANG
 
-    with FaultyProxy(emulator.url, [Rule(HANG)]) as proxy:
-        for name, value in proxy.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(bucket_storage, "TIMEOUT_SECONDS", (1, 0.2))
-        monkeypatch.setattr(bucket_storage, "RETRY_SECONDS", 5.0)
-        for cached in (bucket_storage._client, bucket_storage._retry):
-            cached.cache_clear()
-        try:
-            with pytest.raises(OSError, match="Cloud Storage: "):
-                bucket_storage.read(f"gs://{BUCKET}/images/class_00/00.png")
-        finally:
-            bucket_storage._client().close()
-            for cached in (bucket_storage._client, bucket_storage._retry):
-                cached.cache_clear()
+    monkeypatch.setattr(bucket_storage, "TIMEOUT_SECONDS", (1, 0.2))
+    monkeypatch.setattr(bucket_storage, "RETRY_SECONDS", 5.0)
+    with (
+        FaultyProxy(emulator.url, [Rule(HANG)]) as proxy,
+        client_of(proxy, monkeypatch),
+        pytest.raises(OSError, match="Cloud Storage: "),
+    ):
+        bucket_storage.read(f"gs://{BUCKET}/images/class_00/00.png")
     assert proxy.counts["hang"] > 1

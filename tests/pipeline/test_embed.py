@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from preprocessing import embeddings, index
 from preprocessing.embeddings import Embeddings, load_embeddings
@@ -122,10 +123,8 @@ def test_some_splits(photos, model, of_records, tmp_path):
 
 
 def test_the_model_is_loaded_once(photos, model, tmp_path, monkeypatch):
-    from pipeline.embedding import model as models
-
-    load, loaded = models._load, []
-    monkeypatch.setattr(models, "_load", lambda card: loaded.append(card) or load(card))
+    load, loaded = tf.saved_model.load, []
+    monkeypatch.setattr(tf.saved_model, "load", lambda path: loaded.append(path) or load(path))
     run(model, tmp_path / "out", data=photos / "data")
     assert len(loaded) == 1
 

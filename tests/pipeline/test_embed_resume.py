@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedding import model as models
-from preprocessing import embeddings, sidecars
+from preprocessing import commit, embeddings, sidecars
 from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
 from tests.fixtures import exported, jobs
@@ -214,7 +214,7 @@ def test_a_second_job_is_kept_out(photos, model, tmp_path, monkeypatch):
     def start_another(*_, **__):
         run(model, tmp_path / "out", input=photos / "images")
 
-    monkeypatch.setattr("pipeline.embedding.writing._commit", start_another)
+    monkeypatch.setattr(commit, "check_rejected", start_another)
     with pytest.raises(UsageError, match="another process is writing there"):
         run(model, tmp_path / "out", input=photos / "images")
 

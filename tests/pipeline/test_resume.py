@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline import listing
-from preprocessing import index, shards
+from preprocessing import commit, index, shards
 from preprocessing.claim import Claim
 from preprocessing.errors import UsageError
 from preprocessing.sidecars import Sidecar
@@ -217,7 +217,7 @@ def test_a_shard_that_lost_its_end_is_made_again(images, data_set, tmp_path, mon
     def fail(*_, **__):
         raise MemoryError("as if killed")
 
-    monkeypatch.setattr("pipeline.writing._commit", fail)
+    monkeypatch.setattr(commit, "commit", fail)
     with pytest.raises(MemoryError):
         run(images, tmp_path / "data")
     monkeypatch.undo()
@@ -230,7 +230,7 @@ def test_a_second_job_is_kept_out(images, tmp_path, monkeypatch):
     def start_another(*_, **__):
         run(images, tmp_path / "data")
 
-    monkeypatch.setattr("pipeline.writing._commit", start_another)
+    monkeypatch.setattr(commit, "commit", start_another)
     with pytest.raises(UsageError, match="another process is writing there"):
         run(images, tmp_path / "data")
 

@@ -156,11 +156,6 @@ def test_an_error_of_a_worker_is_one_line(images, tmp_path, mode):
     assert error_of(done).startswith("1 of 10 images rejected")
 
 
-def test_a_wrong_flag_of_the_command_is_one_line(images):
-    error = error_of(command(f"--input={images}", "--output=o", "--direct_running_mode=fast"))
-    assert error.startswith("argument --direct_running_mode: invalid choice: 'fast'")
-
-
 def test_dataflow_takes_no_local_paths(images):
     flags = ["--temp_location=gs://bucket/tmp", f"--input={images}", "--output=gs://bucket/data"]
     error = error_of(command(*CLOUD, *flags))

@@ -2,8 +2,6 @@
 
 import io
 import pickle
-import subprocess
-import sys
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
@@ -245,13 +243,3 @@ def test_wrong_offset():
 def test_damaged_record_crosses_processes():
     error = pickle.loads(pickle.dumps(DamagedRecord(12, "the file ends within it")))
     assert str(error) == "damaged record at offset 12: the file ends within it"
-
-
-def test_neither_tensorflow_nor_beam_is_imported():
-    program = (
-        "import sys, preprocessing.images, preprocessing.records, preprocessing.tfds_layout\n"
-        "heavy = {'tensorflow', 'apache_beam', 'keras'}\n"
-        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

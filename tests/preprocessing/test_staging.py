@@ -24,6 +24,7 @@ from preprocessing.errors import UsageError
 from preprocessing.index import DatasetIndex, DatasetInfo, load_index
 from preprocessing.staging import stage
 from preprocessing.storage import bucket
+from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import go_emulator
 from tests.fixtures.cloud.faults import (
     DOWNLOAD,
@@ -77,22 +78,6 @@ def put(emulator, folder, *, sizes=(50_000,) * 8, seed=0, split="train"):
     }
     rows = dict.fromkeys(columns, np.zeros(0, np.int32))
     return DatasetIndex(info=info, split=split, shards=paths, **rows), shards
-
-
-@contextlib.contextmanager
-def client_of(endpoint, monkeypatch):
-    """Storage of this process leads to the endpoint."""
-    with monkeypatch.context() as patched:
-        for name, value in endpoint.environment().items():
-            patched.setenv(name, value)
-        for cached in (bucket._client, bucket._retry):
-            cached.cache_clear()
-        try:
-            yield
-        finally:
-            bucket._client().close()
-            for cached in (bucket._client, bucket._retry):
-                cached.cache_clear()
 
 
 @contextlib.contextmanager

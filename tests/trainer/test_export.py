@@ -125,19 +125,11 @@ def served(folder: Path, files: list[bytes]) -> np.ndarray:
 def test_what_is_written_and_printed(exported):
     model_dir, _, done = exported
     folder = model_dir / "export"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "model.keras",
-        "model.tflite",
-        "model_card.json",
-        "model_card.md",
-        "saved_model",
-    ]
     lines = done.stdout.splitlines()
     assert lines[0] == "model of step 7: 16 x 16 pixels -> 8 numbers"
     assert "old-test.json is of another step" in lines[1]
-    for line in lines[2:-1]:
-        assert Path(line.removeprefix("wrote ")).exists()
-    assert len(lines) == 2 + 5 + 1
+    written = {Path(line.removeprefix("wrote ")) for line in lines[2:-1]}
+    assert written == {*folder.iterdir()}
     assert lines[-1].startswith("next: ")
     assert f"--model='{model_dir}'" in lines[-1]
     assert done.stderr == ""

@@ -365,6 +365,11 @@ def test_workers_find_each_other_by_ipv6_too():
 def test_errors_that_name_no_worker_keep_their_text(monkeypatch):
     monkeypatch.setattr(workers_module.watchdog, "silent", lambda *_: [])
     failed = tf.errors.InternalError(None, None, "Failed to run cuBLAS routine\nmore")
-    line = str(workers_module._lost(["a:1", "b:2"], 0, failed))
+    with (
+        pytest.raises(workers_module.WorkerLostError) as lost,
+        workers_module.joining(["a:1", "b:2"], 0, 60),
+    ):
+        raise failed
+    line = str(lost.value)
     assert line.startswith("a worker was lost: one that stands still or has ended by itself")
     assert "or this one failed (Failed to run cuBLAS routine); start all workers again" in line

@@ -76,11 +76,6 @@ def random_embeddings(dtype=np.float32) -> tf.Tensor:
     return tf.constant(np.random.default_rng(0).normal(size=(ROWS, DIM)), dtype)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_traces():
-    tiles._function.cache_clear()
-
-
 @pytest.fixture
 def model():
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""The benchmark of preprocessing runs, says what failed, and leaves nothing behind."""
+"""The benchmark of preprocessing runs, reports failures, and leaves nothing behind."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def preprocess(folder: Path, *flags: str) -> str:
-    """What `python -m benchmarks.preprocess` prints; it leaves nothing in the folder."""
+    """The output of `python -m benchmarks.preprocess`, which must leave its folder empty."""
     command = [sys.executable, "-m", "benchmarks.preprocess", "--rounds=1", f"--folder={folder}"]
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

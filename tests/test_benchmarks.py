@@ -1,4 +1,4 @@
-"""What the benchmarks do besides measuring."""
+"""The parts of the benchmarks that do not measure time."""
 
 import os
 import subprocess
@@ -75,7 +75,7 @@ def test_columns(capsys):
 
 
 def mining(*flags: str) -> str:
-    """What `python -m benchmarks.mining` prints."""
+    """The output of `python -m benchmarks.mining`."""
     command = [sys.executable, "-m", "benchmarks.mining", "--rounds", "1", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_mining_of_shares_and_memory(tmp_path):
 
 
 def batches_by_offset(folder: Path, *flags: str) -> str:
-    """What `python -m benchmarks.input` prints of small data sets."""
+    """The output of `python -m benchmarks.input` on small data sets."""
     command = [sys.executable, "-m", "benchmarks.input", f"--folder={folder}", "--sides", "32"]
     data = ["--images_per_class=4", "--records=160", "--class_files=32"]
     turns = ["--read=384", "--rounds=1"]
@@ -143,7 +143,7 @@ def test_input_whole(tmp_path):
 
 
 def retrieval(data: Path, *flags: str) -> str:
-    """What `python -m benchmarks.retrieval` prints."""
+    """The output of `python -m benchmarks.retrieval`."""
     command = [sys.executable, "-m", "benchmarks.retrieval", f"--data={data}", "--steps=2"]
     batch = ["--classes=4", "--images=2", "--seeds=1"]
     done = subprocess.run([*command, *batch, *flags], cwd=ROOT, capture_output=True, text=True)
@@ -194,7 +194,7 @@ def test_evaluation(tmp_path):
 
 
 def test_operations_of_a_convolution_by_hand():
-    """Of 4 x 4 x 3 to 4 x 4 x 5 by 3 x 3: a multiplication and an addition each."""
+    """4 x 4 x 3 to 4 x 4 x 5 by 3 x 3: one multiplication and one addition each."""
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(image))
     assert forward_flops(model) == 2 * 4 * 4 * 5 * 3 * 3 * 3

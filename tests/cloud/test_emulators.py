@@ -1,4 +1,4 @@
-"""What the other tests of gs:// stand on: emulators, faults, ways in for Beam and TensorFlow."""
+"""Tests of the stand-ins for Cloud Storage, and of how Beam and TensorFlow reach them."""
 
 import io
 import os
@@ -36,7 +36,7 @@ from tests.fixtures.project import ROOT
 
 RETRY = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05).with_timeout(10)
 DATA = bytes(range(256)) * 1200
-PART = 256 * 1024  # of a resumable upload; DATA takes two
+PART = 256 * 1024  # size of one part of a resumable upload; DATA takes two parts
 BUCKET = "bucket"
 NAMES = ["a b+c", "sub/ü/é", "x\ny", "😀", "n" * 1000]
 
@@ -61,7 +61,7 @@ def emulator(request) -> Emulator:
 
 
 def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Of a Python process; it must succeed."""
+    """Runs Python code in a process, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -151,7 +151,7 @@ def test_a_cut_needs_something_to_cut(go):
 
 
 def test_an_upload_whose_answer_is_lost_meets_itself(go):
-    """The client's second try finds the object that its first one made."""
+    """The client's second attempt finds the object that its first attempt created."""
     with FaultyProxy(go.url, [Rule(LOSE_ANSWER, first=1)]) as proxy, proxy.client() as client:
         blob = client.bucket(BUCKET).blob("lost")
         with pytest.raises(PreconditionFailed):
@@ -171,7 +171,7 @@ def test_who_hangs_is_given_up(go):
 
 
 def test_what_the_emulator_hands_out_leads_through_the_proxy(emulator):
-    """The parts of a resumable upload, and the link of a media download."""
+    """The URLs of upload parts and of media downloads must point to the proxy."""
     rules = [
         Rule(status(503), method="PUT", name="^parts$", skip=1, first=1),
         Rule(status(503), path=DOWNLOAD, first=1),
@@ -271,7 +271,7 @@ FileSystems.delete(["gs://{BUCKET}/beam/renamed"])
         done = run(code, {**python.environment(), **metadata.environment()})
     assert done.stdout == f"[('gs://{BUCKET}/beam/renamed', 4)]\nb'beam'\n"
     assert "credentials" not in done.stderr
-    assert "googleapis.com" not in done.stderr  # it asked nobody else
+    assert "googleapis.com" not in done.stderr  # no other server was asked
     assert python.names(BUCKET, "beam/") == []
 
 

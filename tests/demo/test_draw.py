@@ -1,4 +1,4 @@
-"""Tests of the demo's drawings, on a few characters and families."""
+"""Tests of the demo's drawings, with a few characters and font families."""
 
 import signal
 import subprocess
@@ -68,7 +68,7 @@ def test_layout_and_counts(small: tuple[Path, draw.Summary]) -> None:
 
 def test_rare_characters_are_left_out(small: tuple[Path, draw.Summary]) -> None:
     output, summary = small
-    assert summary.left_out == ["ω"]  # of these families, only the four DejaVu Sans have it
+    assert summary.left_out == ["ω"]  # only the four faces of DejaVu Sans have it
     assert not (output / class_name("ω")).exists()
 
 

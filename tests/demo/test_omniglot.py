@@ -1,4 +1,4 @@
-"""Which drawing goes where, in both layouts that Omniglot is found in."""
+"""Both folder layouts in which Omniglot is distributed give the right rows of the manifest."""
 
 import csv
 import subprocess

@@ -1,4 +1,4 @@
-"""Jobs that read and write gs://, against a live emulator that keeps generations apart."""
+"""Jobs that read and write gs://, with a live emulator that tracks object generations."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ def emulator(images):
 
 @pytest.fixture(scope="module")
 def local(images, tmp_path_factory) -> dict[str, str]:
-    """What a local job writes."""
+    """The files that a local job writes."""
     output = tmp_path_factory.mktemp("local") / "data"
     run(images, output)
     return content(output)
@@ -64,7 +64,10 @@ def local(images, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def from_bucket(emulator, tmp_path_factory) -> dict[str, str]:
-    """What a job writes to a local disk that reads the bucket: another input, by its checksums."""
+    """The files that a job writes to a local disk when it reads the bucket.
+
+    They differ from those of `local`: the input's fingerprint is made of checksums.
+    """
     folder = tmp_path_factory.mktemp("from_bucket")
     job(emulator, f"gs://{BUCKET}/images", folder / "data", log=folder / "log")
     return content(folder / "data")
@@ -83,7 +86,7 @@ def job(endpoint, input, output, *flags, log):
 
 
 def objects(emulator, folder):
-    """SHA-256 of every object below a folder, by name."""
+    """The SHA-256 of every object below a folder, by name."""
     return {
         name.removeprefix(f"{folder}/"): hashlib.sha256(emulator.get(BUCKET, name)).hexdigest()
         for name in emulator.names(BUCKET, f"{folder}/")
@@ -102,7 +105,7 @@ def test_output_in_a_bucket(emulator, images, local, tmp_path):
 def test_input_in_a_bucket(emulator, local, from_bucket):
     different = {name for name in local if local[name] != from_bucket[name]}
     assert from_bucket.keys() == local.keys()
-    assert different == {"dataset_info.json"}  # holds a fingerprint of the input
+    assert different == {"dataset_info.json"}  # it holds the fingerprint of the input
 
 
 def test_both_in_a_bucket(emulator, from_bucket, tmp_path):
@@ -188,7 +191,7 @@ def test_a_network_that_stays_down(emulator, images, tmp_path):
 
 
 def test_a_network_that_is_down_at_the_end(emulator, images, tmp_path):
-    """No image is at fault: what a worker raises still comes out as one line."""
+    """No image is to blame; the error of a worker is printed as one line."""
     with FaultyProxy(emulator.url, [Rule(status(403), name="sidecar", path=DOWNLOAD)]) as proxy:
         output = f"gs://{BUCKET}/down_later"
         process = begin(proxy, f"gs://{BUCKET}/images", output, log=tmp_path / "log")
@@ -237,7 +240,7 @@ def test_no_credentials(tmp_path):
 
 
 def test_two_jobs_at_once(emulator, images, local, tmp_path):
-    """With the same plan both may write: every byte is the same, and none is written twice."""
+    """Two jobs with one plan may both write: all bytes are equal, and none is written twice."""
     output = f"gs://{BUCKET}/two"
     with FaultyProxy(emulator.url, [Rule(slow(0.2), path=UPLOAD)]) as late:
         jobs = [begin(late, images, output, log=tmp_path / f"log{i}") for i in range(2)]
@@ -254,7 +257,7 @@ def test_two_jobs_at_once(emulator, images, local, tmp_path):
 
 
 def test_two_different_jobs_at_once(emulator, images, local, tmp_path):
-    """One of them takes the output; the other stops before it writes a shard."""
+    """One job takes the output; the other one stops before it writes a shard."""
     output = f"gs://{BUCKET}/different"
     other = "--gin_param=preprocess.quality = 50"
     run(images, tmp_path / "other", quality=50)
@@ -275,7 +278,7 @@ def test_two_different_jobs_at_once(emulator, images, local, tmp_path):
 
 @pytest.mark.slow
 def test_overwritten_while_it_runs(emulator, images, tmp_path):
-    """A job that begins anew in the output of a running one ends as if it were alone."""
+    """A job that starts anew in the output of a running job ends as if it were alone."""
     run(images, tmp_path / "other", quality=50)
     output = f"gs://{BUCKET}/taken"
     with FaultyProxy(emulator.url, [Rule(slow(2.0), path=UPLOAD)]) as late:
@@ -287,11 +290,13 @@ def test_overwritten_while_it_runs(emulator, images, tmp_path):
         job(emulator, images, output, *flags, log=tmp_path / "log1")
         first.join(120)
     assert first.exitcode == 2
-    # Before its next shard, in the middle of one that the other has written meanwhile, or after.
+    # The first job notices this before its next shard, in the middle of a shard that the other job
+    # has written meanwhile, or after that shard.
     line = (tmp_path / "log0").read_text().splitlines()[-1]
     assert "another job has" in line or "is not whole; run the same command again" in line
     found = objects(emulator, "taken")
-    # A sidecar on its way when the other finished may be left; nothing reads it.
+    # A sidecar that was being written when the other job finished may be left over; nothing reads
+    # it.
     left = {name for name in found if name.startswith(".work/")}
     assert len(left) <= 1
     assert {n: found[n] for n in found.keys() - left} == content(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""What is where: a data set that is whole, one that is not there, and one that is damaged."""
+"""Loading a data set that is whole, missing or damaged."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_lines(tmp_path):
 
 @pytest.mark.parametrize("split", SHARDS)
 def test_rows_that_lie_together(data_set, split):
-    """Of an index whose row groups end anywhere."""
+    """The row groups of the index may end anywhere."""
     info = load_info(str(data_set))
     columns = ["offset", "source_id"]
     whole = index.read_index(info, split, columns)

@@ -1,4 +1,4 @@
-"""What is held back of standard error, and what is not."""
+"""Which lines of standard error are held back and which are printed."""
 
 import os
 
@@ -15,7 +15,7 @@ def test_only_notices_are_dropped(capfd):
     with without_notices():
         os.write(2, NOTICES.encode())
         os.write(2, b"E0000 00:00:1795651676.998101 10657 cuda.cc:1] no device\n")
-        # As another thread's progress, which ends in no line.
+        # This is like the progress line of another thread, which has no line end.
         os.write(2, b"\r\x1b[2Kembedded 1 of 2" + NOTICES.splitlines(keepends=True)[1].encode())
         os.write(2, "image I0001 \xfc".encode())
     os.write(2, b", after")

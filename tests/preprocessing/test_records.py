@@ -1,4 +1,4 @@
-"""tf.Example and TFRecord framing, against TensorFlow's own reading and writing."""
+"""tf.Example and TFRecord framing, compared with TensorFlow's reader and writer."""
 
 import io
 import pickle
@@ -40,7 +40,7 @@ quick = settings(max_examples=60, deadline=None, derandomize=True, database=None
 
 
 def write_all(payloads):
-    """The file and the offsets."""
+    """Returns the content of the file and the records' offsets."""
     file = io.BytesIO()
     with RecordWriter(file) as writer:
         offsets = [writer.write(payload) for payload in payloads]
@@ -163,7 +163,7 @@ def test_offsets_go_on_where_the_file_does(tmp_path):
 
 
 class Stream(io.RawIOBase):
-    """A stream without a position that hands out three bytes at most, and takes them all."""
+    """A stream without a position; it returns at most three bytes and accepts all bytes."""
 
     def __init__(self, data=b""):
         self.data = data
@@ -227,7 +227,7 @@ def test_every_truncation_is_noticed():
         with pytest.raises(DamagedRecord) as caught:
             read_record(file, offsets[1])
         assert caught.value.offset == offsets[1]
-        if length not in (0, offsets[1]):  # cut between records: only the index can tell
+        if length not in (0, offsets[1]):  # a cut between records is visible in the index only
             file.seek(0)
             with pytest.raises(DamagedRecord):
                 list(read_records(file))

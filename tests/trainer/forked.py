@@ -1,8 +1,8 @@
-"""Processes that begin with TensorFlow imported: copies of one that did, and then nothing else.
+"""Processes that start with TensorFlow imported: forks of a server process that does nothing else.
 
-Each is a process of its own, as if it were started anew: TensorFlow makes its devices and threads
-at its first operation. That saves five of the fifteen seconds of a small training run, and nearly
-all of an error of use. The very start and the very end of a command are for `subprocess` to see.
+Each fork behaves like a new process, because TensorFlow makes its devices and threads at its first
+operation. This saves five of the fifteen seconds of a small training run, and nearly all the time
+of a mistake of the user. Tests of a command's very start and very end must use `subprocess`.
 """
 
 import atexit
@@ -26,10 +26,10 @@ ROOT = Path(__file__).parents[2]
 def run(
     arguments: Sequence[str], env: Mapping[str, str], *, timeout: float = 300
 ) -> subprocess.CompletedProcess:
-    """As `subprocess.run` of Python with these arguments, -m or -c first, in the project's folder.
+    """Runs Python like `subprocess.run`, in the project's folder; -m or -c comes first.
 
     Raises:
-      subprocess.TimeoutExpired: it took longer, and was killed.
+      subprocess.TimeoutExpired: the process took longer and was killed.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         server = _server()
@@ -52,13 +52,13 @@ def run(
 
 @functools.cache
 def _server() -> subprocess.Popen:
-    """Started by the first use; it ends when its input does."""
+    """The server process. It starts on the first use and ends when its input ends."""
     server = subprocess.Popen(
         [sys.executable, "-m", __name__],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        bufsize=0,  # so that a line that has been read is all that has
+        bufsize=0,  # so that reading one line takes nothing more from the stream
     )
 
     def end() -> None:
@@ -71,7 +71,7 @@ def _server() -> subprocess.Popen:
 
 
 def serve() -> None:
-    """Forks for each line of its input; says the process's number, and how it ended."""
+    """Forks for each line of input; prints the process's number, and later how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from trainer import startup
 

@@ -1,4 +1,4 @@
-"""A process that reads batches as a trainer does and writes the digest of each, by step.
+"""A process that reads batches as a trainer does, and writes each batch's digest and step.
 
 python -m tests.trainer.input_digests DATA_DIR OUT
 """
@@ -21,7 +21,7 @@ EVERYTHING = Augmentation(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1,
 
 
 def main(data_dir: str, out: str) -> None:
-    """Goes on after the last whole line of OUT."""
+    """Continues after the last complete line of OUT."""
     index = load_index(data_dir, "train")
     records = FileRecords(index)
     path = Path(out)

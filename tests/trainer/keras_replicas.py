@@ -1,4 +1,4 @@
-"""Plain Keras's fit and evaluate on some replicas: see test_keras_replicas.py.
+"""Runs plain Keras's fit and evaluate on several replicas, for test_keras_replicas.py.
 
 python -m tests.trainer.keras_replicas OUT REPLICAS LOSS-ROWS ...
 """
@@ -22,7 +22,7 @@ def data(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(strategy: tf.distribute.Strategy, loss: str, rows: int) -> dict[str, np.ndarray]:
-    """One epoch that changes nothing, three that do, and an evaluation."""
+    """Trains one epoch at a learning rate of 0 and three more, and evaluates."""
     with strategy.scope():
         model = make_model("float32")
         model.compile(

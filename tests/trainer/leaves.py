@@ -1,6 +1,8 @@
-"""A worker that joins the others and is gone where it calls something: see test_workers.py.
+"""A worker that joins the others and exits when it calls a given function, for test_workers.py.
 
-python -m tests.trainer.leaves MODULE.NAME FLAGS, those of trainer.main
+python -m tests.trainer.leaves MODULE.NAME FLAGS
+
+MODULE.NAME is the function, and FLAGS are those of trainer.main.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Scripts in processes of their own: TensorFlow's collectives take one number of replicas each."""
+"""Runs scripts in processes of their own.
+
+TensorFlow's collectives support only one number of replicas in a process.
+"""
 
 import contextlib
 import json
@@ -19,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def results(module: str, *arguments: object) -> dict[str, np.ndarray]:
-    """The arrays that `python -m module OUT arguments` leaves in OUT."""
+    """The arrays that `python -m module OUT arguments` writes to OUT."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.npz"
         done = forked.run(["-m", module, str(out), *map(str, arguments)], os.environ)
@@ -28,7 +31,7 @@ def results(module: str, *arguments: object) -> dict[str, np.ndarray]:
 
 
 def workers(count: int, module: str, *arguments: object) -> list[dict[str, np.ndarray]]:
-    """The same of processes that TensorFlow makes one cluster of."""
+    """The arrays of several processes that TensorFlow joins to a cluster."""
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(reserved_port()) for _ in range(count)]
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
@@ -45,10 +48,10 @@ def together(
     *,
     seconds: float = 300,
 ) -> list[dict[str, np.ndarray]]:
-    """Runs [module, *arguments] each; none of them outlives this call.
+    """Runs [module, *arguments] for each; all processes have ended when this returns.
 
     Raises:
-      AssertionError: one failed or took too long; the message holds the output of all.
+      AssertionError: a process failed or took too long; the message holds the output of all.
     """
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / f"{i}.npz" for i in range(len(commands))]
@@ -70,7 +73,7 @@ def together(
                             stderr=subprocess.STDOUT,
                         )
                     )
-            # A worker whose peer has failed may wait for it for ever.
+            # A worker may wait forever for a worker that has failed.
             while None in (codes := [process.poll() for process in processes]):
                 if any(codes) or time.monotonic() > deadline:
                     break

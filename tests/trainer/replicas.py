@@ -1,8 +1,8 @@
-"""Five optimizer steps on some replicas: see test_global_batch.py.
+"""Runs five optimizer steps on several replicas, for test_global_batch.py.
 
 python -m tests.trainer.replicas OUT REPLICAS CASE ...
 
-CASE is the fields of a Case, with dashes between; REPLICAS is "workers" in a process of a cluster.
+CASE has the fields of a Case, separated by dashes. REPLICAS is "workers" in a process of a cluster.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ from trainer import global_batch, losses
 STEPS = 5
 ROWS = 16
 MARGIN = 0.5
-# Taken in turn: classes across replicas, a lone image; then all positives on the first replicas.
+# The steps use these in turn. The first has classes on several replicas and an image without a
+# second one of its class; the second has all positives on the first replicas.
 CLASSES = [
     [0, 1, 2, 3, 0, 1, 2, 3, 4, 4, 5, 1, 0, 6, 4, 2],
     [0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9],
 ]
-# Taken in turn: rows of each replica.
+# The steps use these numbers of rows of each replica in turn.
 SIZES = {
     1: [[16]],
     2: [[8, 8], [5, 11], [0, 16]],
@@ -34,7 +35,7 @@ SIZES = {
 }
 LABELS = {
     "int32": lambda classes: np.asarray(classes, np.int32),
-    # As float32, 0 and 1 would be one class; as int32, 0 and 2.
+    # As float32, labels 0 and 1 would be one class; as int32, labels 0 and 2 would.
     "int64": lambda classes: (
         2**41 + np.asarray(classes, np.int64) // 2 * 2**33 + np.asarray(classes, np.int64) % 2
     ),
@@ -42,7 +43,7 @@ LABELS = {
 
 
 def _shares(positive: str, negative: str, **options) -> Callable:
-    # Without XLA, whose compilations, one a device, would be most of the time.
+    # XLA is off: it compiles once for each device, which would take most of the time.
     options = {"positive": positive, "negative": negative, "jit_compile": False, **options}
     return lambda *args, **kw: losses.batch_triplets(*args, **kw, **options).loss
 
@@ -61,7 +62,7 @@ LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A loss, how its rows travel, and what is broken in global_batch."""
+    """A loss, how its rows travel between replicas, and what is broken in global_batch."""
 
     loss: str
     dtype: str = "float64"
@@ -99,14 +100,14 @@ MUTANTS = {
     "none": {},
     "stop_gathered": {"gather": stop_gathered},
     "count_locally": {"global_sum": count_locally},
-    # The full B x B on every replica, and nothing divided by their number.
+    # This computes the full B x B on every replica and does not divide by their number.
     "all_on_every_replica": {"gather": all_on_every_replica, "global_sum": count_locally},
     "pair_with_itself": {"gather": pair_with_itself},
 }
 
 
 def batches(labels: str, dtype: str, replicas: int):
-    """Each step's labels, inputs, first row of each replica and the row after its last."""
+    """For each step: labels, inputs, first row of each replica and the row after its last."""
     rng = np.random.default_rng(1)
     for step in range(STEPS):
         last = np.cumsum(SIZES[replicas][step % len(SIZES[replicas])])
@@ -119,7 +120,7 @@ def batches(labels: str, dtype: str, replicas: int):
 
 
 def make_model(dtype: str) -> keras.Model:
-    """Two layers with the same weights every time."""
+    """Makes a model of two layers, with the same weights every time."""
     model = keras.Sequential(
         [keras.layers.Dense(6, "tanh", dtype=dtype), keras.layers.Dense(4, dtype=dtype)]
     )
@@ -130,7 +131,7 @@ def make_model(dtype: str) -> keras.Model:
 
 
 def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
-    """Over the replicas: the sum of losses and of gradients [STEPS, ...], and the last weights."""
+    """Summed over replicas: losses and gradients [STEPS, ...]; and the weights at the end."""
     with strategy.scope():
         model = make_model(case.dtype)
         optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
@@ -162,9 +163,9 @@ def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
 
 
 def of_arguments(strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
-    """The loss of the replica function's own arguments, the same rows on every replica.
+    """The loss of the replica function's own arguments; every replica gets the same rows.
 
-    TensorFlow's all_gather refuses those where a worker has one replica.
+    TensorFlow's all_gather refuses such arguments where a worker has only one replica.
     """
 
     def replica_loss(labels, embeddings):
@@ -178,7 +179,7 @@ def of_arguments(strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
-    """As many logical CPU devices; once a process."""
+    """Makes this many logical CPU devices; works once in a process."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * replicas,

@@ -1,8 +1,8 @@
-"""Five whole training steps on some replicas: see test_steps.py.
+"""Runs five whole training steps on several replicas, for test_steps.py.
 
 python -m tests.trainer.step_replicas OUT REPLICAS CASE ...
 
-CASE is the fields of a Case, with dashes between; REPLICAS is "workers" in a process of a cluster.
+CASE has the fields of a Case, separated by dashes. REPLICAS is "workers" in a process of a cluster.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Case:
 
 
 def make_model(dtype: str, *, batch_norm: bool) -> keras.Model:
-    """A backbone and a head of the same weights every time."""
+    """Makes a backbone and a head, with the same weights every time."""
     inputs = keras.Input((5,), dtype=dtype)
     features = keras.layers.Dense(6, "tanh", dtype=dtype, name="features")(inputs)
     if batch_norm:
@@ -74,7 +74,7 @@ MUTANTS = {
 
 
 def run(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
-    """Statistics of each step, the last weights, and their averages."""
+    """The statistics of each step, the weights at the end, and the weights' averages."""
     with strategy.scope():
         model = make_model(case.dtype, batch_norm=case.options == "norm")
         everything = case.options == "all"

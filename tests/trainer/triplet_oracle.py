@@ -1,6 +1,7 @@
-"""Triplet losses by loops in float64, written from their definition and not from the code.
+"""Triplet losses as loops in float64, written from their definition and not from the code.
 
-`bounds` allows for rounding: where two distances differ by less than it, either may be chosen.
+`bounds` allows for rounding: if two distances differ by less than the rounding, either may be
+chosen.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ def distance(x: np.ndarray, y: np.ndarray, metric) -> float:
 
 
 def hard(labels, embeddings, *, margin, metric, soft=False) -> float:
-    """Mean over anchors with both: farthest positive, nearest negative."""
+    """The mean over anchors with both: the farthest positive and the nearest negative."""
     return loss(
         labels,
         embeddings,
@@ -30,7 +31,7 @@ def hard(labels, embeddings, *, margin, metric, soft=False) -> float:
 
 
 def semihard(labels, embeddings, *, margin, metric) -> float:
-    """Mean over ordered pairs: nearest negative beyond the positive, else the farthest negative."""
+    """Mean over ordered pairs; negative: the nearest beyond the positive, else the farthest."""
     return loss(
         labels, embeddings, positive="all", negative="semihard", margin=margin, metric=metric
     )
@@ -39,7 +40,7 @@ def semihard(labels, embeddings, *, margin, metric) -> float:
 def loss(
     labels, embeddings, *, positive, negative, margin, metric, soft=False, nonzero_mean=False
 ) -> float:
-    """Mean over the triplets of these positives and negatives; 0 where there is none."""
+    """The mean over the triplets of these positives and negatives; 0 if there is none."""
     x = np.asarray(embeddings, np.float64)
     terms = []
     for a, label in enumerate(labels):
@@ -73,10 +74,10 @@ def term(gap, margin, soft) -> float:
 def bounds(
     labels, embeddings, *, loss, margin, metric, epsilon=2.0**-23, soft=False
 ) -> tuple[float, float]:
-    """Least and greatest value of the loss ("hard" or "semihard"), whatever rounding chooses.
+    """The least and greatest value of the loss ("hard" or "semihard") under any rounding.
 
-    Candidates are compared by |c|^2 - 2 a.c (angular: by the cosine), so what is less apart than
-    the rounding of those terms may be taken for either.
+    Candidates are compared by |c|^2 - 2 a.c (angular: by the cosine), so of two candidates that
+    differ by less than the rounding of these terms, either may be chosen.
     """
     x = np.asarray(embeddings, np.float64)
     low, high = [], []
@@ -105,7 +106,7 @@ def bounds(
 
 
 def pairs(loss, positives, negatives):
-    """Distances that may be D+ and distances that may be D-, of each term."""
+    """For each term: the distances that may be D+, and those that may be D-."""
     nearest = [d for low, _, d in negatives if low <= min(high for _, high, _ in negatives)]
     farthest = [d for _, high, d in negatives if high >= max(low for low, _, _ in negatives)]
     if loss == "hard":

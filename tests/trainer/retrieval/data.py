@@ -1,10 +1,10 @@
-"""Embeddings for the tests of retrieval."""
+"""Random embeddings for the tests of retrieval."""
 
 import numpy as np
 
 
 def clustered(seed, sizes, dim=6, spread=0.7):
-    """Classes of these sizes around centres of their own, in random order."""
+    """Classes of these sizes, each around its own centre, in random order."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(rng.permutation(len(sizes)) * 10, sizes)
     rng.shuffle(labels)

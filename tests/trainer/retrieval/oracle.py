@@ -1,4 +1,4 @@
-"""Retrieval metrics by their definitions: every order of tied rows, one query at a time."""
+"""Retrieval metrics by definition: all orders of tied rows, one query at a time."""
 
 import itertools
 import math
@@ -8,19 +8,19 @@ import numpy as np
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """Exact sum of squares, rounded to float32."""
+    """The exact sum of squares, rounded to float32."""
     with np.errstate(over="ignore"):
         both = zip(a.tolist(), b.tolist(), strict=True)
         return np.float32(math.fsum((x - y) ** 2 for x, y in both))
 
 
 def order(query: np.ndarray, gallery: np.ndarray, kept: Sequence[int]) -> list[tuple]:
-    """(distance, row) of these rows, nearest first, ties by row."""
+    """(distance, row) of these rows, nearest first; ties are in row order."""
     return sorted((distance(query, gallery[row]), row) for row in kept)
 
 
 def orders(pairs: Sequence[tuple]) -> Iterator[list[int]]:
-    """Rows in every order that has the same distances."""
+    """Yields the rows in every order that agrees with their distances."""
     blocks = [
         [row for _, row in block] for _, block in itertools.groupby(pairs, key=lambda pair: pair[0])
     ]
@@ -29,7 +29,7 @@ def orders(pairs: Sequence[tuple]) -> Iterator[list[int]]:
 
 
 def of_order(hits: Sequence[bool], cutoffs: Sequence[int]) -> list[float]:
-    """Recall@K for each K, MAP@R, R-precision, reciprocal rank of one ranking."""
+    """Recall@K for each K, MAP@R, R-precision and reciprocal rank of one ranking."""
     total = sum(hits)
     found, summed = 0, 0.0
     for rank, hit in enumerate(hits[:total], start=1):
@@ -48,7 +48,10 @@ def metrics(
     groups: Sequence | None = None,
     gallery: tuple | None = None,
 ) -> dict[int, list[float]]:
-    """Query -> its metrics, of those that have a match; gallery is (embeddings, labels, groups)."""
+    """Query -> metrics, for queries with a match.
+
+    The gallery is (embeddings, labels, groups).
+    """
     rows, kinds, places = gallery or (embeddings, labels, groups)
     found = {}
     for query, label in enumerate(labels):

@@ -1,6 +1,8 @@
-"""Neighbours and metrics on some replicas: see test_replicas.py.
+"""Computes neighbours and metrics on several replicas, for test_replicas.py.
 
-python -m tests.trainer.retrieval.replicas OUT REPLICAS; "workers" in a process of a cluster.
+python -m tests.trainer.retrieval.replicas OUT REPLICAS
+
+REPLICAS is "workers" in a process of a cluster.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The metrics of pytorch-metric-learning, which defines the same without ties."""
+"""The metrics equal those of pytorch-metric-learning where there are no ties."""
 
 from pathlib import Path
 
@@ -8,8 +8,9 @@ from benchmarks.evaluation.peers import example, ours, theirs
 from benchmarks.evaluation.torch_child import NAMES
 from benchmarks.mining.processes import ROOT, interpreter
 
-# By `python -m benchmarks.evaluation --parts peers` with pytorch-metric-learning 2.9.0 on torch
-# 2.13: AccuracyCalculator, k of the whole gallery, CustomKNN with the L2 distance of float64 rows.
+# These values are from `python -m benchmarks.evaluation --parts peers` with pytorch-metric-learning
+# 2.9.0 on torch 2.13: AccuracyCalculator, k of the whole gallery, CustomKNN with the L2 distance of
+# float64 rows.
 PUBLISHED = {
     "all against all": [0.6853933, 0.5119558, 0.4156714, 0.7980660],
     "query against gallery": [0.6666667, 0.5060847, 0.3941861, 0.7771867],

@@ -1,9 +1,9 @@
-"""Adds to copies of an index, and dies without warning at every step of it in turn.
+"""Adds to copies of an index, and kills the process at each of its file accesses in turn.
 
 python -m tests.trainer.search.killed INDEX EMBEDDINGS COPIES
 
-The n-th copy is that of a process that was killed at its n-th access to a file of it; the last one
-that of a process that was not. Prints how many were killed.
+The n-th copy is left by a process that was killed at its n-th access to a file of the copy. The
+last copy is left by a process that was not killed. Prints the number of killed processes.
 """
 
 import os

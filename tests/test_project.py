@@ -1,4 +1,4 @@
-"""The house rules: imports go one way, gin/ shadows nothing, the package can be shipped."""
+"""Rules for the project: imports, module lengths, the name of gin/, and the source package."""
 
 import ast
 import subprocess
@@ -41,7 +41,7 @@ def test_preprocessing_starts_without_tensorflow_and_beam():
     files = (ROOT / "preprocessing").rglob("[a-z]*.py")
     modules = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files)
     imports = f"import sys, {', '.join(modules)}"
-    code = f"{imports}; print({{'tensorflow', 'apache_beam'}} & {{*sys.modules}})"
+    code = f"{imports}; print({{'tensorflow', 'keras', 'apache_beam'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
@@ -65,7 +65,7 @@ def test_modules_are_short():
 
 
 def test_source_distribution_holds_what_a_worker_needs(tmp_path):
-    """What Beam builds from --setup_file ./setup.py."""
+    """The archive that Beam builds from --setup_file ./setup.py."""
     project = copy_project(tmp_path / "project")
     command = [sys.executable, "setup.py", "--quiet", "sdist"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from demo import draw
@@ -112,13 +113,14 @@ def test_missing_glyphs_are_skipped_and_not_drawn_as_boxes() -> None:
     assert skipped == {"not in the face": 2}
 
 
-def test_a_box_under_the_code_of_a_character_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_boxes(font: object, character: str, real=draw._draw) -> Image.Image:
-        return real(font, "\ue123")
-
-    monkeypatch.setattr(draw, "_draw", all_boxes)
-    images, skipped = draw_face(_face("Lato-Bold.ttf"), "AB")
-    assert not images
+def test_a_mapped_box_is_skipped(tmp_path: Path) -> None:
+    with TTFont(_face("Lato-Bold.ttf")) as font:
+        for name in "AB":
+            font["glyf"][name] = font["glyf"][".notdef"]
+            font["hmtx"][name] = font["hmtx"][".notdef"]
+        font.save(tmp_path / "boxes.ttf")
+    images, skipped = draw_face(tmp_path / "boxes.ttf", "ABC")
+    assert list(images) == ["C"]
     assert skipped == {"a box for a missing glyph": 2}
 
 

@@ -1,4 +1,4 @@
-"""Embedding jobs whose model, input and output lie in a bucket, against a live emulator."""
+"""Embedding jobs whose model, input and output are in a bucket of a live emulator."""
 
 import hashlib
 
@@ -43,5 +43,5 @@ def test_all_in_a_bucket(tmp_path, what):
     local = content(tmp_path / "local")
     assert found.keys() == local.keys()
     different = {name for name in local if local[name] != found[name]}
-    # The fingerprint of images is of their checksums there, and of their sizes here.
+    # The fingerprint of the images is made of checksums there and of file sizes here.
     assert different == (set() if what == "data" else {"embeddings_info.json"})

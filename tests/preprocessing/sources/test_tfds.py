@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets itself has prepared, against what it reads back."""
+"""Data sets that TensorFlow Datasets has prepared, compared with what it reads from them."""
 
 import hashlib
 import io
@@ -24,18 +24,18 @@ from tripletmill.errors import UsageError
 NAMES = ["cat", ' a/b, "ü" \u2028 c: 100% ', "dog"]
 
 
-# In a process of its own: python -m tests.preprocessing.sources.test_tfds FOLDER
+# This part runs in a process of its own: python -m tests.preprocessing.sources.test_tfds FOLDER
 
 
 def jpeg(number: int) -> bytes:
-    """A small image, another one for every number."""
+    """A small image that is different for every number."""
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file, "JPEG")
     return file.getvalue()
 
 
 def prepare(folder: Path) -> None:
-    """Data sets of many kinds in FOLDER, and expected.json with what TFDS reads from them."""
+    """Prepares many kinds of data sets in FOLDER, and writes what TFDS reads to expected.json."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
@@ -50,7 +50,7 @@ def prepare(folder: Path) -> None:
             return {split: enumerate(examples) for split, examples in self.splits.items()}
 
         def _generate_examples(self):
-            """Not called: _split_generators has the examples."""
+            """Is not called, because _split_generators has the examples."""
 
     def store(name, structure, splits, *, shards=1, version="1.0.0", config=None):
         content = {
@@ -60,7 +60,7 @@ def prepare(folder: Path) -> None:
             "structure": features.FeaturesDict(structure),
             "splits": splits,
         }
-        with registered.skip_registration():  # some of the names are the same
+        with registered.skip_registration():  # some of the names are equal
             builder = type("DataSet", (DataSet,), content)(data_dir=folder)
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(num_shards=shards)
@@ -199,7 +199,7 @@ def images_of(source: TfdsSource) -> list[ImageRef]:
 
 
 def positions(refs) -> list[str]:
-    """FILE__NUMBER, as TFDS calls its examples."""
+    """FILE__NUMBER, the name that TFDS gives an example."""
     files: dict[str, list[int]] = {}
     for ref in refs:
         files.setdefault(os.path.basename(ref.path), []).append(ref.offset)
@@ -280,7 +280,7 @@ def test_two_images_and_two_labels(prepared):
     for options, problem in cases:
         with pytest.raises(UsageError, match=f"^input tfds:pairs: {problem}$"):
             TfdsSource("pairs", str(tfds_dir), TfdsInput(**options)).check()
-    # Class -1: TFDS's way to say that there is none.
+    # In TFDS, class -1 means that there is no class.
     found = listed(TfdsSource("pairs", str(tfds_dir), TfdsInput(image="right", label="fine")))
     refs = [ref for ref in found if isinstance(ref, ImageRef)]
     examples = expected["pairs/1.0.0"]["train"]
@@ -350,12 +350,12 @@ def test_parts_cross_processes(prepared):
     assert pickle.loads(pickle.dumps(source.parts())) == source.parts()
 
 
-# Data sets that are not whole
+# Incomplete data sets
 
 
 @pytest.fixture
 def pets(prepared, tmp_path):
-    """A copy of a data set, to be spoilt."""
+    """A copy of a data set that a test may damage."""
     shutil.copytree(prepared[0] / "pets" / "1.10.0", tmp_path / "pets" / "1.10.0")
     return tmp_path / "pets" / "1.10.0"
 

@@ -1,4 +1,4 @@
-"""What is drawn for each image, and what it does to the pixels."""
+"""What is drawn for each image, and what this does to the pixels."""
 
 import io
 
@@ -64,7 +64,7 @@ def test_only_what_is_asked_for():
     hosts=st.sampled_from([1, 2, 3, 4, 6, 8, 24]),
 )
 def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
-    """A function of seed, step and slot alone: so the draws of any slots, in any order, too."""
+    """A draw depends on seed, step and slot only, so any slots can be drawn in any order."""
     slots = np.arange(24)
     height = 20 + slots
     whole = ALL.draw(seed, step, slots, height, 2 * height, 64)
@@ -78,7 +78,7 @@ def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
 
 
 def test_slots_steps_and_seeds_draw_differently():
-    """Hardly any two of a thousand alike, in any of what is drawn."""
+    """Of a thousand draws hardly any two are equal, for each of the drawn numbers."""
     augmentation = Augmentation(min_area=0.1, max_area=0.5, **COLOURS, erase=0.5)
     keys = [(seed, step) for seed in (0, 1, -1) for step in (0, 1, 2, 10**6)]
     drawn = [draw(augmentation, seed=seed, step=step, slots=SLOTS[:100]) for seed, step in keys]
@@ -92,11 +92,11 @@ def test_slots_steps_and_seeds_draw_differently():
 
 
 def test_numbers_do_not_move_together():
-    """Where the crop lies says nothing about its size, its mirroring or its colours."""
+    """The place of the crop is independent of its size, mirroring and colours."""
     drawn = draw(Augmentation(min_area=0.1, max_area=0.4, brightness=0.4))
     columns = [*drawn["window"].T, drawn["flip"], drawn["colour"][:, 0, 0]]
     correlation = np.corrcoef(np.array(columns, float))
-    correlation[:4, :4] = np.eye(4)  # larger crops lie nearer to the corner
+    correlation[:4, :4] = np.eye(4)  # larger crops are nearer to the corner
     assert np.abs(correlation - np.eye(6)).max() < 0.06
     room = 401 - drawn["window"][:, 2:]
     places = (drawn["window"][:, :2] / room).T
@@ -106,7 +106,7 @@ def test_numbers_do_not_move_together():
 
 
 def test_candidates_of_a_slot_are_drawn_alike():
-    """[C, N] sizes: each line is what it would be alone; nothing else depends on sizes."""
+    """Sizes [C, N]: each line gets what it would get alone; only windows depend on sizes."""
     height = np.array([[30, 50, 70, 90], [90, 50, 1, 2], [30, 50, 70, 90]])
     slots = np.arange(4) + 17
     together = ALL.draw(5, 6, slots, height, 2 * height, 64)
@@ -116,7 +116,7 @@ def test_candidates_of_a_slot_are_drawn_alike():
 
 
 def test_known_draws():
-    """Pins the stream: a change of it would break the resume of runs under way."""
+    """These values are fixed: a change would break the resume of started runs."""
     drawn = draw(ALL, seed=1, step=2, slots=np.arange(3, 5))
     assert drawn["window"].tolist() == [[14, 31, 193, 234], [43, 21, 292, 367]]
     assert drawn["flip"].tolist() == [True, True]
@@ -155,7 +155,7 @@ def test_windows_lie_in_the_image(size, areas, max_aspect, seed):
 
 
 def test_area_and_aspect():
-    """Where nothing is clipped: within their ranges, all parts of them taken alike."""
+    """Where nothing is clipped, the values cover their ranges evenly."""
     augmentation = Augmentation(min_area=0.1, max_area=0.4, max_aspect=2)
     windows = draw(augmentation, height=3000, width=4000)["window"]
     height, width = windows[:, 2:].T
@@ -172,14 +172,14 @@ def test_area_and_aspect():
 def test_the_whole_image():
     whole = Augmentation(min_area=1.0, max_aspect=1.0)
     assert (draw(whole, height=33, width=33)["window"] == [0, 0, 33, 33]).all()
-    # Of a wide one, the whole height; every place along the width.
+    # A wide image is cut at its whole height, at every place along its width.
     windows = draw(whole, height=30, width=120)["window"]
     assert (windows[:, [0, 2, 3]] == [0, 30, 60]).all()
     assert set(windows[:, 1].tolist()) == set(range(61))
 
 
 def test_every_place_is_drawn():
-    """Also the last row and column."""
+    """The last row and the last column are drawn, too."""
     windows = draw(Augmentation(min_area=0.25, max_area=0.25, max_aspect=1.0), height=8, width=8)
     top, left, height, width = windows["window"].T
     assert set(zip(top.tolist(), left.tolist(), strict=True)) == {
@@ -206,7 +206,7 @@ def test_central_windows():
 
 
 def test_shrinks():
-    """By more than ANTIALIAS_FROM along both axes."""
+    """Such crops shrink by more than ANTIALIAS_FROM along both axes."""
     assert ANTIALIAS_FROM == 1.5
     sides = [[96, 96], [97, 97], [97, 96], [500, 96], [500, 97], [10, 10]]
     windows = np.array([[[5, 5, *side] for side in sides]])
@@ -238,7 +238,7 @@ def chroma(rgb) -> np.ndarray:
 
 
 def assert_spread(values, least, most) -> None:
-    """Over the whole range, and evenly."""
+    """Asserts that the values cover the whole range evenly."""
     assert values.min() >= least - 1e-5
     assert values.max() <= most + 1e-5
     parts = np.histogram(values, bins=8, range=(least - 1e-5, most + 1e-5))[0]
@@ -274,7 +274,7 @@ def test_saturation():
 
 
 def test_hue():
-    """Luma stays, the colour turns about it by one angle, the same for every colour."""
+    """Luma stays, and all colours turn by one angle."""
     found = matrices(hue=0.2)
     angles = []
     for matrix in found:
@@ -291,7 +291,7 @@ def test_hue():
 
 
 def test_colours_by_hand():
-    """The ends of saturation and hue: grey, and red's complement of the same luma."""
+    """The ends of saturation and hue: grey, and the complement of red with its luma."""
     red = np.array([[255.0, 0, 0]])
     found = matrices(saturation=1.0)
     least = found[np.argmin(np.trace(found[:, :, :3], axis1=1, axis2=2))]
@@ -302,7 +302,7 @@ def test_colours_by_hand():
 
 
 def test_all_colours_are_each_after_the_other():
-    """Saturation, hue, contrast, brightness; each draws the same beside the others as alone."""
+    """Saturation, hue, contrast, brightness; each is drawn as if it were alone."""
     together = matrices(**COLOURS)
     alone = {name: matrices(**{name: share}) for name, share in COLOURS.items()}
     for slot in range(20):
@@ -313,11 +313,11 @@ def test_all_colours_are_each_after_the_other():
 
 
 def test_colours_are_drawn_apart():
-    """No one's number is another's."""
+    """No two kinds of change use one number."""
     hue = matrices(hue=0.2)
     numbers = [
         *(matrices(**{n: 0.4})[:, 0, 0] for n in ("brightness", "contrast", "saturation")),
-        hue[:, 0, 1] - hue[:, 0, 2],  # about the angle's sine
+        hue[:, 0, 1] - hue[:, 0, 2],  # approximately the sine of the angle
     ]
     assert np.abs(np.corrcoef(numbers) - np.eye(4)).max() < 0.06
 
@@ -339,7 +339,7 @@ def test_erased_rectangles_lie_in_the_crop(share, most, size):
     assert abs(there.mean() - share) < 0.03
     assert (erased[:, :2] >= 0).all()
     assert (width[there] >= 1).all()
-    # Up to the last row and column.
+    # Rectangles reach the last row and column.
     assert (top + height)[there].max() == size
     assert (left + width)[there].max() == size
     assert erased[:, 4:].min() == 0
@@ -358,7 +358,7 @@ def test_erased_area_and_aspect():
 
 
 def test_angles_about_the_centre():
-    """Area stays, the centre stays; turned by up to 30 degrees, slanted by up to 20."""
+    """Area and centre stay; images turn by up to 30 degrees and are sheared by up to 20."""
     a, b, c, d, e, f, *zeros = draw(Augmentation(rotate=30, shear=20), image_size=33)["affine"].T
     assert not np.any(zeros)
     np.testing.assert_allclose(a * e - b * d, 1, atol=1e-6)
@@ -376,7 +376,7 @@ def test_angles_are_drawn_apart():
 
 
 def smooth(height, width) -> np.ndarray:
-    """Every place has its colour, its neighbours another."""
+    """An image where each place has its colour and neighbours differ."""
     y, x = np.mgrid[:height, :width]
     red, green = 20 + 220 * x / (width - 1), 240 - 220 * y / (height - 1)
     return np.stack([red, green, (red + green) / 2], axis=-1).round().astype(np.uint8)
@@ -398,7 +398,7 @@ def run(jpegs, image_size, window, **drawn) -> np.ndarray:
 
 
 def assert_close(image, expected) -> None:
-    """By what the fast decoder of TensorFlow's differs from Pillow's."""
+    """Allows for the difference between TensorFlow's fast decoder and Pillow's."""
     difference = np.abs(image - expected.astype(float))
     assert difference.max() <= 6
     assert difference.mean() < 2
@@ -409,7 +409,7 @@ def decoded(data) -> np.ndarray:
 
 
 def resized(image, size) -> np.ndarray:
-    """Bilinear, pixels' centres half a pixel in, one pixel after the other."""
+    """Bilinear, with pixel centres half a pixel in, one pixel after the other."""
     found = np.empty((size, size, 3))
     for row, column in np.ndindex(size, size):
         value = np.zeros(3)
@@ -423,7 +423,7 @@ def resized(image, size) -> np.ndarray:
 
 
 def turned(image, affine) -> np.ndarray:
-    """One pixel after the other, bilinear, the nearest pixel beyond the edge."""
+    """Bilinear, one pixel after the other; beyond the edge, the nearest pixel counts."""
     found = np.empty(image.shape)
     a, b, c, d, e, f = affine[:6].astype(float)
     for row, column in np.ndindex(image.shape[:2]):
@@ -448,7 +448,7 @@ def reference(data, size, window, flip, affine, colour, erased) -> np.ndarray:
 
 
 def test_pixels_follow_what_was_drawn():
-    """Against the same in plain numpy, for images of several sizes, larger and smaller crops."""
+    """Compares with plain numpy, for several image sizes, larger and smaller crops."""
     sizes = np.array([[60, 80], [45, 41], [20, 33], [64, 64], [70, 40], [16, 16]] * 2)
     jpegs = [jpeg(smooth(*size), subsampling=i % 2) for i, size in enumerate(sizes.tolist())]
     drawn = ALL.draw(3, 1, np.arange(12), *sizes.T, 48)
@@ -460,7 +460,7 @@ def test_pixels_follow_what_was_drawn():
         expected = reference(
             data, 48, *(drawn[name][i] for name in ("window", "flip", "affine", "colour", "erased"))
         )
-        # What decoders differ by, colours may stretch threefold.
+        # The colour changes may triple the difference between decoders.
         assert np.abs(image - expected).max() <= 12
         assert np.abs(image - expected).mean() < 1.5
 
@@ -469,14 +469,14 @@ def test_pixels_follow_what_was_drawn():
 @pytest.mark.parametrize("top", [0, 1, 7, 9, 30])
 @pytest.mark.parametrize("left", [0, 3, 8, 17, 47])
 def test_only_the_window_is_decoded_but_rightly(top, left, subsampling):
-    """Where it does not begin or end with a block of the JPEG either."""
+    """The window need not begin or end with a block of the JPEG."""
     data = jpeg(smooth(64, 80), subsampling=subsampling)
     [image] = run([data], 33, [[top, left, 33, 33]])
     assert_close(image, decoded(data)[top : top + 33, left : left + 33])
 
 
 def test_a_class_is_turned_as_a_whole():
-    """By quarter turns, exactly; each class by its own, anew in each step, alike on any host."""
+    """Exact quarter turns, one for each class, new in each step, equal on all hosts."""
     turning = Augmentation(min_area=1.0, max_aspect=1.0, flip=False, class_turns=True)
     data, classes = jpeg(smooth(40, 40)), np.arange(48) // 4
     size = np.full(48, 40)
@@ -501,7 +501,7 @@ def test_a_class_is_turned_as_a_whole():
 
 
 def test_a_class_is_mirrored_as_a_whole():
-    """Then turned: all eight of a square's symmetries, each class's own."""
+    """Mirrored, then turned: each class gets one of the square's eight symmetries."""
     both = Augmentation(
         min_area=1.0, max_aspect=1.0, flip=False, class_turns=True, class_mirrors=True
     )
@@ -547,7 +547,7 @@ def test_grey_images_have_three_channels():
 
 
 def test_a_quarter_turn():
-    """By hand: x of the crop is y of the result, y of the crop is 6 - x."""
+    """By hand: x of the crop is y of the result, and y of the crop is 6 - x."""
     data = jpeg(smooth(7, 7))
     window = [[0, 0, 7, 7]]
     [image] = run([data], 7, window)
@@ -576,7 +576,7 @@ def test_erased_rectangles():
 
 
 def test_shrinking_is_antialiased_where_asked():
-    """Stripes too fine for the smaller image become grey; Pillow's filter is the same."""
+    """Stripes too fine for the smaller image become grey, as with Pillow's filter."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     data = jpeg(stripes)

@@ -1,4 +1,4 @@
-"""Batches of pixels: of the plan's rows, the same for any hosts, replicas and starts."""
+"""Batches of pixels follow the plan, for any number of hosts and replicas and any start."""
 
 import io
 import queue
@@ -38,7 +38,7 @@ def index(data_dir):
 
 @pytest.fixture
 def own(data_dir, tmp_path):
-    """Of a copy, to damage."""
+    """A copy of the data set that a test may damage."""
     return load_index(str(shutil.copytree(data_dir, tmp_path / "data")), "train")
 
 
@@ -48,7 +48,7 @@ def plan_of(index, classes=4, images=2, **more):
 
 
 def trained(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL, **more):
-    """(images, labels, spares) of each element."""
+    """The (images, labels, spares) of each element."""
     data = train_batches(
         index,
         plan,
@@ -63,7 +63,7 @@ def trained(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL
 
 
 def evaluated(index, rows, *, kind=FileRecords, size=16, share=0.8, batch_size=8, **more):
-    """(images, places, mask) of each element."""
+    """The (images, places, mask) of each element."""
     data = evaluation_batches(
         index,
         np.asarray(rows, np.int64),
@@ -84,7 +84,7 @@ def assert_equal(found, expected) -> None:
 
 
 def joined(elements) -> list[tuple[np.ndarray, ...]]:
-    """As one element."""
+    """All elements as one."""
     return [tuple(map(np.concatenate, zip(*elements, strict=True)))]
 
 
@@ -94,7 +94,7 @@ def record(index, row) -> dict:
 
 
 def crop(index, row, window, size, flip=False) -> np.ndarray:
-    """By hand, where the window is enlarged."""
+    """Computes an enlarged window by hand."""
     top, left, height, width = np.asarray(window).tolist()
     assert max(height, width) <= size
     image = Image.open(io.BytesIO(record(index, row)["image/encoded"]))
@@ -104,7 +104,7 @@ def crop(index, row, window, size, flip=False) -> np.ndarray:
 
 
 def assert_close(image, expected) -> None:
-    """JPEG decoders differ by a little."""
+    """Allows small differences, because JPEG decoders differ a little."""
     assert np.abs(image.astype(int) - expected).mean() < 2
 
 
@@ -113,7 +113,7 @@ def assert_close(image, expected) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_follow_the_plan(index, kind):
-    """Labels and pixels, against each row read by hand."""
+    """Compares labels and pixels with each row, read by hand."""
     plan = plan_of(index, 5, 3)
     for step, (images, labels, spares) in enumerate(
         trained(index, plan, kind=kind, first=4, size=48, how=PLAIN), start=4
@@ -129,7 +129,7 @@ def test_batches_follow_the_plan(index, kind):
 
 
 def test_shapes_and_types(index):
-    """Known before anything is read."""
+    """Shapes and types are known before anything is read."""
     data = train_batches(
         index,
         plan_of(index, 3, 4),
@@ -158,13 +158,13 @@ def test_replicas_share_a_batch_in_order(index, replicas):
     assert_equal(together, trained(index, plan))
 
 
-# Per host: so many images, whatever group they are read in.
+# These are the numbers of images of each host, whatever the size of the groups.
 @pytest.mark.parametrize(
     ("classes", "images", "hosts"),
     [(3, 4, 2), (4, 8, 2), (2, 17, 2), (4, 17, 2), (5, 3, 5)],
 )
 def test_hosts_share_a_batch(index, classes, images, hosts):
-    """Pixel for pixel what one host would read, with all augmentations."""
+    """Each pixel is that of a single host, with all augmentations."""
     plan = plan_of(index, classes, images)
     parts = [trained(index, plan.for_host(host, hosts), steps=2) for host in range(hosts)]
     together = [joined(each)[0] for each in zip(*parts, strict=True)]
@@ -179,14 +179,14 @@ def test_hosts_with_replicas(index):
 
 @pytest.mark.parametrize("first", [1, 5])
 def test_resumed_batches_are_the_same(index, first):
-    """Pixel for pixel, with all augmentations."""
+    """Each pixel is equal, with all augmentations."""
     plan = plan_of(index)
     resumed = trained(index, plan_of(index), first=first, steps=3)
     assert_equal(resumed, trained(index, plan, steps=first + 3)[first:])
 
 
 def test_an_image_is_never_twice_the_same(index):
-    """Not within a batch that repeats it, nor from step to step."""
+    """An image differs within a batch that repeats it, and from step to step."""
     plan = plan_of(index, 2, 17)
     batches = trained(index, plan, steps=2, how=PLAIN)
     rows = np.concatenate([plan.batch(step) for step in range(2)])
@@ -196,7 +196,7 @@ def test_an_image_is_never_twice_the_same(index):
 
 
 def test_seeds_crop_differently(index):
-    """Also where they would read the same rows."""
+    """Crops also differ where two seeds read the same rows."""
     plan = plan_of(index)
     other = SimpleNamespace(
         batch=plan.batch, slots=plan.slots, seed=plan.seed + 1, images_per_class=2
@@ -226,7 +226,7 @@ def test_hard_batches_follow_the_plan(index):
 
 
 def test_shrunk_crops_are_antialiased(index):
-    """Of 32 pixels to 8: each as Pillow, which does so, has it."""
+    """From 32 pixels to 8, each crop equals that of Pillow, which uses antialiasing."""
     rows = np.arange(12)
     [(images, _, _)] = evaluated(index, rows, size=8, share=1.0, batch_size=12)
     for image, row in zip(images, rows, strict=True):
@@ -240,18 +240,18 @@ def test_shrunk_crops_are_antialiased(index):
 
 
 def used(candidates, damaged) -> np.ndarray:
-    """Which of the candidates [C, N] is the first that can be read; C where none is."""
+    """The number of the first readable candidate of [C, N]; C if there is none."""
     lost = np.isin(candidates, [*damaged])
     return np.where(lost.all(axis=0), len(candidates), np.argmin(lost, axis=0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_record_is_replaced_by_its_first_good_spare(own, kind):
-    """Its label stays; without one, the image is black; all others are as they were."""
+    """Labels stay; without a good spare the image is black; others do not change."""
     plan = plan_of(own, 4, 4)
     candidates = [plan.batch(step, spares=SPARES) for step in range(3)]
     before = trained(own, plan, kind=kind, size=48, how=PLAIN)
-    # One image with both its spares, another, and another with its first spare.
+    # Damages an image and both its spares, a second image, and a third image and its first spare.
     damaged = {*candidates[0][:, 0], candidates[0][0, 5], *candidates[1][:2, 9]}
     for row in damaged:
         flip_byte(own, row)
@@ -297,7 +297,7 @@ def test_hosts_and_replicas_replace_alike(own):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [8, 48])
 def test_a_damaged_record_is_masked_in_evaluation(own, kind, size):
-    """And black; all others are as they were."""
+    """The image is black and masked; the others do not change."""
     rows = np.random.default_rng(0).permutation(len(own))
     more = {"kind": kind, "size": size, "batch_size": 10}
     before = joined(evaluated(own, rows, **more))[0]
@@ -317,7 +317,7 @@ def test_a_damaged_record_is_masked_in_evaluation(own, kind, size):
 
 
 def test_evaluation_shows_the_central_square(index):
-    """Of each row, in the order asked for, some twice; against each read by hand."""
+    """Compares rows, in the order asked for and some twice, with each row read by hand."""
     rows = [5, 0, 17, 5]
     [(images, places, mask)] = evaluated(index, rows, size=32, share=0.75, batch_size=4)
     assert places.tolist() == [0, 1, 2, 3]
@@ -330,7 +330,7 @@ def test_evaluation_shows_the_central_square(index):
 @pytest.mark.parametrize("count", [1, 24, 36])
 @pytest.mark.parametrize(("hosts", "replicas"), [(1, 3), (2, 1), (2, 2), (3, 2)])
 def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
-    """Over all hosts and replicas; in place, pixel for pixel what one alone reads."""
+    """All hosts and replicas together read the pixels that a single host reads."""
     rows = np.random.default_rng(count).permutation(len(index))[:count]
     [alone] = joined(evaluated(index, rows, batch_size=1))
     assert alone[1].tolist() == list(range(count))
@@ -340,7 +340,7 @@ def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
     assert len({len(elements) for elements in by_host}) == 1
     parts = [part for elements in by_host for part in elements]
     assert {part[0].shape for part in parts} == {(-(-8 // (hosts * replicas)), 16, 16, 3)}
-    # Batch after batch, host after host, replica after replica.
+    # The order is by batch, then by host, then by replica.
     batches = zip(
         *([e[i : i + replicas] for i in range(0, len(e), replicas)] for e in by_host), strict=True
     )
@@ -348,7 +348,8 @@ def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
     assert places.tolist() == list(range(len(places)))
     np.testing.assert_array_equal(mask, places < count)
     np.testing.assert_array_equal(images[mask], alone[0])
-    assert len(places) - count < len(parts[0][0]) * hosts * replicas  # fills one batch at most
+    # The filling is less than one batch.
+    assert len(places) - count < len(parts[0][0]) * hosts * replicas
 
 
 def test_evaluation_shapes_and_types(index):
@@ -378,7 +379,7 @@ def test_evaluation_of_no_images(index, hosts):
 
 
 def operations(data) -> list[tf.compat.v1.NodeDef]:
-    """Of its graph and all functions in it."""
+    """The operations of the data set's graph and of all functions in it."""
     graph = tf.compat.v1.GraphDef.FromString(data._as_serialized_graph().numpy())
     nodes = [*graph.node]
     for function in graph.library.function:
@@ -422,7 +423,7 @@ def test_chunks_cover_the_steps():
 
 
 def test_an_iterator_ends_in_the_background():
-    """Where its end may wait, without holding up who has done with it."""
+    """Its end may wait, but must not hold up the caller."""
     ended_in = queue.SimpleQueue()
 
     class Ones:

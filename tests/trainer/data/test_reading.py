@@ -1,4 +1,4 @@
-"""A data set on a disk, staged, streamed or held in memory: the same batches, pixel for pixel."""
+"""A data set on disk, staged, streamed or in memory gives the same batches, pixel for pixel."""
 
 import contextlib
 import os
@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import Emulator, go_emulator
 from tests.fixtures.cloud.faults import PASSED, RESET, FaultyProxy, Request, Rule, cut, status
 from tests.fixtures.cloud.tensorflow_bridge import tensorflow_bridge
 from tests.fixtures.project import ROOT
 
 BUCKET = "sets"
-STREAMED = rf"^/{BUCKET}/.*tfrecord"  # TensorFlow's way to an object, not google-cloud-storage's
+STREAMED = rf"^/{BUCKET}/.*tfrecord"  # the path that TensorFlow uses, not google-cloud-storage
 STEPS, CLASSES, IMAGES = 5, 4, 2
 ROWS = STEPS * CLASSES * IMAGES
 LITTLE = 2**16
 
-# As a command does it: TensorFlow is imported by the program, not before it.
+# As in a command, the program imports TensorFlow, and nothing imports it before.
 CHILD = """
 import sys
 from tripletmill.cli import notices
@@ -55,7 +56,7 @@ def batches(reading, data_dir: str) -> dict[str, np.ndarray]:
 
 
 def stream(data_dir: str, out: str) -> None:
-    """What a child process does."""
+    """The work of a child process."""
     from trainer.data.reading import Reading
 
     found: dict[str, Any] = batches(Reading(stream=True), data_dir)
@@ -63,7 +64,7 @@ def stream(data_dir: str, out: str) -> None:
 
 
 def streamed(proxy: FaultyProxy, folder: Path, **environment: str) -> dict[str, np.ndarray]:
-    """Batches of a child process whose TensorFlow reads from behind the proxy."""
+    """The batches of a child process whose TensorFlow reads through the proxy."""
     out = folder / "batches.npz"
     with tensorflow_bridge(proxy.url) as bridge:
         done = subprocess.run(
@@ -80,7 +81,7 @@ def streamed(proxy: FaultyProxy, folder: Path, **environment: str) -> dict[str, 
 
 
 class Ranges(FaultyProxy):
-    """Notes how many bytes TensorFlow asks for in each request for a shard."""
+    """Records how many bytes TensorFlow asks for in each request for a shard."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
@@ -121,22 +122,6 @@ def require_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         np.testing.assert_array_equal(values, expected[name], name)
 
 
-@contextlib.contextmanager
-def client_of(proxy: FaultyProxy, monkeypatch):
-    """Storage of this process leads to the proxy."""
-    from tripletmill.storage import bucket
-
-    with monkeypatch.context() as patched:
-        for name, value in proxy.environment().items():
-            patched.setenv(name, value)
-        for cached in (bucket._client, bucket._retry):
-            cached.cache_clear()
-        yield
-        bucket._client().close()
-    for cached in (bucket._client, bucket._retry):
-        cached.cache_clear()
-
-
 def shard_requests(proxy: FaultyProxy) -> int:
     return sum("tfrecord" in request.name for _, request in proxy.log)
 
@@ -172,7 +157,7 @@ def test_staged(emulator, expected, monkeypatch, tmp_path):
 
 
 def test_streamed_into_memory(emulator, expected, monkeypatch, tmp_path):
-    """Every shard is read, none is left on the disk."""
+    """Every shard is read, and none is left on the disk."""
     from trainer.data.reading import READ_AHEAD, Reading
 
     monkeypatch.setenv(READ_AHEAD, "1")
@@ -183,7 +168,7 @@ def test_streamed_into_memory(emulator, expected, monkeypatch, tmp_path):
 
 
 def test_streamed(emulator, expected, tmp_path):
-    """One request of little for each record."""
+    """There is one small request for each record."""
     with Ranges(emulator.url) as proxy:
         require_same(streamed(proxy, tmp_path), expected)
     assert len(proxy.asked) == ROWS
@@ -191,7 +176,7 @@ def test_streamed(emulator, expected, tmp_path):
 
 
 def test_streamed_with_faults_in_between(emulator, expected, tmp_path):
-    """Also the user's own setting, by which no record is read ahead whole."""
+    """Also with the user's own setting, so that no record is read ahead as a whole."""
     rules = [
         Rule(status(503), path=STREAMED, every=15),
         Rule(RESET, path=STREAMED, every=16),
@@ -205,7 +190,7 @@ def test_streamed_with_faults_in_between(emulator, expected, tmp_path):
 
 
 def test_a_shard_that_vanishes(data_dir, emulator, expected, tmp_path):
-    """Its records count as damaged from then on: spares take their places."""
+    """The shard's records count as damaged from then on, and spares replace them."""
     lost = min(data_dir.glob("*-train.tfrecord*"))
     seen = []
 

@@ -1,4 +1,4 @@
-"""Rows of the index become exactly the records that were written, damaged ones excepted."""
+"""Rows of the index become the records that were written, except for damaged records."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tripletmill.formats.index import DatasetIndex, load_index
 from tripletmill.formats.records import FRAMING_BYTES, read_record
 
 KINDS = [FileRecords, MemoryRecords]
-PAYLOAD = 12  # bytes from a record's offset to it
+PAYLOAD = 12  # bytes from a record's offset to its payload
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def index(data_dir) -> DatasetIndex:
 
 @pytest.fixture
 def own(data_dir, tmp_path) -> DatasetIndex:
-    """Of a copy, to damage."""
+    """A copy of the data set that a test may damage."""
     return load_index(str(shutil.copytree(data_dir, tmp_path / "data")), "train")
 
 
@@ -36,14 +36,14 @@ def expected(index, row) -> bytes:
 
 
 def read(records, rows, group, how="read") -> list[bytes]:
-    """In a tf.data map, so many at a time."""
+    """Reads in a tf.data map, this many rows at a time."""
     places = records.places(np.reshape(rows, (-1, group)))
     data = tf.data.Dataset.from_tensor_slices(places).map(getattr(records, how))
     return [record for batch in data.as_numpy_iterator() for record in batch]
 
 
 def flip_byte(index, row, at=PAYLOAD + 40) -> None:
-    """Of the record of that row."""
+    """Changes a byte of the record of this row."""
     with open(index.shards[index.shard[row]], "r+b") as file:
         file.seek(int(index.offset[row]) + at)
         [byte] = file.read(1)
@@ -56,7 +56,7 @@ def flip_byte(index, row, at=PAYLOAD + 40) -> None:
 @settings(deadline=None, max_examples=8)
 @given(data=st.data(), group=st.sampled_from([1, 2, 7, 16]))
 def test_rows_become_their_records(index, kind, how, data, group):
-    """In any order, from any shards, some of them twice."""
+    """Rows come in any order, from any shards, and some come twice."""
     row = st.integers(0, len(index) - 1)
     rows = data.draw(st.lists(row, min_size=2 * group, max_size=2 * group))
     assert read(kind(index), rows, group, how) == [expected(index, row) for row in rows]
@@ -83,7 +83,7 @@ def flip(index, at, number=1) -> set[int]:
 
 
 def cut(index, at, number=-1) -> set[int]:
-    """Ends the file of shard 1 so many bytes into a record, negative ones from its end."""
+    """Cuts shard 1 off this many bytes into a record; negative numbers count from its end."""
     rows = np.flatnonzero(index.shard == 1)
     row = rows[number]
     at = at if at >= 0 else index.length[row] + FRAMING_BYTES + at
@@ -115,13 +115,13 @@ DAMAGED = [
     (kind, damage)
     for kind in KINDS
     for damage in DAMAGE
-    if (kind, damage) != (MemoryRecords, "file missing")  # memory needs every file
+    if (kind, damage) != (MemoryRecords, "file missing")  # reading into memory needs every file
 ]
 
 
 @pytest.mark.parametrize(("kind", "damage"), DAMAGED)
 def test_damaged_records(own, kind, damage):
-    """read_each gives NONE for these alone; read for these or for all that it read with them."""
+    """read_each gives NONE for the damaged records; read, for these or for all in its group."""
     payloads = [expected(own, row) for row in range(len(own))]
     lost = DAMAGE[damage](own)
     none = NONE.encode()

@@ -1,4 +1,4 @@
-"""Two processes that train together, on loopback: the same weights, one stop, and lost workers."""
+"""Two processes on this machine that train together: equal weights, one stop, lost workers."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ from tripletmill.formats.index import load_info
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "tests/fixtures/tiny.gin"
 ENDLESS = ("STEPS = 100000", "train.evaluate_every = 100000")
-# A bound, not an expectation: what is waited for takes seconds.
+# This is a bound, not the expected time, which is seconds.
 DEADLINE = 600
 
 
@@ -43,7 +43,7 @@ def command(data_dir: Path, model_dir: Path, *params: str) -> list[str]:
 
 
 class Worker:
-    """One of the processes, its output in a file."""
+    """One of the processes; its output goes to a file."""
 
     def __init__(self, arguments: list[str], log: Path, tf_config: str | None) -> None:
         self._log = log
@@ -91,10 +91,10 @@ def workers(
     second: list[str] | None = None,
     mute: bool = False,
 ) -> Iterator[list[Worker]]:
-    """The first of two workers, or both; none outlives the block.
+    """Yields the first of two workers, or both; all of them have ended after the block.
 
-    Second: the other's arguments, where they are not the same. Mute: the second is something else,
-    which takes connections and says nothing.
+    `second` holds the arguments of the other worker, if they differ. If `mute` is set, the second
+    worker is replaced by a server that accepts connections and is silent.
     """
     running: list[Worker] = []
     with contextlib.ExitStack() as stack:
@@ -112,7 +112,7 @@ def workers(
 
 
 def assert_lost(worker: Worker) -> str:
-    """It ended with one line about the worker that was lost: what that says."""
+    """Asserts one line of error about the lost worker, and returns what it says."""
     assert worker.code() == 1, worker.output()
     assert "Traceback" not in worker.output()
     last = worker.output().splitlines()[-1]
@@ -122,7 +122,7 @@ def assert_lost(worker: Worker) -> str:
 
 
 def tags(model_dir: Path) -> set[str]:
-    """Names of what TensorBoard shows."""
+    """The names of everything that TensorBoard shows."""
     return {
         value.tag
         for file in (model_dir / "tensorboard").glob("events*")
@@ -148,7 +148,7 @@ def assert_close(model_dir: Path, expected: Path, tolerance: float) -> None:
 
 @pytest.mark.slow
 def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
-    """The weights at the end are those of one process that was never stopped."""
+    """The final weights are those of one process that was never stopped."""
     long = ("STEPS = 120", "train.evaluate_every = 60", "train.steps_per_loop = 1")
     arguments = command(data_dir, tmp_path / "run", *long)
     with workers(arguments, tmp_path) as (chief, other):
@@ -157,7 +157,7 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
         other.process.send_signal(signal.SIGTERM)
         assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
     [step] = re.findall(r"stopped after step (\d+) of 120, saved in", chief.output())
-    assert "stopped after" not in other.output()  # the chief speaks for all
+    assert "stopped after" not in other.output()  # only the chief prints this
     with workers(arguments, tmp_path) as (chief, other):
         assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
     assert f"going on from step {step}" in chief.output()
@@ -172,7 +172,7 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_the_first_workers_triplets_are_shown(data_dir, tmp_path):
-    # All are active then, and of so many some lie within the first worker's rows whole.
+    # With this setting all triplets are active, and some of them have all rows on the first worker.
     params = ("semihard_triplets.margin = 2.0", "BatchPlan.classes_per_batch = 6", "STEPS = 12")
     arguments = command(data_dir, tmp_path / "run", *params)
     with workers(arguments, tmp_path) as (chief, other):
@@ -215,7 +215,7 @@ def test_started_again_after_one_was_killed(data_dir, tmp_path):
 
 @pytest.mark.parametrize("mode", ["train", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_a_worker_that_is_gone_before_the_first_step(data_dir, tmp_path, mode):
-    """It has joined, and agreed with the other on what to do."""
+    """The worker has joined and has agreed with the other on what to do."""
     arguments = [*command(data_dir, tmp_path / "run"), f"--mode={mode}"]
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     if mode == "evaluate":
@@ -243,7 +243,7 @@ def test_workers_with_other_configurations(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_workers_with_other_data(data_dir, tmp_path):
-    """Where it lies, and how it is read, may differ."""
+    """The folder of the data and the way it is read may differ."""
     other_data = tmp_path / "other data"
     shutil.copytree(data_dir, other_data)
     path = other_data / "dataset_info.json"
@@ -279,7 +279,7 @@ def test_interrupted_while_waiting(data_dir, tmp_path, number, code):
 
 
 def test_a_worker_that_is_seen_but_does_not_join(data_dir, tmp_path):
-    """TensorFlow waits for it with Python's lock held."""
+    """TensorFlow waits for the worker while it holds Python's lock."""
     arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 3.0")
     with workers(arguments, tmp_path, started=1, mute=True) as (chief,):
         assert chief.code() == 1
@@ -328,7 +328,7 @@ def test_a_cluster_of_which_each_would_train_alone(monkeypatch, name):
     with pytest.raises(UsageError, match=f"'{name}': TF_CONFIG has 2 workers, .*'multi_worker'"):
         make_strategy(name=name)
     other = {"cluster": {"chief": ["a:1"]}, "task": {"type": "chief", "index": 0}}
-    if name == "one_device":  # of another kind, and not asked for
+    if name == "one_device":  # TF_CONFIG is of another kind and is not needed
         monkeypatch.setenv("TF_CONFIG", json.dumps(other))
         assert isinstance(make_strategy(name=name), tf.distribute.OneDeviceStrategy)
     one = {**two, "cluster": {"worker": ["a:1"]}}
@@ -366,6 +366,11 @@ def test_workers_find_each_other_by_ipv6_too():
 def test_errors_that_name_no_worker_keep_their_text(monkeypatch):
     monkeypatch.setattr(lost_workers.watchdog, "silent", lambda *_: [])
     failed = tf.errors.InternalError(None, None, "Failed to run cuBLAS routine\nmore")
-    line = str(lost_workers._lost(["a:1", "b:2"], 0, failed))
+    with (
+        pytest.raises(lost_workers.WorkerLostError) as lost,
+        lost_workers.joining(["a:1", "b:2"], 0, 60),
+    ):
+        raise failed
+    line = str(lost.value)
     assert line.startswith("a worker was lost: one that stands still or has ended by itself")
     assert "or this one failed (Failed to run cuBLAS routine); start all workers again" in line

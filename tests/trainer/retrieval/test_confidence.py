@@ -1,4 +1,4 @@
-"""Intervals against a plain loop, and against what statistics says of means."""
+"""Confidence intervals, compared with a plain loop and with the statistics of means."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The fast search leaves out nothing that it must not, and the distances are what they are."""
+"""The fast range search leaves out no row that it must return, and its distances are exact."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from trainer.retrieval.range_search import RangeSearch
 
 
 def exact(left, right):
-    """In numbers of twice the length, rounded once."""
+    """Computes with twice as many bits and rounds once."""
     difference = left[:, None].astype(np.longdouble) - right[None].astype(np.longdouble)
     with np.errstate(over="ignore"):
         return (difference**2).sum(axis=2).astype(np.float32)
@@ -30,7 +30,7 @@ def test_distances_are_rounded_once(scale, dim):
     np.testing.assert_array_equal(found, exact(rows, rows))
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_array_equal(all_distances(rows[:23], rows), found[:23])
-    # By itself, in any company.
+    # The result of a row does not depend on the other rows.
     np.testing.assert_array_equal(
         distances(rows, rows, i[59:3:-7], j[59:3:-7]), found.ravel()[59:3:-7]
     )
@@ -53,7 +53,7 @@ def test_order_of_queries_and_distances():
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e18, 1e30])
 @pytest.mark.parametrize("dim", [2, 128, 1500])
 def test_range(scale, dim):
-    """Bounds that are distances themselves: the closest that there can be."""
+    """The bounds are themselves distances, so nothing can be closer to a bound."""
     rng = np.random.default_rng(dim)
     gallery = scale * (3 + rng.normal(size=(150, dim)))
     gallery = gallery.astype(np.float32)
@@ -77,7 +77,7 @@ def test_range(scale, dim):
     assert (seen | ~inside).all()
     below = (distance < least[:, None]).sum(axis=1)
     below[4] = 0
-    # What is below is counted or shown.
+    # Rows below the lower bound are counted or returned.
     np.testing.assert_array_equal(nearer + (seen & (distance < least[:, None])).sum(axis=1), below)
     if scale == 1.0:
         assert (seen & ~inside).sum() <= 3

@@ -1,4 +1,4 @@
-"""What a checkpoint brings back."""
+"""What a checkpoint restores."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def fit(model, updates, steps: int = 1) -> None:
 
 
 def test_everything_a_step_depends_on(tmp_path):
-    """The random state of dropout too, which a plain checkpoint of the model leaves out."""
+    """The random state of dropout is saved, too, which a plain model checkpoint omits."""
     model, updates = make()
     fit(model, updates)
     Checkpoints(str(tmp_path), model, updates).save(1, evaluated_step=0)
@@ -81,7 +81,7 @@ def test_nan_is_never_best(tmp_path):
 @pytest.mark.parametrize("what", ["weights", "averages"])
 @pytest.mark.parametrize("writes", [True, False])
 def test_what_is_not_finite_is_not_saved(tmp_path, what, bad, writes):
-    """Nor do processes that do not write go on."""
+    """Processes that do not write stop, too."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     updates = Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
@@ -140,7 +140,7 @@ def sgd() -> keras.optimizers.Optimizer:
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, before, now, message):
-    """And the model is as it was: nothing is restored by halves."""
+    """The model stays as it was: nothing is restored in part."""
     model, updates = built(before[0], average_decay=before[1])
     fit(model, updates)
     Checkpoints(str(tmp_path), model, updates).save(1, evaluated_step=1)
@@ -151,12 +151,12 @@ def test_what_does_not_fit_is_named(tmp_path, before, now, message):
     assert "the model" not in str(raised.value)
     for one, expected in zip(other.get_weights(), fresh, strict=True):
         np.testing.assert_array_equal(one, expected)
-    # What only uses the model asks for neither.
+    # Code that only uses the model asks for neither.
     assert Checkpoints(str(tmp_path), other).restore_best() == 1
 
 
 def test_learning_rates_are_those_of_the_configuration(tmp_path):
-    """A number is no state of the optimizer, though Keras counts it as one; the rest is."""
+    """A constant rate is not restored, though Keras counts it as optimizer state."""
 
     def optimizer(rate):
         return lambda: keras.optimizers.SGD(rate, momentum=0.5)
@@ -174,7 +174,7 @@ def test_learning_rates_are_those_of_the_configuration(tmp_path):
 
 
 def saved_twice(folder: Path) -> dict[int, list[np.ndarray]]:
-    """A run with checkpoints of steps 3 and 7; the weights of each."""
+    """A run with checkpoints of steps 3 and 7, and the weights of both."""
     model, updates = make()
     checkpoints = Checkpoints(str(folder), model, updates)
     weights = {}
@@ -205,13 +205,13 @@ def test_from_a_damaged_one_to_the_one_before(tmp_path, damage, file):
     assert Checkpoints(str(tmp_path), model, updates).restore_latest(said.append) == 3
     for one, other in zip(model.get_weights(), weights[3], strict=True):
         np.testing.assert_array_equal(one, other)
-    # Without its index a checkpoint was never finished, and is none.
+    # A checkpoint without its index was never finished and does not count.
     whole = damage is not Path.unlink or not file.endswith(".index")
     assert len(said) == whole
     for line in said:
         assert "ckpt-7: cannot be read" in line
         assert "going on from the one before, step 3" in line
-    # And the damaged one is written anew.
+    # The damaged checkpoint is written again.
     fit(model, updates)
     Checkpoints(str(tmp_path), model, updates).save(7, evaluated_step=3)
     again, updates_again = make()
@@ -229,7 +229,7 @@ def test_centres_of_other_classes_are_forgotten(tmp_path):
 
 
 def test_all_damaged(tmp_path):
-    """Training does not begin anew over what a person may still want to save."""
+    """Training does not start over, because a person may still want to save the files."""
     saved_twice(tmp_path)
     for path in (tmp_path / "checkpoints").glob("*.data-*"):
         cut(path)
@@ -252,7 +252,7 @@ def steps_saved(folder: Path) -> list[int]:
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_as_many_as_asked_for_are_kept(tmp_path, keep):
     model, updates = make()
-    for steps in ((1, 2, 3), (4, 5, 6)):  # a run that goes on counts those before
+    for steps in ((1, 2, 3), (4, 5, 6)):  # a resumed run counts the earlier checkpoints
         checkpoints = Checkpoints(str(tmp_path), model, updates, keep=keep)
         checkpoints.restore_latest()
         for step in steps:
@@ -261,7 +261,7 @@ def test_as_many_as_asked_for_are_kept(tmp_path, keep):
 
 
 def test_one_that_does_not_write(tmp_path):
-    """Of several workers all but one; what is best they agree on."""
+    """All workers but one do not write; they agree on the best metric."""
     model, updates = make()
     checkpoints = Checkpoints(str(tmp_path), model, updates, writes=False)
     checkpoints.save(1, evaluated_step=1)
@@ -272,7 +272,7 @@ def test_one_that_does_not_write(tmp_path):
 
 
 def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
-    """Where none was best yet the newest checkpoint has both."""
+    """Without a best checkpoint, the newest one has weights and averages."""
 
     def averaging():
         keras.utils.set_random_seed(0)
@@ -296,7 +296,7 @@ def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
         np.testing.assert_array_equal(other, plain[i])
 
 
-# Files larger than this cannot be written, as on a disk that is full.
+# Larger files cannot be written, as on a full disk.
 FULL = """
 import resource, sys
 from tripletmill.errors import UsageError
@@ -345,6 +345,6 @@ def test_what_a_kill_has_left_is_removed(tmp_path):
         folder.mkdir(parents=True)
         (folder / "part-00000-of-00001.data-00000-of-00001.tempstate1").write_bytes(b"half")
     checkpoints.restore_latest()
-    assert all(folder.exists() for folder in left)  # this may be one that only reads
+    assert all(folder.exists() for folder in left)  # this process may only read
     checkpoints.save(1, evaluated_step=0)
     assert not any(folder.exists() for folder in left)

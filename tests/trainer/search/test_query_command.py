@@ -1,4 +1,4 @@
-"""The command: image files and source ids in, tables, JSON lines and sheets out."""
+"""The query command: image files and source ids in; tables, JSON lines and sheets out."""
 
 import io
 import json
@@ -45,13 +45,13 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def embedding(name: str) -> np.ndarray:
-    """Of the record that the image would have in a data set."""
+    """The embedding of the record that the image would have in a data set."""
     return mean_colour(pixels(canonical_jpeg(png(plain(COLOURS[name])), SETTINGS).jpeg))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder of images, a model, and an index of the images' embeddings by it."""
+    """A folder of images, a model, and an index of the images' embeddings by this model."""
     root = tmp_path_factory.mktemp("query")
     for name, colour in COLOURS.items():
         (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ask(made, capsys, monkeypatch):
-    """Runs a query in this process, from the folder of everything; (exit code, stdout, stderr)."""
+    """Runs a query in this process, from the common folder; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(made)
 
     def run(*flags: str, index: str = "index") -> tuple[int, str, str]:
@@ -127,7 +127,7 @@ def test_json_lines_of_files_and_folders(ask, made, tmp_path):
 
 
 def test_an_image_of_the_collection_finds_itself(ask):
-    """As the canonical JPEG that its embedding was made of."""
+    """An image file is embedded from its canonical JPEG, as in the collection."""
     flags = ["--model=run/export", "--format=jsonl", "--neighbours=1"]
     for name in COLOURS:
         _, out, _ = ask(f"images/{name}", *flags)
@@ -223,7 +223,7 @@ def test_another_model_is_refused(ask, made):
 
 
 def test_commands_in_processes(made):
-    """Building, and a query by source id, start without TensorFlow; a closed pipe is no error."""
+    """Building, and a query by id, do not load TensorFlow; a closed pipe is no error."""
     flags = [f"--embeddings={made / 'e'}", f"--index={made / 'again'}"]
     done = by_process("build", *flags)
     assert (done.returncode, done.stderr) == (0, "")
@@ -242,7 +242,7 @@ def test_commands_in_processes(made):
     done = subprocess.run(
         [sys.executable, "-m", "trainer.search", *query],
         cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},  # what is printed leaves only at the end
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # the output is written only at the end
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
@@ -252,7 +252,7 @@ def test_commands_in_processes(made):
 
 
 def test_image_by_process(made):
-    """FAISS and TensorFlow in one process, from the command line, without a word of theirs."""
+    """FAISS and TensorFlow work in one process and print nothing."""
     flags = [f"--index={made / 'index'}", f"--model={made / 'run'}", str(made / "images")]
     done = by_process("query", *flags, "--neighbours=1", "--format=jsonl")
     assert (done.returncode, done.stderr) == (0, "")

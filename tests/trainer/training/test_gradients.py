@@ -1,6 +1,6 @@
-"""Microbatches against the loss and the gradient of the whole batch.
+"""Gradients in microbatches, compared with loss and gradient of the whole batch.
 
-What is summed over replicas is in test_steps.py.
+Sums over replicas are tested in test_steps.py.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ ROWS = 12
 
 
 def data() -> tuple[tf.Tensor, tf.Tensor]:
-    """Inputs [ROWS, 5] and labels [ROWS], three rows a class."""
+    """Inputs [ROWS, 5] and labels [ROWS], three rows for each class."""
     inputs = np.random.default_rng(1).uniform(-1, 1, (ROWS, 5))
     return tf.constant(inputs), tf.constant(np.arange(ROWS) % 4)
 
@@ -29,7 +29,7 @@ def triplets(labels, embeddings):
 
 
 def make_model(*layers: keras.layers.Layer) -> keras.Model:
-    """Dense layers of the same weights every time, with others between."""
+    """Makes dense layers with the same weights every time, and other layers between them."""
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((5,), dtype="float64")
     for layer in (keras.layers.Dense(6, "tanh", dtype="float64"), *layers):
@@ -39,7 +39,7 @@ def make_model(*layers: keras.layers.Layer) -> keras.Model:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Arrays of the weights' gradients, of the embeddings, and the loss."""
+    """The gradients of the weights, the embeddings, and the loss."""
 
     gradients: list[np.ndarray]
     embeddings: np.ndarray
@@ -47,7 +47,7 @@ class Found:
 
 
 def run(model: keras.Model, microbatches: int, times: int = 1) -> Found:
-    """What the last of some steps gave; the weights stay."""
+    """Returns the results of the last step; the weights do not change."""
     compute = make_gradients(model, triplets, microbatches=microbatches)
 
     @tf.function(autograph=False)
@@ -72,7 +72,7 @@ def test_exactly_those_of_the_whole_batch(microbatches):
 
 
 def test_not_the_mean_of_the_losses_of_the_parts():
-    """What accumulation computes is something else, so the test above tells the two apart."""
+    """Gradient accumulation computes something else, so the test above can fail."""
     inputs, labels = data()
     model = make_model()
     parts = [
@@ -83,7 +83,7 @@ def test_not_the_mean_of_the_losses_of_the_parts():
 
 
 def test_both_passes_drop_the_same_units():
-    """The gradient against finite differences of the loss with the same masks."""
+    """Compares with finite differences of the loss under the same masks."""
     model = make_model(keras.layers.Dropout(0.4, seed=5, dtype="float64"))
     state = [variable.numpy() for variable in model.non_trainable_variables]
     kernel = model.trainable_variables[0]
@@ -103,12 +103,12 @@ def test_both_passes_drop_the_same_units():
     assert abs(slope) > 1e-3
     np.testing.assert_allclose((found.gradients[0] * direction).sum(), slope, rtol=1e-6)
     assert not np.array_equal(model.non_trainable_variables[0].numpy(), state[0])
-    # Without the same seeds the loss is another.
+    # With other seeds the loss differs.
     assert abs(run(model, 3).loss - found.loss) > 1e-6
 
 
 def test_parts_drop_different_units():
-    """Two rows that are equal, in two parts, are embedded differently."""
+    """Two equal rows in two parts get different embeddings."""
     model = make_model(keras.layers.Dropout(0.5, seed=5, dtype="float64"))
     compute = make_gradients(model, triplets, microbatches=2)
     same = tf.ones([4, 5], tf.float64)

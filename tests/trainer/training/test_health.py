@@ -1,4 +1,4 @@
-"""Spread and effective rank against definitions, and when a run is warned of."""
+"""Spread and effective rank by definition, and when a run gets a warning."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ HEALTHY = {"spread": 0.9, "effective_rank": 30.0, "active": 0.3, "input_share": 
 
 
 def both_ways(vectors: np.ndarray) -> np.ndarray:
-    """Vectors and their opposites: their mean is zero."""
+    """Vectors and their opposites, so that the mean is zero."""
     return np.concatenate([vectors, -vectors])
 
 
@@ -45,9 +45,10 @@ def test_equal_orthogonal_directions_are_counted(k):
 
 
 def test_worked_by_hand():
-    # Singular values 3 : 1, shares 3/4 and 1/4: exp(3/4 log 4/3 + 1/4 log 4) = 4 / 3^(3/4).
+    # The singular values are 3 : 1, with shares 3/4 and 1/4, so this is exp(3/4 log 4/3 + 1/4 log
+    # 4) = 4 / 3^(3/4).
     assert effective_rank(both_ways(np.diag([3.0, 1.0]))) == pytest.approx(4 / 3**0.75)
-    # Corners of a simplex: k points, k - 1 equal directions; a right angle has its mean halfway.
+    # The k corners of a simplex have k - 1 equal directions. The mean of a right angle is halfway.
     assert effective_rank(np.eye(5)) == pytest.approx(4)
     assert spread(np.eye(2)) == pytest.approx(0.5**0.5)
 
@@ -88,14 +89,14 @@ def test_not_finite():
 
 
 def test_rows_of_the_whole_batch_are_looked_at():
-    # A direction a block: the first rows alone would show one of four.
+    # Each block has its own direction, so the first rows alone would show one of four.
     embeddings = np.repeat(both_ways(np.eye(4)), 2 * ROWS, axis=0)
     assert effective_rank(embeddings) == pytest.approx(4)
     assert spread(embeddings) == pytest.approx(1)
 
 
 def told(series: list[dict[str, float]], every: int = 10) -> dict[int, list[str]]:
-    """Warnings by step of a run with these numbers, after every so many steps."""
+    """The warnings of a run by step, where each row of numbers comes after `every` steps."""
     health = Health()
     found = {
         every * n: health.warnings(every * n, {**HEALTHY, **numbers})
@@ -123,10 +124,10 @@ def test_each_is_told_once_when_it_has_lasted(numbers, says):
 def test_what_passes_is_not_told():
     collapsed = {"spread": 0.001, "effective_rank": 9.0}
     assert not told([collapsed] * 5 + [{}] + [collapsed] * 5)
-    # In steps a long time, but as few loops as could be chance.
+    # This lasts many steps, but so few loops that it could be chance.
     assert not told([collapsed] * (LOOPS - 1), every=1000)
     assert list(told([collapsed] * LOOPS, every=1000)) == [1000 * LOOPS]
-    # Many loops, but few steps.
+    # These are many loops, but few steps.
     assert not told([collapsed] * STEPS, every=1)
 
 
@@ -139,7 +140,7 @@ def test_troubles_are_told_apart():
 
 
 def test_a_run_that_learns_is_left_alone():
-    # What the demo showed every 10 steps, once when it was near to collapse before it learned.
+    # The demo showed these numbers every 10 steps; once it was close to collapse before it learned.
     spreads = [0.156, 0.374, 0.089, 0.072, 0.1, 0.358, 0.664, 0.758, 0.773, 0.839, *[0.95] * 20]
     active = [1, 1, 0.999, 1, 1, 1, 0.995, 0.944, 0.842, 0.689, *[0.2] * 20]
     ranks = [41.7, 36.9, 34.8, 33.4, 31.0, 31.5, 29.0, 28.6, 30.6, 31.6, *[33.0] * 20]
@@ -155,7 +156,7 @@ def test_numbers_that_are_not_known():
 
 
 def loops(loss, positive, gap, active=1.0, **more) -> list[dict[str, float]]:
-    """Numbers by loop; gap: of the mean distances, as a share of the negatives'."""
+    """Numbers by loop; `gap` is that of the mean distances, as a share of the negatives'."""
     negative = np.divide(positive, 1 - np.asarray(gap))
     columns = [column for column in (loss, positive, negative, active) if np.ndim(column)]
     count = len(columns[0]) if columns else 100
@@ -176,10 +177,10 @@ def noise(share: float, count: int = 100) -> np.ndarray:
     "stuck",
     [
         loops(0.199 * noise(0.002), 1.3 * noise(0.004), 0.001 * noise(1)),
-        # Batch-hard: negatives are nearer than positives; soft, which knows no margin.
+        # Batch-hard, where negatives are nearer than positives, and then soft, which has no margin.
         loops(1.01 * noise(0.002), 0.9 * noise(0.004), -0.01),
         loops(0.6931, 0.5 * noise(0.004), 0.0),
-        # Unlike the others it has rates, which fall.
+        # This one has learning rates, and they fall.
         loops(0.2, 1.3 * noise(0.004), 0.0, learning_rate=np.linspace(0.1, 0.0, 100)),
     ],
 )
@@ -189,7 +190,7 @@ def test_a_loss_that_is_stuck(stuck, every):
     [(step, [line])] = found.items()
     assert "the loss is stuck at the margin" in line
     assert "negatives are no farther than positives" in line
-    # Noise may begin it anew, but not for long.
+    # Noise may restart the count, but not for long.
     assert 5 * every + steps <= step <= 5 * every + 3 * steps
     if every == 10:
         assert not told(([{}] * 4 + stuck)[: 4 + STUCK_STEPS // every])
@@ -202,17 +203,19 @@ def slow(start: float, end: float, count: int = 100) -> np.ndarray:
 @pytest.mark.parametrize(
     "healthy",
     [
-        # Semi-hard in a large batch: a negative just beyond each positive, while these come nearer.
+        # Semi-hard in a large batch: each positive has a negative just beyond it, while positives
+        # come nearer.
         loops(0.2 - 0.001 * noise(0.5), slow(1.35, 0.8) * noise(0.004), 0.001),
-        # The same, slower in distances but with a loss that falls.
+        # As above, with slower distances but a loss that falls.
         loops(slow(0.199, 0.15), 1.3 * noise(0.004), slow(0.0, 0.019)),
-        # A long warm-up, in which nothing moves yet.
+        # This is a long warm-up in which nothing moves yet.
         loops(0.2, 1.3, 0.001, learning_rate=slow(0.0, 1e-3)),
-        # Some triplets cost nothing: then the mean tells nothing of the margin.
+        # Some triplets cost nothing, so the mean loss says nothing about the margin.
         loops(0.15, 1.3, 0.01, active=0.9),
-        # A gap, if a small one.
+        # There is a gap, though a small one.
         loops(0.16, 1.3, 0.03),
-        # Batch-hard mining: the nearest negative is nearer than the farthest positive, for long.
+        # In batch-hard mining the nearest negative is nearer than the farthest positive for a long
+        # time.
         loops(1.2, 0.8, -0.25),
     ],
 )
@@ -221,7 +224,7 @@ def test_a_loss_that_is_not_stuck(healthy):
 
 
 def test_batch_hard_runs_pass_through_equal_distances():
-    # Soft, on Omniglot, every 10 steps.
+    # These numbers are of a soft loss on Omniglot, every 10 steps.
     gaps = [-0.308, -0.229, -0.131, -0.087, 0.02, 0.037, 0.095, 0.041, 0.11, 0.129]
     losses = [0.801, 0.741, 0.709, 0.702, 0.692, 0.69, 0.684, 0.69, 0.682, 0.68]
     positives = [0.839, 0.484, 0.262, 0.198, 0.17, 0.176, 0.181, 0.199, 0.195, 0.191]

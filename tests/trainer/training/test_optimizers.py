@@ -1,4 +1,4 @@
-"""A step of the weights, computed by hand."""
+"""One update of the weights, computed by hand."""
 
 import keras
 import numpy as np
@@ -33,9 +33,9 @@ def weights(model: keras.Model) -> list[float]:
 def test_clipped_to_the_norm_of_all_variables_together():
     model = make_model()
     updates = Optimizers(model, sgd(), clip_norm=1.0)
-    assert apply(updates, 3.0, 4.0) == 5.0  # the norm before it is clipped
+    assert apply(updates, 3.0, 4.0) == 5.0  # the norm before clipping
     np.testing.assert_allclose(weights(model), [2 - 3 / 5, 5 - 4 / 5], rtol=1e-6)
-    apply(updates, 0.3, 0.4)  # below: as it is
+    apply(updates, 0.3, 0.4)  # below the norm, nothing is clipped
     np.testing.assert_allclose(weights(model), [1.4 - 0.3, 4.2 - 0.4], rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run that goes on, the progress lines, and who writes."""
+"""metrics.jsonl of a resumed run, the progress lines, and which process writes."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ NUMBERS = {"loss": 0.5, "active": 0.25, "images_per_second": 100.0}
 
 
 def last_batch(embeddings: np.ndarray) -> LastBatch:
-    """One without triplets."""
+    """A batch without triplets."""
     rows = np.zeros(len(embeddings), np.int32)
     return LastBatch(embeddings, rows, rows, np.full(len(embeddings), -np.inf, np.float32))
 
@@ -34,7 +34,7 @@ def test_what_is_done_again_is_cut_off(tmp_path, capsys):
         telemetry.evaluation(9, {"map_at_r": 0.5}, "  (best so far)")
     assert steps(metrics) == [3, 6, 9, 9]
     with metrics.open("a") as file:
-        file.write('{"step": 12, "lo')  # killed in the middle of a line
+        file.write('{"step": 12, "lo')  # the process was killed in the middle of a line
     with Telemetry(str(tmp_path), first_step=6, steps=9) as telemetry:
         assert steps(metrics) == [3, 6]
         telemetry.training(9, NUMBERS)
@@ -46,7 +46,7 @@ def test_what_is_done_again_is_cut_off(tmp_path, capsys):
 
 
 def test_an_evaluation_that_is_done_again_is_cut_off(tmp_path):
-    """Killed in it, a run goes on from its step, and evaluates again."""
+    """A run that is killed in an evaluation resumes at this step and evaluates again."""
     with Telemetry(str(tmp_path), first_step=0, steps=9) as telemetry:
         for step in (3, 6):
             telemetry.training(step, NUMBERS)
@@ -66,7 +66,7 @@ def test_tensorboard_reads_it(tmp_path):
 
 
 def test_tensorboard_forgets_what_is_done_again(tmp_path):
-    """By the reader that TensorBoard has; what is of the step that a run goes on from stays."""
+    """Read by TensorBoard's own reader; events of the step from which a run resumes stay."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
     for first_step, steps in ((0, (3, 6, 9, 12)), (6, (8, 10)), (8, (9,))):
         with Telemetry(str(tmp_path), first_step=first_step, steps=9) as telemetry:
@@ -76,7 +76,7 @@ def test_tensorboard_forgets_what_is_done_again(tmp_path):
     assert [event.step for event in events.Tensors("train/loss")] == [3, 6, 8, 9]
 
 
-# Files larger than this cannot be written, as on a disk that is full.
+# Larger files cannot be written, as on a full disk.
 FULL = """
 import resource, sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is written for TensorBoard, read again: distances, pictures, points."""
+"""What is written for TensorBoard and read back: distances, pictures, points."""
 
 import io
 import re
@@ -56,7 +56,7 @@ def events(folder) -> dict[str, tf.compat.v1.Event]:
 
 def test_costliest_triplets_first():
     found = mined(last_batch())
-    # Anchor 4's negative is a row of another host.
+    # The negative of anchor 4 is a row of another host.
     assert found.anchor.tolist() == [2, 5, 3, 0]
     assert found.positive.tolist() == [3, 4, 2, 1]
     assert found.negative.tolist() == [4, 3, 5, 2]
@@ -75,7 +75,7 @@ def test_no_image_is_shown_twice():
 def test_sprite_holds_each_thumbnail_in_its_place(count, side):
     thumbnails = np.random.default_rng(count).integers(0, 255, [count, side, side, 3], np.uint8)
     sheet = np.asarray(sprite(thumbnails))
-    # TensorBoard finds a thumbnail by the image's width alone.
+    # TensorBoard finds a thumbnail by the image's width only.
     across = sheet.shape[1] // side
     assert sheet.shape == (-(-count // across) * side, across * side, 3)
     assert (across - 1) ** 2 < count <= across**2
@@ -118,7 +118,7 @@ def test_batch(board, images, tmp_path, monkeypatch):
     assert (int(width), int(height)) == (30, 20)
     assert np.asarray(Image.open(io.BytesIO(data)))[0, 0].tolist() == [1, 2, 3]
 
-    # The costliest is of rows 4, 5 and 30; each of the others shares an image with it.
+    # The costliest triplet has rows 4, 5 and 30; each other triplet shares an image with it.
     [(anchors, others)] = shown
     assert len(anchors) == len(others) == 1
     tiles = [anchors[0], *others[0]]
@@ -161,7 +161,8 @@ def test_points(board, images, tmp_path, monkeypatch):
     rows = np.arange(2, 22, 2)
     embeddings = np.random.default_rng(0).normal(size=[10, 3]).astype(np.float32)
     board.points(embeddings, rows, images)
-    # Evenly over ten: 0, 2.25, 4.5, 6.75, 9, rounded to even.
+    # The points are spread evenly over ten: 0, 2.25, 4.5, 6.75, 9, where halves are rounded to even
+    # numbers.
     places = [0, 2, 4, 7, 9]
     written = np.fromfile(tmp_path / "points" / "tensors.bytes", "<f4").reshape(5, 3)
     np.testing.assert_array_equal(written, embeddings[places])
@@ -179,7 +180,8 @@ def test_points(board, images, tmp_path, monkeypatch):
 def test_points_take_the_place_of_those_before(board, images, tmp_path, monkeypatch):
     rows = np.arange(4)
     board.points(np.zeros([4, 2], np.float32), rows, images)
-    monkeypatch.setattr(tensorboard, "pictures", None)  # the same images are not read again
+    # The images are those from before and are not read again.
+    monkeypatch.setattr(tensorboard, "pictures", None)
     board.points(np.ones([4, 2], np.float32), rows, images)
     assert np.fromfile(tmp_path / "points" / "tensors.bytes", "<f4").tolist() == [1] * 8
 

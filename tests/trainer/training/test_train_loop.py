@@ -1,4 +1,4 @@
-"""The law of replicas for whole training steps, and of microbatches for gradients."""
+"""The law of replicas for whole training steps, and microbatches compared with one batch."""
 
 import contextlib
 import functools
@@ -21,19 +21,19 @@ WITHOUT_XLA = {"xla": "plain"}
 
 @functools.cache
 def on_one(options: str, dtype: str) -> dict[str, np.ndarray]:
-    """One replica, one microbatch, without XLA."""
+    """The results of one replica and one microbatch, without XLA."""
     return run(tf.distribute.get_strategy(), Case(dtype, options=WITHOUT_XLA.get(options, options)))
 
 
 def error(found: dict[str, np.ndarray], case: Case, key: str) -> float:
-    """Largest difference to one replica, as a share of the largest number."""
+    """The largest difference to one replica, as a share of the largest number."""
     one = on_one(case.options, case.dtype)[key]
     return float(np.abs(found[f"{case}/{key}"] - one).max() / max(np.abs(one).max(), 1e-9))
 
 
 def check(found: dict[str, np.ndarray], cases: list[Case]) -> None:
     for case in cases:
-        # What the loop reports passes through float32.
+        # The loop's reported numbers are rounded to float32.
         for key, tolerance in (
             ("weights", TOLERANCE[case.dtype]),
             ("averages", TOLERANCE[case.dtype]),
@@ -47,7 +47,7 @@ def check(found: dict[str, np.ndarray], cases: list[Case]) -> None:
 
 
 def test_the_case_is_worth_the_test():
-    """There is a loss in every step, clipping clips, and averages are other than weights."""
+    """Each step has a loss, clipping has an effect, and averages differ from the weights."""
     one = on_one("all", "float64")
     loss, *_, norm = one["statistics"].T
     assert len(loss) == STEPS - 1
@@ -121,7 +121,7 @@ def test_replicas_change_nothing(replicas):
 
 
 def check_mined_apart(found: dict[str, np.ndarray], case: Case, replicas: int) -> None:
-    """Triplets name rows of the global batch also where replicas mine apart."""
+    """Triplets name rows of the global batch, also where each replica mines alone."""
     here = ROWS // replicas
     labels = batches(case.dtype)[1][-1]
     of = {key: found[f"{case}/{key}"] for key in ("positive", "negative", "term")}
@@ -139,7 +139,7 @@ def test_on_two_worker_processes():
     parts = processes.workers(2, SCRIPT, "workers", *cases)
     for found in parts:
         check(found, cases)
-    # What each has of the last batch are its rows, the first worker's first.
+    # Each worker has its own rows of the last batch; those of the first worker come first.
     for case, key in itertools.product(cases, ("positive", "negative", "embeddings")):
         of_all = np.concatenate([found[f"{case}/{key}"] for found in parts])
         np.testing.assert_allclose(of_all, on_one(case.options, case.dtype)[key], rtol=1e-5)

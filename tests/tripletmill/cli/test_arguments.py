@@ -1,4 +1,4 @@
-"""What is done to arguments before they are parsed."""
+"""Changes to command-line arguments before they are parsed."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tripletmill.cli.arguments import Parser, at_home
         ("--output=~nobody-at-all/x", "--output=~nobody-at-all/x"),
         ("--output=a~/b", "--output=a~/b"),
         ("--gin_param=a.b = '~'", "--gin_param=a.b = '~'"),
-        ("~/data", "~/data"),  # which every shell expands
+        ("~/data", "~/data"),  # every shell expands this one
         ("--overwrite", "--overwrite"),
     ],
 )

@@ -27,14 +27,15 @@ from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.formats.records import FRAMING_BYTES, RecordWriter, read_record, read_records
 from tripletmill.inspection import check_shard
-from tripletmill.inspection.verify import Problem, verify
+from tripletmill.inspection.problem import Problem
+from tripletmill.inspection.verify import verify
 
 ROOT = Path(__file__).parents[3]
 SHARD = "photos-train.tfrecord-00001-of-00003"
 INDEX = "photos-train.index.parquet"
 INFO = "dataset_info.json"
-FIRST_ROW = 5  # of SHARD
-SPOILT = Place("train", 1, 3)  # row 8
+FIRST_ROW = 5  # the first row of SHARD in the index
+SPOILT = Place("train", 1, 3)  # this is row 8 of the index
 SOURCE_ID = "e\nfünf/01.png"
 NO_ROW, NO_RECORD = "record of ", "no record starts here"
 
@@ -64,7 +65,7 @@ def test_all_right(data_set):
 
 
 def test_of_the_pipeline(tmp_path):
-    from tests.fixtures.datasets import small_data_set  # brings Beam
+    from tests.fixtures.datasets import small_data_set  # imports Beam
 
     assert found(small_data_set(tmp_path, classes=4, images=3)) == []
 
@@ -171,7 +172,7 @@ def test_any_flipped_byte_in_a_shard_is_found(data_set, tmp_path_factory, data):
     shutil.rmtree(copy.parent)
 
 
-# Records that are whole and wrong.
+# Records that are complete but wrong.
 
 
 def change(**values: Any) -> written.Spoil:
@@ -199,7 +200,7 @@ def one_more_feature(place: Place, features: dict[str, Any]) -> dict[str, Any] |
     return written.encode_example({**features, "x": 1}) if place == SPOILT else features
 
 
-JPEG = written.jpeg(1)[0]  # as wide as the image that it replaces
+JPEG = written.jpeg(1)[0]  # has the width of the image that it replaces
 GREY = images.encode("L", (16, 16), "JPEG")
 
 
@@ -384,7 +385,7 @@ def test_damage_behind_a_damaged_index(copy):
 
 
 def test_never_a_traceback_on_a_damaged_index(copy):
-    """Nothing else says what some of an index's bytes should be: those are not always found."""
+    """Some bytes of an index are stated nowhere else, so their damage is not always found."""
     whole = (copy / INDEX).read_bytes()
     for offset in range(0, len(whole), 41):
         flip(copy / INDEX, offset, 0x5A)
@@ -589,19 +590,19 @@ def test_mistakes(arguments, message, capsys):
 
 
 def test_interrupted(tmp_path, monkeypatch):
-    """Ctrl+C ends the threads after the record that they are at."""
+    """After Ctrl+C the threads end with the record that they are checking."""
     monkeypatch.setitem(SHARDS, "gallery", [[("d", 40)]])
     folder = write_data_set(tmp_path / "photos")
     code = f"""
 import time
-from tripletmill.formats.index import __main__, check_shard
+from PIL.JpegImagePlugin import JpegImageFile
+from tripletmill import __main__
 
-def slow(features):
+def slow(image):
     print("started", flush=True)
     time.sleep(0.5)
-    return ()
 
-check_shard._image_problems = slow
+JpegImageFile.load = slow
 exit(__main__.main(["verify", {str(folder)!r}, "--jobs=2"]))
 """
     command = [sys.executable, "-c", code]
@@ -611,7 +612,7 @@ exit(__main__.main(["verify", {str(folder)!r}, "--jobs=2"]))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert err == "interrupted\n"
-    assert out.count("started") < 12  # of 15
+    assert out.count("started") < 12  # there are 15
     assert process.returncode == 130
 
 
@@ -643,6 +644,7 @@ def test_in_a_bucket(data_set):
         assert done.stdout == "15 images in 5 shards: all right\n", done.stderr
         done = run([*command, "describe", "gs://bucket/sets/photos/"])
         assert done.stdout.startswith("data set photos in gs://bucket/sets/photos"), done.stderr
+        assert "empty file" in done.stdout
         code = "from tripletmill.formats.index import load_index as load;"
         code += "i = load('gs://bucket/sets/photos', 'train')"
         done = run(
@@ -655,7 +657,7 @@ def test_in_a_bucket(data_set):
 
 
 def test_records_read_back(data_set):
-    """What the others rest on: rows are those of the file."""
+    """The other tests rely on this: the rows of the index are those of the file."""
     with open(data_set / SHARD, "rb") as file:
         offsets = [offset for offset, _ in read_records(file)]
     assert offsets == [row["offset"] for row in rows(data_set)[FIRST_ROW:]]

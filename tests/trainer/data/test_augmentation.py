@@ -1,17 +1,12 @@
-"""What is drawn for each image, and what it does to the pixels."""
-
-import io
+"""Augmentations as they are drawn for each image."""
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from tests.fixtures.images import save
+from tests.fixtures.pixels import jpeg, run, smooth
 from trainer.data.augmentation import MAX_ERASED_ASPECT, MIN_ERASED_AREA, Augmentation
-from trainer.data.image_ops import ANTIALIAS_FROM, central_windows, pixels, shrinks
 from tripletmill.errors import UsageError
 
 COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.6, "hue": 0.2}
@@ -192,27 +187,6 @@ def test_half_are_mirrored():
     assert abs(draw(Augmentation())["flip"].mean() - 0.5) < 0.03
 
 
-def test_central_windows():
-    height, width = np.array([[32, 45, 1], [45, 33, 7]]), np.array([[45, 32, 9], [32, 33, 1]])
-    assert central_windows(height, width, 1.0).tolist() == [
-        [[0, 6, 32, 32], [6, 0, 32, 32], [0, 4, 1, 1]],
-        [[6, 0, 32, 32], [0, 0, 33, 33], [3, 0, 1, 1]],
-    ]
-    assert central_windows(np.array([32, 2]), np.array([45, 1]), 0.5).tolist() == [
-        [8, 14, 16, 16],
-        [0, 0, 1, 1],
-    ]
-    assert central_windows(height, width, 0.875).dtype == np.int32
-
-
-def test_shrinks():
-    """By more than ANTIALIAS_FROM along both axes."""
-    assert ANTIALIAS_FROM == 1.5
-    sides = [[96, 96], [97, 97], [97, 96], [500, 96], [500, 97], [10, 10]]
-    windows = np.array([[[5, 5, *side] for side in sides]])
-    assert shrinks(windows, 64).tolist() == [[False, True, False, False, True, False]]
-
-
 # ---- Colours.
 
 RGB = np.random.default_rng(0).uniform(0, 255, (50, 3))
@@ -372,107 +346,7 @@ def test_angles_are_drawn_apart():
     assert abs(np.corrcoef(np.arctan2(d, a), a * b + d * e)[0, 1]) < 0.05
 
 
-# ---- Pixels.
-
-
-def smooth(height, width) -> np.ndarray:
-    """Every place has its colour, its neighbours another."""
-    y, x = np.mgrid[:height, :width]
-    red, green = 20 + 220 * x / (width - 1), 240 - 220 * y / (height - 1)
-    return np.stack([red, green, (red + green) / 2], axis=-1).round().astype(np.uint8)
-
-
-def jpeg(array, **options) -> bytes:
-    return save(Image.fromarray(array), "JPEG", **{"quality": 90, "subsampling": 0, **options})
-
-
-def run(jpegs, image_size, window, **drawn) -> np.ndarray:
-    drawn = {"window": np.array(window, np.int32), **drawn}
-    found = pixels(
-        tf.constant(jpegs),
-        {name: tf.constant(values) for name, values in drawn.items()},
-        image_size,
-    )
-    assert found.dtype == tf.uint8
-    return found.numpy().astype(int)
-
-
-def assert_close(image, expected) -> None:
-    """By what the fast decoder of TensorFlow's differs from Pillow's."""
-    difference = np.abs(image - expected.astype(float))
-    assert difference.max() <= 6
-    assert difference.mean() < 2
-
-
-def decoded(data) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float)
-
-
-def resized(image, size) -> np.ndarray:
-    """Bilinear, pixels' centres half a pixel in, one pixel after the other."""
-    found = np.empty((size, size, 3))
-    for row, column in np.ndindex(size, size):
-        value = np.zeros(3)
-        y = np.clip((row + 0.5) * image.shape[0] / size - 0.5, 0, image.shape[0] - 1)
-        x = np.clip((column + 0.5) * image.shape[1] / size - 0.5, 0, image.shape[1] - 1)
-        for i in {int(np.floor(y)), int(np.ceil(y))}:
-            for j in {int(np.floor(x)), int(np.ceil(x))}:
-                value += (1 - abs(y - i)) * (1 - abs(x - j)) * image[i, j]
-        found[row, column] = value
-    return found
-
-
-def turned(image, affine) -> np.ndarray:
-    """One pixel after the other, bilinear, the nearest pixel beyond the edge."""
-    found = np.empty(image.shape)
-    a, b, c, d, e, f = affine[:6].astype(float)
-    for row, column in np.ndindex(image.shape[:2]):
-        x, y = a * column + b * row + c, d * column + e * row + f
-        value = np.zeros(3)
-        for i in (np.floor(y), np.floor(y) + 1):
-            for j in (np.floor(x), np.floor(x) + 1):
-                place = (int(np.clip(k, 0, len(image) - 1)) for k in (i, j))
-                value += (1 - abs(y - i)) * (1 - abs(x - j)) * image[tuple(place)]
-        found[row, column] = value
-    return found
-
-
-def reference(data, size, window, flip, affine, colour, erased) -> np.ndarray:
-    top, left, height, width = window
-    crop = decoded(data)[top : top + height, left : left + width]
-    image = turned(resized(crop[:, ::-1] if flip else crop, size), affine)
-    image = applied(colour, image.reshape(-1, 3)).reshape(image.shape).clip(0, 255).round()
-    top, left, height, width = erased[:4]
-    image[top : top + height, left : left + width] = erased[4:]
-    return image
-
-
-def test_pixels_follow_what_was_drawn():
-    """Against the same in plain numpy, for images of several sizes, larger and smaller crops."""
-    sizes = np.array([[60, 80], [45, 41], [20, 33], [64, 64], [70, 40], [16, 16]] * 2)
-    jpegs = [jpeg(smooth(*size), subsampling=i % 2) for i, size in enumerate(sizes.tolist())]
-    drawn = ALL.draw(3, 1, np.arange(12), *sizes.T, 48)
-    assert not shrinks(drawn["window"], 48).any()
-    assert 0 < drawn["flip"].sum() < 12
-    assert 0 < (drawn["erased"][:, 2] > 0).sum() < 12
-    found = run(jpegs, 48, **drawn)
-    for i, (image, data) in enumerate(zip(found, jpegs, strict=True)):
-        expected = reference(
-            data, 48, *(drawn[name][i] for name in ("window", "flip", "affine", "colour", "erased"))
-        )
-        # What decoders differ by, colours may stretch threefold.
-        assert np.abs(image - expected).max() <= 12
-        assert np.abs(image - expected).mean() < 1.5
-
-
-@pytest.mark.parametrize("subsampling", [0, 2])
-@pytest.mark.parametrize("top", [0, 1, 7, 9, 30])
-@pytest.mark.parametrize("left", [0, 3, 8, 17, 47])
-def test_only_the_window_is_decoded_but_rightly(top, left, subsampling):
-    """Where it does not begin or end with a block of the JPEG either."""
-    data = jpeg(smooth(64, 80), subsampling=subsampling)
-    [image] = run([data], 33, [[top, left, 33, 33]])
-    assert_close(image, decoded(data)[top : top + 33, left : left + 33])
+# ---- Whole classes.
 
 
 def test_a_class_is_turned_as_a_whole():
@@ -527,79 +401,6 @@ def test_a_class_is_mirrored_as_a_whole():
 def test_whole_classes_need_the_classes(name):
     with pytest.raises(ValueError, match="classes are needed"):
         Augmentation(**{name: True}).draw(0, 0, np.arange(2), np.ones(2), np.ones(2), 8)
-
-
-def test_the_whole_crop_at_its_own_size_is_the_image():
-    data = jpeg(smooth(40, 40))
-    [image] = run([data], 40, [[0, 0, 40, 40]])
-    assert_close(image, decoded(data))
-    [mirrored] = run([data], 40, [[0, 0, 40, 40]], flip=np.array([True]))
-    np.testing.assert_array_equal(mirrored, image[:, ::-1])
-    [same] = run([data], 40, [[0, 0, 40, 40]], flip=np.array([False]))
-    np.testing.assert_array_equal(same, image)
-
-
-def test_grey_images_have_three_channels():
-    data = save(Image.fromarray(smooth(16, 16)).convert("L"), "JPEG", quality=97)
-    [image] = run([data], 16, [[0, 0, 16, 16]])
-    assert (image == image[:, :, :1]).all()
-    assert_close(image, decoded(data))
-
-
-def test_a_quarter_turn():
-    """By hand: x of the crop is y of the result, y of the crop is 6 - x."""
-    data = jpeg(smooth(7, 7))
-    window = [[0, 0, 7, 7]]
-    [image] = run([data], 7, window)
-    turn = np.array([[0, 1, 0, -1, 0, 6, 0, 0]], np.float32)
-    [found] = run([data], 7, window, affine=turn)
-    np.testing.assert_array_equal(found, np.rot90(image, -1))
-    nothing = np.array([[1, 0, 0, 0, 1, 0, 0, 0]], np.float32)
-    np.testing.assert_array_equal(run([data], 7, window, affine=nothing), [image])
-
-
-def test_values_are_clipped_and_rounded():
-    flat = jpeg(np.full((8, 8, 3), 100, np.uint8))
-    for factor, offset, expected in ((3, 0, 255), (-1, 0, 0), (0, 99.6, 100), (0, 99.4, 99)):
-        colour = np.concatenate([factor * np.eye(3), np.full((3, 1), offset)], axis=1)
-        [image] = run([flat], 8, [[0, 0, 8, 8]], colour=colour[None].astype(np.float32))
-        assert (image == expected).all()
-
-
-def test_erased_rectangles():
-    flat = jpeg(np.full((8, 8, 3), 100, np.uint8))
-    erased = np.array([[2, 1, 3, 6, 255, 0, 7], [0, 0, 0, 8, 9, 9, 9]], np.int32)
-    found = run([flat, flat], 8, [[0, 0, 8, 8]] * 2, erased=erased)
-    expected = run([flat, flat], 8, [[0, 0, 8, 8]] * 2)
-    expected[0, 2:5, 1:7] = [255, 0, 7]
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_shrinking_is_antialiased_where_asked():
-    """Stripes too fine for the smaller image become grey; Pillow's filter is the same."""
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    data = jpeg(stripes)
-    drawn = {"shrinks": np.array([True, False])}
-    asked, plain = run([data, data], 12, [[0, 0, 64, 64]] * 2, **drawn)
-    assert np.abs(asked - 127).max() < 40
-    assert asked.std() < 10
-    assert plain.std() > 40
-    expected = Image.open(io.BytesIO(data)).resize((12, 12), Image.Resampling.BILINEAR)
-    assert np.abs(asked - np.asarray(expected).astype(int)).max() <= 3
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_shrunk_crop_is_the_right_one(flip):
-    data = jpeg(smooth(90, 120))
-    window = [5, 31, 80, 70]
-    drawn = {"flip": np.array([flip]), "shrinks": np.array([True])}
-    [image] = run([data], 20, [window], **drawn)
-    crop = decoded(data)[5:85, 31:101].astype(np.uint8)
-    expected = Image.fromarray(crop[:, ::-1] if flip else crop).resize(
-        (20, 20), Image.Resampling.BILINEAR
-    )
-    assert_close(image, np.asarray(expected))
 
 
 # ---- Wrong arguments.

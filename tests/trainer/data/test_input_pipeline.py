@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.trainer.data.test_records import flip_byte
+from tests.fixtures.damaged import flip_byte
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan, quantized
 from trainer.data.input_pipeline import (
+    FALLBACKS,
     ROWS_A_CHUNK,
-    SPARES,
     chunks,
     evaluation_batches,
     iterated,
@@ -48,7 +48,7 @@ def plan_of(index, classes=4, images=2, **more):
 
 
 def trained(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL, **more):
-    """(images, labels, spares) of each element."""
+    """(images, labels, fallbacks) of each element."""
     data = train_batches(
         index,
         plan,
@@ -115,12 +115,12 @@ def assert_close(image, expected) -> None:
 def test_batches_follow_the_plan(index, kind):
     """Labels and pixels, against each row read by hand."""
     plan = plan_of(index, 5, 3)
-    for step, (images, labels, spares) in enumerate(
+    for step, (images, labels, fallbacks) in enumerate(
         trained(index, plan, kind=kind, first=4, size=48, how=PLAIN), start=4
     ):
         rows = plan.batch(step)
         assert [record(index, row)["image/class/label"] for row in rows] == labels.tolist()
-        assert (spares == 0).all()
+        assert (fallbacks == 0).all()
         drawn = PLAIN.draw(plan.seed, step, plan.slots, index.height[rows], index.width[rows], 48)
         for image, row, window, flip in zip(
             images, rows, drawn["window"], drawn["flip"], strict=True
@@ -246,30 +246,30 @@ def used(candidates, damaged) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_record_is_replaced_by_its_first_good_spare(own, kind):
+def test_a_damaged_record_is_replaced_by_its_first_good_fallback(own, kind):
     """Its label stays; without one, the image is black; all others are as they were."""
     plan = plan_of(own, 4, 4)
-    candidates = [plan.batch(step, spares=SPARES) for step in range(3)]
+    candidates = [plan.batch(step, fallbacks=FALLBACKS) for step in range(3)]
     before = trained(own, plan, kind=kind, size=48, how=PLAIN)
-    # One image with both its spares, another, and another with its first spare.
+    # One image with both its fallbacks, another, and another with its first fallback.
     damaged = {*candidates[0][:, 0], candidates[0][0, 5], *candidates[1][:2, 9]}
     for row in damaged:
         flip_byte(own, row)
     expected = [used(each, damaged) for each in candidates]
-    assert {*np.concatenate(expected).tolist()} == {0, 1, 2, SPARES + 1}
+    assert {*np.concatenate(expected).tolist()} == {0, 1, 2, FALLBACKS + 1}
     after = trained(own, plan, kind=kind, size=48, how=PLAIN)
-    for step, (images, labels, spares) in enumerate(after):
-        np.testing.assert_array_equal(spares, expected[step])
+    for step, (images, labels, fallbacks) in enumerate(after):
+        np.testing.assert_array_equal(fallbacks, expected[step])
         np.testing.assert_array_equal(labels, before[step][1])
-        np.testing.assert_array_equal(images[spares == 0], before[step][0][spares == 0])
-        assert (images[spares == SPARES + 1] == 0).all()
+        np.testing.assert_array_equal(images[fallbacks == 0], before[step][0][fallbacks == 0])
+        assert (images[fallbacks == FALLBACKS + 1] == 0).all()
         rows = candidates[step]
         drawn = PLAIN.draw(plan.seed, step, plan.slots, own.height[rows], own.width[rows], 48)
-        for slot in np.flatnonzero((spares > 0) & (spares <= SPARES)):
-            spare = spares[slot], slot
+        for slot in np.flatnonzero((fallbacks > 0) & (fallbacks <= FALLBACKS)):
+            candidate = fallbacks[slot], slot
             assert_close(
                 images[slot],
-                crop(own, rows[spare], drawn["window"][spare], 48, drawn["flip"][slot]),
+                crop(own, rows[candidate], drawn["window"][candidate], 48, drawn["flip"][slot]),
             )
 
 
@@ -277,17 +277,17 @@ def test_a_damaged_record_is_replaced_by_its_first_good_spare(own, kind):
 def test_what_cannot_be_replaced_is_black_whatever_is_drawn(own, how):
     for row in np.flatnonzero(own.label == 0):
         flip_byte(own, row)
-    [(images, labels, spares)] = trained(own, plan_of(own, 6, 4), steps=1, how=how)
-    np.testing.assert_array_equal(spares, np.where(labels == 0, SPARES + 1, 0))
+    [(images, labels, fallbacks)] = trained(own, plan_of(own, 6, 4), steps=1, how=how)
+    np.testing.assert_array_equal(fallbacks, np.where(labels == 0, FALLBACKS + 1, 0))
     assert (images[labels == 0] == 0).all()
 
 
 def test_hosts_and_replicas_replace_alike(own):
     plan = plan_of(own, 4, 4)
-    for row in plan.batch(0, spares=SPARES)[:, [0, 5]].ravel():
+    for row in plan.batch(0, fallbacks=FALLBACKS)[:, [0, 5]].ravel():
         flip_byte(own, row)
     whole = trained(own, plan)
-    assert any(spares.any() for _, _, spares in whole)
+    assert any(fallbacks.any() for _, _, fallbacks in whole)
     parts = [trained(own, plan.for_host(host, 2), replicas=2) for host in range(2)]
     pairs = [[*parts[0][i : i + 2], *parts[1][i : i + 2]] for i in range(0, 6, 2)]
     assert_equal([joined(pair)[0] for pair in pairs], whole)

@@ -34,8 +34,6 @@ NONE = ""
 
 READ_AHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
 
-_plain = tf.autograph.experimental.do_not_convert
-
 
 class Records(Protocol):
     """A source of records.
@@ -91,11 +89,12 @@ class FileRecords:
     def read_each(self, places: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Reads the records one by one, which takes several times as long as `read`."""
 
+        @tf.autograph.experimental.do_not_convert
         def one(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
             return _first_of_each([_from(path, offset, size)])[0]
 
         columns = self._columns(places)
-        records = tf.data.Dataset.from_tensor_slices(columns).map(_plain(one))
+        records = tf.data.Dataset.from_tensor_slices(columns).map(one)
         return records.batch(tf.size(columns[0], tf.int64)).get_single_element()
 
     def _columns(self, places: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

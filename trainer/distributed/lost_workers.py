@@ -67,7 +67,9 @@ def ended_if_lost() -> Iterator[None]:
     try:
         yield
     except WorkerLostError as error:
-        _end(LOST_EXIT_CODE, f"error: {one_line(error)}")
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        # A normal exit would wait: TensorFlow waits for the other workers when it shuts down.
+        os._exit(LOST_EXIT_CODE)
 
 
 def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
@@ -148,9 +150,3 @@ def _exit_by(number: int) -> None:
     library = ctypes.CDLL(None)
     library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     library.signal(number, ctypes.cast(library._exit, ctypes.c_void_p))
-
-
-def _end(code: int, line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-    # A normal exit would wait: TensorFlow waits for the other workers when it shuts down.
-    os._exit(code)

@@ -1,4 +1,4 @@
-"""Augmentations as they are drawn for each image."""
+"""The augmentations that are drawn for each image."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_only_what_is_asked_for():
     hosts=st.sampled_from([1, 2, 3, 4, 6, 8, 24]),
 )
 def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
-    """A function of seed, step and slot alone: so the draws of any slots, in any order, too."""
+    """Draws depend on seed, step and slot alone, so hosts may draw any slots in any order."""
     slots = np.arange(24)
     height = 20 + slots
     whole = ALL.draw(seed, step, slots, height, 2 * height, 64)
@@ -73,7 +73,7 @@ def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
 
 
 def test_slots_steps_and_seeds_draw_differently():
-    """Hardly any two of a thousand alike, in any of what is drawn."""
+    """Hardly any two of a thousand draws are equal, for each kind of augmentation."""
     augmentation = Augmentation(min_area=0.1, max_area=0.5, **COLOURS, erase=0.5)
     keys = [(seed, step) for seed in (0, 1, -1) for step in (0, 1, 2, 10**6)]
     drawn = [draw(augmentation, seed=seed, step=step, slots=SLOTS[:100]) for seed, step in keys]
@@ -87,7 +87,7 @@ def test_slots_steps_and_seeds_draw_differently():
 
 
 def test_numbers_do_not_move_together():
-    """Where the crop lies says nothing about its size, its mirroring or its colours."""
+    """The position of a crop is independent of its size, its mirroring and its colours."""
     drawn = draw(Augmentation(min_area=0.1, max_area=0.4, brightness=0.4))
     columns = [*drawn["window"].T, drawn["flip"], drawn["colour"][:, 0, 0]]
     correlation = np.corrcoef(np.array(columns, float))
@@ -101,7 +101,7 @@ def test_numbers_do_not_move_together():
 
 
 def test_candidates_of_a_slot_are_drawn_alike():
-    """[C, N] sizes: each line is what it would be alone; nothing else depends on sizes."""
+    """With sizes [C, N] each row is drawn as if it were alone; only windows depend on sizes."""
     height = np.array([[30, 50, 70, 90], [90, 50, 1, 2], [30, 50, 70, 90]])
     slots = np.arange(4) + 17
     together = ALL.draw(5, 6, slots, height, 2 * height, 64)
@@ -111,7 +111,7 @@ def test_candidates_of_a_slot_are_drawn_alike():
 
 
 def test_known_draws():
-    """Pins the stream: a change of it would break the resume of runs under way."""
+    """Pins the random stream: a change would break the resume of runs that are under way."""
     drawn = draw(ALL, seed=1, step=2, slots=np.arange(3, 5))
     assert drawn["window"].tolist() == [[14, 31, 193, 234], [43, 21, 292, 367]]
     assert drawn["flip"].tolist() == [True, True]
@@ -150,7 +150,7 @@ def test_windows_lie_in_the_image(size, areas, max_aspect, seed):
 
 
 def test_area_and_aspect():
-    """Where nothing is clipped: within their ranges, all parts of them taken alike."""
+    """If nothing is clipped, areas and aspects spread evenly over their ranges."""
     augmentation = Augmentation(min_area=0.1, max_area=0.4, max_aspect=2)
     windows = draw(augmentation, height=3000, width=4000)["window"]
     height, width = windows[:, 2:].T
@@ -167,14 +167,14 @@ def test_area_and_aspect():
 def test_the_whole_image():
     whole = Augmentation(min_area=1.0, max_aspect=1.0)
     assert (draw(whole, height=33, width=33)["window"] == [0, 0, 33, 33]).all()
-    # Of a wide one, the whole height; every place along the width.
+    # Windows of a wide image have its whole height and lie at each position along its width.
     windows = draw(whole, height=30, width=120)["window"]
     assert (windows[:, [0, 2, 3]] == [0, 30, 60]).all()
     assert set(windows[:, 1].tolist()) == set(range(61))
 
 
 def test_every_place_is_drawn():
-    """Also the last row and column."""
+    """The positions include the last row and column."""
     windows = draw(Augmentation(min_area=0.25, max_area=0.25, max_aspect=1.0), height=8, width=8)
     top, left, height, width = windows["window"].T
     assert set(zip(top.tolist(), left.tolist(), strict=True)) == {
@@ -206,13 +206,13 @@ def luma(rgb) -> np.ndarray:
 
 
 def chroma(rgb) -> np.ndarray:
-    """I + iQ, from the differences to luma (FCC, 1953)."""
+    """I + iQ, computed from the differences to luma (FCC, 1953)."""
     red, blue = rgb[:, 0] - luma(rgb), rgb[:, 2] - luma(rgb)
     return (0.74 * red - 0.27 * blue) + 1j * (0.48 * red + 0.41 * blue)
 
 
 def assert_spread(values, least, most) -> None:
-    """Over the whole range, and evenly."""
+    """The values spread evenly over the whole range."""
     assert values.min() >= least - 1e-5
     assert values.max() <= most + 1e-5
     parts = np.histogram(values, bins=8, range=(least - 1e-5, most + 1e-5))[0]
@@ -248,7 +248,7 @@ def test_saturation():
 
 
 def test_hue():
-    """Luma stays, the colour turns about it by one angle, the same for every colour."""
+    """Luma stays the same, and all colours turn by one angle."""
     found = matrices(hue=0.2)
     angles = []
     for matrix in found:
@@ -265,7 +265,7 @@ def test_hue():
 
 
 def test_colours_by_hand():
-    """The ends of saturation and hue: grey, and red's complement of the same luma."""
+    """At the ends of saturation and hue, red becomes grey and its complement of equal luma."""
     red = np.array([[255.0, 0, 0]])
     found = matrices(saturation=1.0)
     least = found[np.argmin(np.trace(found[:, :, :3], axis1=1, axis2=2))]
@@ -276,7 +276,7 @@ def test_colours_by_hand():
 
 
 def test_all_colours_are_each_after_the_other():
-    """Saturation, hue, contrast, brightness; each draws the same beside the others as alone."""
+    """The order is saturation, hue, contrast, brightness; each draws as if it were alone."""
     together = matrices(**COLOURS)
     alone = {name: matrices(**{name: share}) for name, share in COLOURS.items()}
     for slot in range(20):
@@ -287,11 +287,11 @@ def test_all_colours_are_each_after_the_other():
 
 
 def test_colours_are_drawn_apart():
-    """No one's number is another's."""
+    """Each colour change has random numbers of its own."""
     hue = matrices(hue=0.2)
     numbers = [
         *(matrices(**{n: 0.4})[:, 0, 0] for n in ("brightness", "contrast", "saturation")),
-        hue[:, 0, 1] - hue[:, 0, 2],  # about the angle's sine
+        hue[:, 0, 1] - hue[:, 0, 2],  # grows about like the sine of the angle
     ]
     assert np.abs(np.corrcoef(numbers) - np.eye(4)).max() < 0.06
 
@@ -313,7 +313,7 @@ def test_erased_rectangles_lie_in_the_crop(share, most, size):
     assert abs(there.mean() - share) < 0.03
     assert (erased[:, :2] >= 0).all()
     assert (width[there] >= 1).all()
-    # Up to the last row and column.
+    # Rectangles reach the last row and column.
     assert (top + height)[there].max() == size
     assert (left + width)[there].max() == size
     assert erased[:, 4:].min() == 0
@@ -332,7 +332,7 @@ def test_erased_area_and_aspect():
 
 
 def test_angles_about_the_centre():
-    """Area stays, the centre stays; turned by up to 30 degrees, slanted by up to 20."""
+    """Area and centre stay; crops are rotated by up to 30 and sheared by up to 20 degrees."""
     a, b, c, d, e, f, *zeros = draw(Augmentation(rotate=30, shear=20), image_size=33)["affine"].T
     assert not np.any(zeros)
     np.testing.assert_allclose(a * e - b * d, 1, atol=1e-6)
@@ -350,7 +350,7 @@ def test_angles_are_drawn_apart():
 
 
 def test_a_class_is_turned_as_a_whole():
-    """By quarter turns, exactly; each class by its own, anew in each step, alike on any host."""
+    """Each class gets its own exact quarter turns, new in each step and equal on all hosts."""
     turning = Augmentation(min_area=1.0, max_aspect=1.0, flip=False, class_turns=True)
     data, classes = jpeg(smooth(40, 40)), np.arange(48) // 4
     size = np.full(48, 40)
@@ -375,7 +375,7 @@ def test_a_class_is_turned_as_a_whole():
 
 
 def test_a_class_is_mirrored_as_a_whole():
-    """Then turned: all eight of a square's symmetries, each class's own."""
+    """With turns, a class gets one of the eight symmetries of a square."""
     both = Augmentation(
         min_area=1.0, max_aspect=1.0, flip=False, class_turns=True, class_mirrors=True
     )

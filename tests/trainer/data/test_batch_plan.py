@@ -1,4 +1,4 @@
-"""Laws of the batch plan, over random class sizes."""
+"""The laws of the batch plan, for random class sizes."""
 
 import collections
 import subprocess
@@ -15,7 +15,7 @@ from tripletmill.errors import UsageError
 
 
 def index_of(*sizes, order=None) -> SimpleNamespace:
-    """Labels 0, 3, 6, ... of so many images each, contiguous or in any order."""
+    """An index with labels 0, 3, 6, ... and these numbers of images, in a given order."""
     labels = np.repeat(np.arange(len(sizes)) * 3, sizes).astype(np.int32)
     return SimpleNamespace(label=labels if order is None else order(labels))
 
@@ -42,7 +42,7 @@ def plans(draw, smallest=2, largest=20, **fixed):
 
 
 class BatchPlanWithLabels(BatchPlan):
-    """And what it was made of."""
+    """A plan that keeps the arguments it was made of."""
 
     def __init__(self, index, **arguments):
         super().__init__(index, **arguments)
@@ -51,7 +51,7 @@ class BatchPlanWithLabels(BatchPlan):
         self.sizes = collections.Counter(self.labels.tolist())
 
     def lines(self, step, **more) -> np.ndarray:
-        """A class a line, [P, K]."""
+        """The rows of a batch with one class a line, [P, K]."""
         return self.batch(step, **more).reshape(self.classes_per_batch, self.images_per_class)
 
 
@@ -79,7 +79,7 @@ def test_a_batch_is_p_classes_of_k_images(plan, first):
 @settings(deadline=None)
 @given(plan=plans(), first_pass=st.integers(0, 1000))
 def test_classes_come_equally_often(plan, first_pass):
-    """Over any number of passes, from the first or from a later one."""
+    """The law holds over any number of passes, from the first pass or from a later one."""
     appearances = collections.Counter(dict.fromkeys(plan.classes.tolist(), 0))
     first = first_pass * plan.steps_per_pass
     for step in range(first, first + 5 * plan.steps_per_pass):
@@ -102,13 +102,13 @@ def test_all_images_of_a_class_come_before_any_comes_again(plan):
 
 
 def test_images_meet_in_changing_company():
-    """Where appearances end at the end of a cycle, the next cycle has another order."""
+    """Each cycle has another order, whether or not appearances end at the end of a class."""
     plan = BatchPlanWithLabels(index_of(8, 8), classes_per_batch=2, images_per_class=4)
     cycles = [
         frozenset(frozenset(plan.lines(s)[0].tolist()) for s in (i, i + 1)) for i in (0, 2, 4)
     ]
     assert len(set(cycles)) > 1
-    # And where they do not.
+    # Here appearances do not end at the end of the class.
     plan = BatchPlanWithLabels(index_of(9, 9), classes_per_batch=2, images_per_class=4)
     pairs = {
         frozenset(pair)
@@ -146,7 +146,7 @@ def test_every_kind_has_distinct_classes_and_images(data, kind, step):
 @settings(deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), step=st.integers(0, 10**6))
 def test_hosts_share_a_batch(data, kind, step):
-    """Slices of one shape, disjoint in their slots, together the batch of one host."""
+    """Hosts have disjoint slots and parts of one shape, which make up the whole batch."""
     plan = data.draw(plans(**kind))
     divisors = [n for n in range(1, plan.batch_size + 1) if plan.batch_size % n == 0]
     num_hosts = data.draw(st.sampled_from(divisors))
@@ -167,7 +167,7 @@ def test_hosts_share_a_batch(data, kind, step):
 @settings(deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), step=st.integers(0, 1000))
 def test_a_function_of_seed_and_step_alone(data, kind, step):
-    """Whatever was asked before."""
+    """Earlier calls do not change a batch."""
     plan = data.draw(plans(**kind))
     more = {"centres": centres_of(plan)} if kind.get("hard_share") else {}
     for before in data.draw(st.lists(st.integers(0, 1000), max_size=5)):
@@ -200,7 +200,7 @@ def test_fallbacks_are_other_images_of_the_class(data, kind, step):
 @settings(deadline=None)
 @given(data=st.data(), weighting=st.sampled_from(["sqrt", "size"]), first=st.integers(0, 100))
 def test_weighted_classes_come_as_often_as_stated(data, weighting, first):
-    """In each pass, to within one appearance; the rates against a plain computation of them."""
+    """In each pass the appearances match the rates to within one; the rates are checked too."""
     plan = data.draw(plans(largest=400, class_weighting=weighting))
     rates = plan.class_rates()
     counts = np.array([plan.sizes[label] for label in plan.classes.tolist()])
@@ -214,7 +214,7 @@ def test_weighted_classes_come_as_often_as_stated(data, weighting, first):
 
 
 def capped_rates(weights: np.ndarray, classes: int) -> np.ndarray:
-    """Proportional to the weights but at most 1, by bisection of the factor."""
+    """Rates proportional to the weights but at most 1, found by bisection of the factor."""
     low, high = 0.0, classes / weights.min()
     for _ in range(200):
         middle = (low + high) / 2
@@ -225,7 +225,7 @@ def capped_rates(weights: np.ndarray, classes: int) -> np.ndarray:
 
 
 def test_weighted_rates_by_hand():
-    """9, 4 and 1 images, two classes a batch: by size the first comes always."""
+    """With 9, 4, 1 and 2 images and two classes a batch, the first is always there by size."""
     index = index_of(9, 4, 1, 2)
     arguments = {"classes_per_batch": 2, "images_per_class": 2, "min_images": 1}
     by_size = BatchPlan(index, class_weighting="size", **arguments)
@@ -248,7 +248,7 @@ def test_weighted_classes_meet_in_changing_company():
 
 
 def test_hard_batches_hold_the_nearest_classes():
-    """Centres on a circle: the neighbours are those next to the first class."""
+    """The centres lie on a circle, so the neighbours lie next to the first class."""
     angles = np.arange(24) * 2 * np.pi / 24
     centres = quantized(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     plan = BatchPlanWithLabels(
@@ -260,7 +260,7 @@ def test_hard_batches_hold_the_nearest_classes():
         distance = np.minimum((np.arange(24) - first) % 24, (first - np.arange(24)) % 24)
         allowed = sorted(d for c, d in enumerate(distance) if c not in {first, *drawn})
         assert sorted(distance[hard].tolist()) == allowed[:4]
-    # The others and the first are drawn as evenly as ever, whatever the table says.
+    # The first class and the classes that are no neighbours are drawn evenly, whatever the centres.
     appearances = collections.Counter()
     for step in range(6):
         classes = plan.labels[plan.lines(step, centres=centres)[:, 0]]
@@ -318,7 +318,7 @@ def test_seeds_differ():
 
 
 def test_known_batch():
-    """Pins the stream: a change of it would break the resume of runs under way."""
+    """Pins the random stream: a change would break the resume of runs that are under way."""
     plan = BatchPlan(index_of(4, 2, 3, 9, 5), classes_per_batch=3, images_per_class=2, seed=7)
     assert plan.batch(0).tolist() == [20, 22, 1, 0, 16, 9]
     assert plan.batch(12345).tolist() == [21, 18, 14, 11, 3, 1]
@@ -344,7 +344,7 @@ for kind in ({}, {"class_weighting": "sqrt"}, {"class_weighting": "size"}, {"har
 
 
 def test_two_processes_agree():
-    """On every batch from step 100 on, one having begun at 0, the other at 100."""
+    """A process that begins at step 100 draws the batches of one that begins at step 0."""
     found = [
         subprocess.run(
             [sys.executable, "-c", PRINT_BATCHES, start],

@@ -1,4 +1,4 @@
-"""Decoding, cropping, resizing and augmenting, against the same in numpy and Pillow."""
+"""Decoding, cropping, resizing and augmenting, compared with numpy and Pillow."""
 
 import io
 
@@ -37,7 +37,7 @@ def test_central_windows():
 
 
 def test_shrinks():
-    """By more than ANTIALIAS_FROM along both axes."""
+    """A window shrinks if both its sides shrink by more than ANTIALIAS_FROM."""
     assert ANTIALIAS_FROM == 1.5
     sides = [[96, 96], [97, 97], [97, 96], [500, 96], [500, 97], [10, 10]]
     windows = np.array([[[5, 5, *side] for side in sides]])
@@ -45,7 +45,7 @@ def test_shrinks():
 
 
 def assert_close(image, expected) -> None:
-    """By what the fast decoder of TensorFlow's differs from Pillow's."""
+    """The tolerance allows for the difference of TensorFlow's fast decoder to Pillow's."""
     difference = np.abs(image - expected.astype(float))
     assert difference.max() <= 6
     assert difference.mean() < 2
@@ -56,7 +56,7 @@ def decoded(data) -> np.ndarray:
 
 
 def resized(image, size) -> np.ndarray:
-    """Bilinear, pixels' centres half a pixel in, one pixel after the other."""
+    """Bilinear resizing with half-pixel centres, one pixel after the other."""
     found = np.empty((size, size, 3))
     for row, column in np.ndindex(size, size):
         value = np.zeros(3)
@@ -70,7 +70,7 @@ def resized(image, size) -> np.ndarray:
 
 
 def turned(image, affine) -> np.ndarray:
-    """One pixel after the other, bilinear, the nearest pixel beyond the edge."""
+    """A bilinear affine map, pixel by pixel; beyond the edge it takes the nearest pixel."""
     found = np.empty(image.shape)
     a, b, c, d, e, f = affine[:6].astype(float)
     for row, column in np.ndindex(image.shape[:2]):
@@ -95,7 +95,7 @@ def reference(data, size, window, flip, affine, colour, erased) -> np.ndarray:
 
 
 def test_pixels_follow_what_was_drawn():
-    """Against the same in plain numpy, for images of several sizes, larger and smaller crops."""
+    """Images of several sizes and crops of several sizes are compared with plain numpy."""
     sizes = np.array([[60, 80], [45, 41], [20, 33], [64, 64], [70, 40], [16, 16]] * 2)
     jpegs = [jpeg(smooth(*size), subsampling=i % 2) for i, size in enumerate(sizes.tolist())]
     drawn = EVERYTHING.draw(3, 1, np.arange(12), *sizes.T, 48)
@@ -107,7 +107,7 @@ def test_pixels_follow_what_was_drawn():
         expected = reference(
             data, 48, *(drawn[name][i] for name in ("window", "flip", "affine", "colour", "erased"))
         )
-        # What decoders differ by, colours may stretch threefold.
+        # Colour changes may stretch the difference between the decoders threefold.
         assert np.abs(image - expected).max() <= 12
         assert np.abs(image - expected).mean() < 1.5
 
@@ -116,7 +116,7 @@ def test_pixels_follow_what_was_drawn():
 @pytest.mark.parametrize("top", [0, 1, 7, 9, 30])
 @pytest.mark.parametrize("left", [0, 3, 8, 17, 47])
 def test_only_the_window_is_decoded_but_rightly(top, left, subsampling):
-    """Where it does not begin or end with a block of the JPEG either."""
+    """The window need not begin or end with a block of the JPEG."""
     data = jpeg(smooth(64, 80), subsampling=subsampling)
     [image] = run([data], 33, [[top, left, 33, 33]])
     assert_close(image, decoded(data)[top : top + 33, left : left + 33])
@@ -140,7 +140,7 @@ def test_grey_images_have_three_channels():
 
 
 def test_a_quarter_turn():
-    """By hand: x of the crop is y of the result, y of the crop is 6 - x."""
+    """Computed by hand: x of the crop is y of the result, and y of the crop is 6 - x."""
     data = jpeg(smooth(7, 7))
     window = [[0, 0, 7, 7]]
     [image] = run([data], 7, window)
@@ -169,7 +169,7 @@ def test_erased_rectangles():
 
 
 def test_shrinking_is_antialiased_where_asked():
-    """Stripes too fine for the smaller image become grey; Pillow's filter is the same."""
+    """Stripes that are too fine for the smaller image become grey, as in Pillow."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     data = jpeg(stripes)

@@ -1,4 +1,4 @@
-"""Rows of the index are read as exactly the records that were written, unless these are damaged."""
+"""Reading gives exactly the records that were written, except for damaged ones."""
 
 import os
 import shutil
@@ -25,8 +25,8 @@ def index(data_dir) -> DatasetIndex:
 
 
 @pytest.fixture
-def own(data_dir, tmp_path) -> DatasetIndex:
-    """Of a copy, to damage."""
+def copied_index(data_dir, tmp_path) -> DatasetIndex:
+    """The index of a copy of the data set that a test may damage."""
     return load_index(str(shutil.copytree(data_dir, tmp_path / "data")), "train")
 
 
@@ -36,7 +36,7 @@ def expected(index, row) -> bytes:
 
 
 def read(records, rows, group, how="read") -> list[bytes]:
-    """In a tf.data map, so many at a time."""
+    """Reads rows in a tf.data map, in groups of one size."""
     places = records.places(np.reshape(rows, (-1, group)))
     data = tf.data.Dataset.from_tensor_slices(places).map(getattr(records, how))
     return [record for batch in data.as_numpy_iterator() for record in batch]
@@ -47,7 +47,7 @@ def read(records, rows, group, how="read") -> list[bytes]:
 @settings(deadline=None, max_examples=8)
 @given(data=st.data(), group=st.sampled_from([1, 2, 7, 16]))
 def test_rows_become_their_records(index, kind, how, data, group):
-    """In any order, from any shards, some of them twice."""
+    """Rows may come in any order, from any shards, and several times."""
     row = st.integers(0, len(index) - 1)
     rows = data.draw(st.lists(row, min_size=2 * group, max_size=2 * group))
     assert read(kind(index), rows, group, how) == [expected(index, row) for row in rows]
@@ -67,14 +67,14 @@ def test_places_keep_the_shape_of_rows(index, kind):
 
 
 def flip(index, at, number=1) -> set[int]:
-    """Damages a record of shard 1."""
+    """Damages a record of shard 1 and returns its row."""
     row = int(np.flatnonzero(index.shard == 1)[number])
     flip_byte(index, row, at)
     return {row}
 
 
 def cut(index, at, number=-1) -> set[int]:
-    """Ends the file of shard 1 so many bytes into a record, negative ones from its end."""
+    """Cuts shard 1 `at` bytes into a record, or -`at` bytes before its end if `at` is negative."""
     rows = np.flatnonzero(index.shard == 1)
     row = rows[number]
     at = at if at >= 0 else index.length[row] + FRAMING_BYTES + at
@@ -111,13 +111,13 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("kind", "damage"), DAMAGED)
-def test_damaged_records(own, kind, damage):
-    """read_each gives NONE for these alone; read for these or for all that it read with them."""
-    payloads = [expected(own, row) for row in range(len(own))]
-    lost = DAMAGE[damage](own)
+def test_damaged_records(copied_index, kind, damage):
+    """read_each gives NONE for damaged records only; read may give NONE for their whole group."""
+    payloads = [expected(copied_index, row) for row in range(len(copied_index))]
+    lost = DAMAGE[damage](copied_index)
     none = NONE.encode()
-    remaining = [none if row in lost else payloads[row] for row in range(len(own))]
-    records, rows = kind(own), list(range(len(own)))
+    remaining = [none if row in lost else payloads[row] for row in range(len(copied_index))]
+    records, rows = kind(copied_index), list(range(len(copied_index)))
     assert read(records, rows, 6, "read_each") == remaining
     found = read(records, rows, 6)
     for start in range(0, len(rows), 6):
@@ -129,8 +129,8 @@ def test_damaged_records(own, kind, damage):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_record_alone(own, kind):
-    flip_byte(own, 4)
-    records = kind(own)
+def test_a_damaged_record_alone(copied_index, kind):
+    flip_byte(copied_index, 4)
+    records = kind(copied_index)
     for how in ("read", "read_each"):
-        assert read(records, [4, 5], 1, how) == [NONE.encode(), expected(own, 5)]
+        assert read(records, [4, 5], 1, how) == [NONE.encode(), expected(copied_index, 5)]

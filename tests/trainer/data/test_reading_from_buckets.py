@@ -1,4 +1,4 @@
-"""A data set on a disk, staged, streamed or held in memory: the same batches, pixel for pixel."""
+"""A data set gives the same pixels from a disk, staged, streamed or held in memory."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from tests.fixtures.cloud.tensorflow_bridge import tensorflow_bridge
 from tests.fixtures.project import ROOT
 
 BUCKET = "sets"
-STREAMED = rf"^/{BUCKET}/.*tfrecord"  # TensorFlow's way to an object, not google-cloud-storage's
+STREAMED = rf"^/{BUCKET}/.*tfrecord"  # the URL by which TensorFlow, not google-cloud-storage, reads
 STEPS, CLASSES, IMAGES = 5, 4, 2
 ROWS = STEPS * CLASSES * IMAGES
 LITTLE = 2**16
 
-# As a command does it: TensorFlow is imported by the program, not before it.
+# Like the commands, the child process sets up the environment before it imports TensorFlow.
 CHILD = """
 import sys
 from tripletmill.cli import notices
@@ -32,7 +32,7 @@ test_reading_from_buckets.stream(*sys.argv[1:])
 
 
 def batches(reading, data_dir: str) -> dict[str, np.ndarray]:
-    """Images, labels and fallbacks of all steps, and the rows that they should be."""
+    """Images, labels and fallbacks of all steps, and the shards of the rows in the plan."""
     from trainer.data.augmentation import Augmentation
     from trainer.data.batch_plan import BatchPlan
     from trainer.data.input_pipeline import train_batches
@@ -55,7 +55,7 @@ def batches(reading, data_dir: str) -> dict[str, np.ndarray]:
 
 
 def stream(data_dir: str, out: str) -> None:
-    """What a child process does."""
+    """Reads batches from a bucket and saves them; child processes call it."""
     from trainer.data.reading import Reading
 
     found: dict[str, Any] = batches(Reading(stream=True), data_dir)
@@ -63,7 +63,7 @@ def stream(data_dir: str, out: str) -> None:
 
 
 def streamed(proxy: FaultyProxy, folder: Path, **environment: str) -> dict[str, np.ndarray]:
-    """Batches of a child process whose TensorFlow reads from behind the proxy."""
+    """Batches of a child process whose TensorFlow reads through the proxy."""
     out = folder / "batches.npz"
     with tensorflow_bridge(proxy.url) as bridge:
         done = subprocess.run(
@@ -123,7 +123,7 @@ def require_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 @contextlib.contextmanager
 def client_of(proxy: FaultyProxy, monkeypatch):
-    """Storage of this process leads to the proxy."""
+    """Directs the storage of this process to the proxy."""
     from tripletmill.storage import bucket
 
     with monkeypatch.context() as patched:
@@ -172,7 +172,7 @@ def test_staged(emulator, expected, monkeypatch, tmp_path):
 
 
 def test_streamed_into_memory(emulator, expected, monkeypatch, tmp_path):
-    """Every shard is read, none is left on the disk."""
+    """Each shard is read, and none is left on the disk."""
     from trainer.data.reading import READ_AHEAD, Reading
 
     monkeypatch.setenv(READ_AHEAD, "1")
@@ -183,7 +183,7 @@ def test_streamed_into_memory(emulator, expected, monkeypatch, tmp_path):
 
 
 def test_streamed(emulator, expected, tmp_path):
-    """One request of little for each record."""
+    """Each record takes one small request."""
     with Ranges(emulator.url) as proxy:
         require_same(streamed(proxy, tmp_path), expected)
     assert len(proxy.asked) == ROWS
@@ -191,7 +191,7 @@ def test_streamed(emulator, expected, tmp_path):
 
 
 def test_streamed_with_faults_in_between(emulator, expected, tmp_path):
-    """Also the user's own setting, by which no record is read ahead whole."""
+    """The user's own setting is kept, with which read-ahead holds no whole record."""
     rules = [
         Rule(status(503), path=STREAMED, every=15),
         Rule(RESET, path=STREAMED, every=16),
@@ -205,7 +205,7 @@ def test_streamed_with_faults_in_between(emulator, expected, tmp_path):
 
 
 def test_a_shard_that_vanishes(data_dir, emulator, expected, tmp_path):
-    """Its records count as damaged from then on, and fallbacks take their places."""
+    """From then on its records count as damaged, and fallbacks take their places."""
     lost = min(data_dir.glob("*-train.tfrecord*"))
     seen = []
 

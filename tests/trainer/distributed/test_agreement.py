@@ -30,7 +30,7 @@ def assert_close(model_dir: Path, expected: Path, tolerance: float) -> None:
 
 @pytest.mark.slow
 def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
-    """The weights at the end are those of one process that was never stopped."""
+    """In the end the weights equal those of one process that was never stopped."""
     long = ("STEPS = 120", "train.evaluate_every = 60", "train.steps_per_loop = 1")
     arguments = command(data_dir, tmp_path / "run", *long)
     with workers(arguments, tmp_path) as (chief, other):
@@ -39,7 +39,7 @@ def test_stopped_by_one_and_gone_on_with(data_dir, tmp_path):
         other.process.send_signal(signal.SIGTERM)
         assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
     [step] = re.findall(r"stopped after step (\d+) of 120, saved in", chief.output())
-    assert "stopped after" not in other.output()  # the chief speaks for all
+    assert "stopped after" not in other.output()  # only the chief prints this line
     with workers(arguments, tmp_path) as (chief, other):
         assert (chief.code(), other.code()) == (0, 0), chief.output() + other.output()
     assert f"going on from step {step}" in chief.output()
@@ -68,7 +68,7 @@ def test_workers_with_other_configurations(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_workers_with_other_data(data_dir, tmp_path):
-    """Where it lies, and how it is read, may differ."""
+    """The folder of the data set and the way it is read may differ."""
     other_data = tmp_path / "other data"
     shutil.copytree(data_dir, other_data)
     path = other_data / "dataset_info.json"

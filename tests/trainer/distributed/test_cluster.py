@@ -1,4 +1,4 @@
-"""What TF_CONFIG says, and what it must not say."""
+"""Values of TF_CONFIG that are understood, and values that are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Workers that are lost, never start or do not join, and how the other worker ends."""
+"""How a worker ends if the other one is lost, never starts or does not join."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ ENDLESS = ("STEPS = 100000", "train.evaluate_every = 100000")
 
 
 def assert_lost(worker: Worker) -> str:
-    """It ended with one line about the worker that was lost: what that says."""
+    """Checks that a worker ended with one line about a lost worker, and returns this line."""
     assert worker.code() == 1, worker.output()
     assert "Traceback" not in worker.output()
     last = worker.output().splitlines()[-1]
@@ -63,7 +63,7 @@ def test_started_again_after_one_was_killed(data_dir, tmp_path):
 
 @pytest.mark.parametrize("mode", ["train", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_a_worker_that_is_gone_before_the_first_step(data_dir, tmp_path, mode):
-    """It has joined, and agreed with the other on what to do."""
+    """The lost worker has joined before, and agreed with the other worker."""
     arguments = [*command(data_dir, tmp_path / "run"), f"--mode={mode}"]
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     if mode == "evaluate":
@@ -98,7 +98,7 @@ def test_interrupted_while_waiting(data_dir, tmp_path, number, code):
 
 
 def test_a_worker_that_is_seen_but_does_not_join(data_dir, tmp_path):
-    """TensorFlow waits for it with Python's lock held."""
+    """TensorFlow waits for this worker while it holds Python's global lock."""
     arguments = command(data_dir, tmp_path / "run", "make_strategy.start_seconds = 3.0")
     with workers(arguments, tmp_path, started=1, mute=True) as (chief,):
         assert chief.code() == 1

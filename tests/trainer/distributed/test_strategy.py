@@ -1,4 +1,4 @@
-"""Which strategy is made, and what two workers under one strategy show of their training."""
+"""The strategy that is made, and what two workers with one strategy show in TensorBoard."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_one_device_is_one(monkeypatch):
 
 
 def tags(model_dir: Path) -> set[str]:
-    """Names of what TensorBoard shows."""
+    """The tags of all values that TensorBoard shows."""
     return {
         value.tag
         for file in (model_dir / "tensorboard").glob("events*")
@@ -46,7 +46,7 @@ def tags(model_dir: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_the_first_workers_triplets_are_shown(data_dir, tmp_path):
-    # All are active then, and of so many some lie within the first worker's rows whole.
+    # All triplets are active with this margin. Some of them lie within the first worker's rows.
     params = ("semihard_triplets.margin = 2.0", "BatchPlan.classes_per_batch = 6", "STEPS = 12")
     arguments = command(data_dir, tmp_path / "run", *params)
     with workers(arguments, tmp_path) as (chief, other):

@@ -10,6 +10,7 @@ CONSTRAINTS = $(if $(filter cpu,$(EXTRAS)),--constraint constraints.txt)
 INSTALLED = $(VENV)/.installed-$(EXTRAS)
 
 INPUT ?=
+IMAGES ?=
 OUTPUT ?=
 RUNNER ?=
 GIN ?=
@@ -58,7 +59,8 @@ train: setup  ## [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
 	$(BIN)/python -m trainer.main $(call flag,gin_file,$(or $(GIN),gin/demo.gin)) \
 	  $(call flag,data_dir,$(DATA)) $(call flag,model_dir,$(MODEL)) $(ARGS)
 
-# Embeddings, index and report lie in their run, unless INPUT=, INDEX= and OUTPUT= say otherwise.
+# Embeddings, index and report are in the folder of the run, unless EMBEDDINGS=, INDEX= and OUTPUT=
+# name other places.
 RUN = $(or $(MODEL),runs/demo)
 INDEX ?= $(RUN)/index
 
@@ -71,29 +73,31 @@ export: setup  ## the best model as files that load without this project [MODEL=
 
 # Without GIN: the demo's model and data, into its run.
 EMBEDDED = $(or $(MODEL),$(if $(GIN),,runs/demo))
-embed: setup  ## MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
+embed: setup  ## MODEL=run, DATA=folder or IMAGES=folder, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \
-	  $(call flag,model,$(EMBEDDED)) $(call flag,input,$(INPUT)) \
-	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL)$(GIN),,data/demo))) \
+	  $(call flag,model_dir,$(EMBEDDED)) $(call flag,images,$(IMAGES)) \
+	  $(call flag,data_dir,$(or $(DATA),$(if $(IMAGES)$(MODEL)$(GIN),,data/demo))) \
 	  $(call flag,output,$(or $(OUTPUT),$(if $(EMBEDDED),$(EMBEDDED)/embeddings))) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
 
-index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
+index: setup  ## [MODEL=runs/demo EMBEDDINGS=folder INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search build \
-	  $(call flag,embeddings,$(or $(INPUT),$(RUN)/embeddings)) $(call flag,index,$(INDEX)) $(ARGS)
+	  $(call flag,embeddings,$(or $(EMBEDDINGS),$(RUN)/embeddings)) \
+	  $(call flag,index_dir,$(INDEX)) $(ARGS)
 
-search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
-	$(BIN)/python -m trainer.search query $(call flag,index,$(INDEX)) \
-	  $(if $(INPUT),$(call flag,model,$(RUN)) $(call quoted,$(INPUT))) $(ARGS)
+search: setup  ## IMAGES=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
+	$(BIN)/python -m trainer.search query $(call flag,index_dir,$(INDEX)) \
+	  $(if $(IMAGES),$(call flag,model_dir,$(RUN)) $(call quoted,$(IMAGES))) $(ARGS)
 
 report: setup  ## MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
 	$(BIN)/python -m trainer.report $(call flag,model_dir,$(RUN)) \
 	  $(call flag,data_dir,$(or $(DATA),$(if $(MODEL),,data/demo))) \
 	  $(call flag,embeddings,$(EMBEDDINGS)) $(call flag,output,$(OUTPUT)) $(ARGS)
 
-serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
-	$(BIN)/python -m trainer.serve $(call flag,model,$(RUN)) $(call flag,index,$(INDEX)) \
-	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) $(call flag,images,$(INPUT)) $(ARGS)
+serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=folder or IMAGES=folder, ARGS=...]
+	$(BIN)/python -m trainer.serve $(call flag,model_dir,$(RUN)) $(call flag,index_dir,$(INDEX)) \
+	  $(call flag,data_dir,$(or $(DATA),$(if $(IMAGES)$(MODEL),,data/demo))) \
+	  $(call flag,images,$(IMAGES)) $(ARGS)
 
 test: setup  ## the tests but those that take minutes; no network, no accelerator
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -28,7 +28,6 @@ setup(
     packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*", "tripletmill*"]),
     package_data={"trainer.report": ["*.jinja"], "trainer.serve": ["static/*"]},
     install_requires=[
-        "absl-py>=2.1",
         "apache-beam>=2.66",
         "gin-config>=0.5",
         "google-cloud-storage>=2.18",

@@ -27,7 +27,7 @@ def test_all_in_a_bucket(tmp_path, what):
                     name = str(path.relative_to(tmp_path))
                     emulator.put(BUCKET, name, path.read_bytes())
         flags = [
-            f"--model=gs://{BUCKET}/run",
+            f"--model_dir=gs://{BUCKET}/run",
             f"--{what}=gs://{BUCKET}/{paths[what].name}",
             f"--output=gs://{BUCKET}/out",
             *SETTINGS,

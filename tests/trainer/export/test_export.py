@@ -139,7 +139,7 @@ def test_what_is_written_and_printed(exported):
         assert Path(line.removeprefix("wrote ")).exists()
     assert len(lines) == 2 + 5 + 1
     assert lines[-1].startswith("next: ")
-    assert f"--model='{model_dir}'" in lines[-1]
+    assert f"--model_dir='{model_dir}'" in lines[-1]
     assert done.stderr == ""
     assert not list(model_dir.glob("export.*"))
 

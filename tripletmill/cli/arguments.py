@@ -95,9 +95,9 @@ def exit_code(work: Callable[[], int | None], *, path: str | None = None) -> int
     except UsageError as error:
         message = one_line(error)
     except OSError as error:
-        if error.strerror is None:  # not an error of the operating system
+        message = _of_system(error, path)
+        if not message:
             raise
-        message = ": ".join(filter(None, [_text(error.filename) or path, error.strerror]))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -105,5 +105,11 @@ def exit_code(work: Callable[[], int | None], *, path: str | None = None) -> int
     return 2
 
 
-def _text(filename: Any) -> str | None:
-    return None if filename is None else os.fsdecode(filename)
+def _of_system(error: OSError, path: str | None) -> str:
+    """Returns what an error of the operating system says; "" for any other OSError."""
+    if error.strerror is None:
+        # gin raises a copy of an error that keeps the text, but neither strerror nor filename.
+        text = one_line(error)
+        return text.partition("] ")[2] if text.startswith("[Errno ") else ""
+    place = path if error.filename is None else os.fsdecode(error.filename)
+    return f"{place}: {error.strerror}" if place else error.strerror

@@ -1,7 +1,9 @@
 """What all command lines share."""
 
 import os
+from pathlib import Path
 
+import gin
 import pytest
 
 from tripletmill.cli.arguments import Parser, at_home, exit_code
@@ -88,3 +90,12 @@ def test_exit_codes(capsys, error, code, message):
 def test_a_defect_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         exit_code(raising(error))
+
+
+def test_an_error_of_the_system_that_passed_through_gin_is_one_line(capsys):
+    def read_missing_file() -> None:
+        Path("/dev/null/x").read_bytes()
+
+    assert exit_code(gin.external_configurable(read_missing_file)) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: Not a directory: '/dev/null/x'\n")

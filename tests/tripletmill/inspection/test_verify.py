@@ -590,7 +590,8 @@ def test_interrupted(tmp_path, monkeypatch):
     folder = write_data_set(tmp_path / "photos")
     code = f"""
 import time
-from tripletmill.formats.index import __main__, check_shard
+from tripletmill import __main__
+from tripletmill.inspection import check_shard
 
 def slow(features):
     print("started", flush=True)

@@ -1,6 +1,6 @@
 """What comes of losses on Omniglot's unseen characters.
 
-python -m benchmarks.retrieval --data=data/omniglot [--parts replicas peers]
+python -m benchmarks.retrieval --data_dir=data/omniglot [--parts replicas peers]
 
 replicas: mining over four logical replicas against mining within each, by the trainer itself.
 peers: a plain network with this project's losses and with those of `make peers`.
@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a data set with train and test")
+    add("--data_dir", type=Path, required=True, help="a data set with train and test")
     add("--parts", default=[*PARTS], choices=PARTS, nargs="+", help="all without it")
     add("--steps", default=600, type=positive, metavar="N", help="of training (600)")
     add("--classes", default=32, type=positive, metavar="P", help="in a batch (32)")

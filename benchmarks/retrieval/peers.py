@@ -39,7 +39,7 @@ COLUMNS = ("MAP@R", "Recall@1", "ms a step", "step 1", "step 2", "last 50")
 
 def peers(flags: argparse.Namespace) -> None:
     """Each in a process of its own environment, one after the other."""
-    test = load_index(str(flags.data), "test")
+    test = load_index(str(flags.data_dir), "test")
     rows: list[tuple[str, tuple[float | str | None, ...]]] = []
     with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
         task = Path(folder, "task.npy")
@@ -71,7 +71,7 @@ def peers(flags: argparse.Namespace) -> None:
 
 def make_task(flags: argparse.Namespace, test: DatasetIndex) -> Task:
     """Images, batches and weights."""
-    train = load_index(str(flags.data), "train")
+    train = load_index(str(flags.data_dir), "train")
     plan = BatchPlan(train, classes_per_batch=flags.classes, images_per_class=flags.images)
     batches = np.stack([plan.batch(step) for step in range(flags.steps)])
     return Task(grey(train), train.label, batches, grey(test), start_weights(seed=0))

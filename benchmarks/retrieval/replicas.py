@@ -82,7 +82,7 @@ def map_at_r(flags: argparse.Namespace, params: dict[str, object], folder: str) 
     command = [
         sys.executable,
         *("-m", "trainer.main", "--gin_file=gin/omniglot_small_conv.gin"),
-        *(f"--data_dir={flags.data}", f"--model_dir={folder}"),
+        *(f"--data_dir={flags.data_dir}", f"--model_dir={folder}"),
         *(f"--gin_param={name} = {value}" for name, value in {**plan, **steps, **params}.items()),
     ]
     subprocess.run(command, stdout=sys.stderr, check=True)

@@ -1,10 +1,7 @@
 """Gin at the edge: what a configuration may name, and the copy that lies beside a run."""
 
-import difflib
 import inspect
-import itertools
 import os
-import re
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -19,14 +16,12 @@ from trainer.distributed.strategy import make_strategy
 from trainer.evaluation.evaluate import evaluate
 from trainer.export.export import export
 from trainer.models.embedding_model import build_model
-from trainer.runs.folder import CONFIG_FILE
-from trainer.runs.write_errors import naming_write_errors
+from trainer.runs.folder import CONFIG_FILE, statements
 from trainer.training.optimizers import WarmupCosine
 from trainer.training.train import train
 from tripletmill.cli import commandline
 from tripletmill.errors import UsageError
 from tripletmill.losses.triplet import batch_triplets, hard_triplets, semihard_triplets
-from tripletmill.storage.storage import write_file
 
 _LONGEST = 10_000
 # What may differ from host to host: its disks, its memory, its patience.
@@ -107,53 +102,8 @@ def load(
     return gin.query_parameter("%MODEL_DIR")
 
 
-def show_changes(model_dir: str) -> None:
-    """Says what differs from the configuration that lies in the run's folder, if one does."""
-    path = os.path.join(model_dir, CONFIG_FILE)
-    if shown := _changes(path):
-        print(f"note: {path} is from another configuration; what differs:")
-        # What comes next may be an error, which is not to overtake this.
-        print("\n".join(f"  {line}" for line in shown), flush=True)
-
-
 def common() -> str:
     """What all workers must have in common of the configuration, a line a statement."""
     # Else a long path would take several lines.
-    lines = _statements(gin.config_str(max_line_length=_LONGEST))
+    lines = statements(gin.config_str(max_line_length=_LONGEST))
     return "\n".join(line for line in lines if line and line.partition(" = ")[0] not in _OF_HOST)
-
-
-def save(model_dir: str) -> None:
-    """Writes the configuration into the run's folder.
-
-    Another one that lies there is kept as config.1.gin, config.2.gin, ...
-    """
-    path = os.path.join(model_dir, CONFIG_FILE)
-    if _changes(path):
-        kept = next(
-            name
-            for number in itertools.count(1)
-            if not os.path.exists(name := f"{path.removesuffix('.gin')}.{number}.gin")
-        )
-        with open(path, encoding="utf-8") as file, naming_write_errors(kept):
-            write_file(kept, file.read().encode())
-        print(f"the former {path} is kept as {kept}")
-    with naming_write_errors(path):
-        os.makedirs(model_dir, exist_ok=True)
-        write_file(path, gin.config_str().encode())
-
-
-def _changes(path: str) -> list[str]:
-    """Statements that the configuration in a file has and this one has not, and the reverse."""
-    if not os.path.isfile(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        before = file.read()
-    changes = difflib.unified_diff(_statements(before), _statements(gin.config_str()), n=0)
-    return [line for line in changes if not line.startswith(("@", "---", "+++"))]
-
-
-def _statements(config: str) -> list[str]:
-    """A line a statement, without the run's own place, which may change."""
-    joined = re.sub(r"\\\n\s*", "", config)
-    return [line for line in joined.splitlines() if not line.startswith(("#", "MODEL_DIR"))]

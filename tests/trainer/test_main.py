@@ -761,9 +761,9 @@ notices.import_tensorflow()
 from tripletmill.cli import commandline
 from trainer import main
 from trainer.runs import checkpoints
-from trainer.training import train
+from trainer.training import outer_loop
 number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
+measure, save, saved = outer_loop.measure, checkpoints.Checkpoints.save, [0]
 def measured(*args, **options):
     if saved[0] >= first:
         os.kill(os.getpid(), number)
@@ -771,7 +771,7 @@ def measured(*args, **options):
 def noted(self, step, **options):
     saved[0] = step
     save(self, step, **options)
-train.measure, checkpoints.Checkpoints.save = measured, noted
+outer_loop.measure, checkpoints.Checkpoints.save = measured, noted
 commandline.run(main.main, description="")
 """
 

@@ -81,8 +81,9 @@ FULL = """
 import resource, sys
 import numpy as np
 from tripletmill.errors import UsageError
-from trainer.data.damaged_records import Damaged, append_damaged
+from trainer.data.damaged_records import Damaged
 from trainer.training.telemetry import Telemetry
+from trainer.training.train_loop import append_damaged
 what, folder = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:

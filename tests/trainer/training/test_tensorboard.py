@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.data.reading import FileRecords
-from trainer.evaluation.inference import SplitImages
+from trainer.evaluation.inference import SplitImages, images_as_evaluated
 from trainer.training import tensorboard
-from trainer.training.tensorboard import TensorBoard, mined, pictures, sprite, without_repeats
+from trainer.training.tensorboard import TensorBoard, mined, sprite, without_repeats
 from trainer.training.train_step import LastBatch
 from tripletmill.formats.index import load_index
 
@@ -90,10 +90,10 @@ def test_sprite_of_all_points_can_be_drawn():
 
 def test_pictures_are_those_of_evaluation(images):
     rows = np.array([7, 2, 5])
-    whole, found = pictures(images, rows, 99)
+    whole, found = images_as_evaluated(images, rows, 99)
     assert found.tolist() == rows.tolist()
     assert (whole.shape, whole.dtype) == ((3, SIDE, SIDE, 3), np.uint8)
-    small, _ = pictures(images, rows, SIDE // 2)
+    small, _ = images_as_evaluated(images, rows, SIDE // 2)
     means = whole.reshape(3, SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(2, 4))
     assert np.abs(small - means).max() <= 0.5
 
@@ -127,7 +127,8 @@ def test_batch(board, images, tmp_path, monkeypatch):
     assert [tile.caption for tile in tiles] == [texts[0], f"3.00 {texts[1]}", f"7.00 {texts[2]}"]
     assert [tile.match for tile in tiles] == [None, True, False]
     for tile, row in zip(tiles, (4, 5, 30), strict=True):
-        np.testing.assert_array_equal(tile.image, pictures(images, np.array([row]), SIDE)[0][0])
+        [pixels], _ = images_as_evaluated(images, np.array([row]), SIDE)
+        np.testing.assert_array_equal(tile.image, pixels)
 
 
 def test_batch_without_triplets(board, images, tmp_path):
@@ -141,7 +142,7 @@ def test_batch_without_triplets(board, images, tmp_path):
 def test_a_picture_that_cannot_be_read_is_left_out(board, images, tmp_path, monkeypatch):
     monkeypatch.setattr(
         tensorboard,
-        "pictures",
+        "images_as_evaluated",
         lambda images, rows, side: (np.zeros([len(rows) - 1, 4, 4, 3], np.uint8), rows[1:]),
     )
     board.batch(7, last_batch(), np.arange(6), images)
@@ -171,7 +172,7 @@ def test_points(board, images, tmp_path, monkeypatch):
     of = rows[places].tolist()
     assert lines == [f"{names[int(images.index.label[row])]}\t{sources[row]}" for row in of]
     with Image.open(tmp_path / "points" / "sprite.png") as file:
-        thumbnails = pictures(images, rows[places], 64)[0]
+        thumbnails = images_as_evaluated(images, rows[places], 64)[0]
         np.testing.assert_array_equal(np.asarray(file), np.asarray(sprite(thumbnails)))
     assert re.findall(r"(?:shape|dim): (\d+)", config(tmp_path)) == ["5", "3", "16", "16"]
 
@@ -179,7 +180,8 @@ def test_points(board, images, tmp_path, monkeypatch):
 def test_points_take_the_place_of_those_before(board, images, tmp_path, monkeypatch):
     rows = np.arange(4)
     board.points(np.zeros([4, 2], np.float32), rows, images)
-    monkeypatch.setattr(tensorboard, "pictures", None)  # the same images are not read again
+    # The same images are not read again.
+    monkeypatch.setattr(tensorboard, "images_as_evaluated", None)
     board.points(np.ones([4, 2], np.float32), rows, images)
     assert np.fromfile(tmp_path / "points" / "tensors.bytes", "<f4").tolist() == [1] * 8
 

@@ -83,12 +83,15 @@ def test_a_model_that_has_diverged_in_its_last_step(embeddings, says):
         asked.append(rows.tolist())
         return np.array(embeddings), rows
 
-    images = SimpleNamespace(batch_size=3, map=embed)
     batch = np.array([5, 2, 2, 9, 11])
-    steps = SimpleNamespace(_last=(7, None, None), _rows=lambda steps, centres: batch)
+    loop = SimpleNamespace(
+        images=SimpleNamespace(batch_size=3, apply=embed),
+        _last=(7, None, None),
+        _rows=lambda steps, centres: batch,
+    )
     expected = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()
     with expected:
-        TrainLoop.require_finite(steps, None, images)
+        TrainLoop.require_finite(loop, None)
     assert asked == [[2, 5, 9]]
 
 

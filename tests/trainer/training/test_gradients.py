@@ -1,6 +1,6 @@
 """Microbatches against the loss and the gradient of the whole batch.
 
-What is summed over replicas is in test_steps.py.
+What is summed over replicas is in test_train_loop.py.
 """
 
 import dataclasses

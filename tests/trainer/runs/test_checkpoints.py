@@ -1,4 +1,4 @@
-"""What a checkpoint brings back."""
+"""What a checkpoint restores."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def fit(model, optimizers, steps: int = 1) -> None:
 
 
 def test_everything_a_step_depends_on(tmp_path):
-    """The random state of dropout too, which a plain checkpoint of the model leaves out."""
+    """The random state of dropout is restored, which tf.train.Checkpoint(model=...) leaves out."""
     model, optimizers = make()
     fit(model, optimizers)
     checkpoints_of(str(tmp_path), model, optimizers).save(1, evaluated_step=0)
@@ -56,15 +56,15 @@ def test_everything_a_step_depends_on(tmp_path):
 def test_best_is_the_highest_metric_and_not_the_last(tmp_path):
     model, optimizers = make()
     checkpoints = checkpoints_of(str(tmp_path), model, optimizers)
-    kept = {}
+    kernels = {}
     for step, metric, best in [(1, 0.2, True), (2, 0.5, True), (3, 0.5, False), (4, 0.4, False)]:
         fit(model, optimizers)
-        kept[step] = model.get_weights()[0]
+        kernels[step] = model.get_weights()[0]
         assert checkpoints.save_if_best(step, metric) is best
         checkpoints.save(step, evaluated_step=step)
     again, _ = make()
     assert Checkpoints(str(tmp_path), again).restore_best() == 2
-    np.testing.assert_array_equal(again.get_weights()[0], kept[2])
+    np.testing.assert_array_equal(again.get_weights()[0], kernels[2])
     assert checkpoints_of(str(tmp_path), *make()).restore_latest() == 4
 
 
@@ -87,7 +87,7 @@ def test_nan_is_never_best(tmp_path):
 @pytest.mark.parametrize("what", ["weights", "averages"])
 @pytest.mark.parametrize("writes", [True, False])
 def test_what_is_not_finite_is_not_saved(tmp_path, what, bad, writes):
-    """Nor do processes that do not write go on."""
+    """Processes that do not write stop too."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     optimizers = Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
@@ -146,7 +146,7 @@ def sgd() -> keras.optimizers.Optimizer:
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, before, now, message):
-    """And the model is as it was: nothing is restored by halves."""
+    """The model stays as it was: a checkpoint is restored as a whole or not at all."""
     model, optimizers = built(before[0], average_decay=before[1])
     fit(model, optimizers)
     checkpoints_of(str(tmp_path), model, optimizers).save(1, evaluated_step=1)
@@ -157,12 +157,12 @@ def test_what_does_not_fit_is_named(tmp_path, before, now, message):
     assert "the model" not in str(raised.value)
     for one, expected in zip(other.get_weights(), fresh, strict=True):
         np.testing.assert_array_equal(one, expected)
-    # What only uses the model asks for neither.
+    # Restoring only the model does not depend on the optimizer or the averages.
     assert Checkpoints(str(tmp_path), other).restore_best() == 1
 
 
 def test_learning_rates_are_those_of_the_configuration(tmp_path):
-    """A number is no state of the optimizer, though Keras counts it as one; the rest is."""
+    """A constant rate is no state of the optimizer, though Keras counts it as state."""
 
     def optimizer(rate):
         return lambda: keras.optimizers.SGD(rate, momentum=0.5)
@@ -180,7 +180,7 @@ def test_learning_rates_are_those_of_the_configuration(tmp_path):
 
 
 def saved_twice(folder: Path) -> dict[int, list[np.ndarray]]:
-    """A run with checkpoints of steps 3 and 7; the weights of each."""
+    """Makes a run with checkpoints of steps 3 and 7, and returns the weights of each."""
     model, optimizers = make()
     checkpoints = checkpoints_of(str(folder), model, optimizers)
     weights = {}
@@ -211,13 +211,13 @@ def test_from_a_damaged_one_to_the_one_before(tmp_path, damage, file):
     assert checkpoints_of(str(tmp_path), model, optimizers).restore_latest(said.append) == 3
     for one, other in zip(model.get_weights(), weights[3], strict=True):
         np.testing.assert_array_equal(one, other)
-    # Without its index a checkpoint was never finished, and is none.
+    # Without its index a checkpoint counts as unfinished, and no line is printed for it.
     whole = damage is not Path.unlink or not file.endswith(".index")
     assert len(said) == whole
     for line in said:
         assert "ckpt-7: cannot be read" in line
         assert "going on from the one before, step 3" in line
-    # And the damaged one is written anew.
+    # The damaged checkpoint can be written again.
     fit(model, optimizers)
     checkpoints_of(str(tmp_path), model, optimizers).save(7, evaluated_step=3)
     again, optimizers_again = make()
@@ -235,7 +235,7 @@ def test_centres_of_other_classes_are_forgotten(tmp_path):
 
 
 def test_all_damaged(tmp_path):
-    """Training does not begin anew over what a person may still want to save."""
+    """Training does not start again over files that a person may still want to rescue."""
     saved_twice(tmp_path)
     for path in (tmp_path / "checkpoints").glob("*.data-*"):
         cut(path)
@@ -258,7 +258,7 @@ def steps_saved(folder: Path) -> list[int]:
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_as_many_as_asked_for_are_kept(tmp_path, keep):
     model, optimizers = make()
-    for steps in ((1, 2, 3), (4, 5, 6)):  # a run that goes on counts those before
+    for steps in ((1, 2, 3), (4, 5, 6)):  # a resumed run counts the earlier ones too
         checkpoints = checkpoints_of(str(tmp_path), model, optimizers, keep=keep)
         checkpoints.restore_latest()
         for step in steps:
@@ -267,7 +267,7 @@ def test_as_many_as_asked_for_are_kept(tmp_path, keep):
 
 
 def test_one_that_does_not_write(tmp_path):
-    """Of several workers all but one; what is best they agree on."""
+    """All workers but one do not write, but they know which step is the best."""
     model, optimizers = make()
     checkpoints = checkpoints_of(str(tmp_path), model, optimizers, writes=False)
     checkpoints.save(1, evaluated_step=1)
@@ -278,7 +278,7 @@ def test_one_that_does_not_write(tmp_path):
 
 
 def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
-    """Where none was best yet the newest checkpoint has both."""
+    """Without a best model, the newest checkpoint has the weights and their averages."""
 
     def averaging():
         keras.utils.set_random_seed(0)
@@ -302,7 +302,7 @@ def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
         np.testing.assert_array_equal(other, plain[i])
 
 
-# Files larger than this cannot be written, as on a disk that is full.
+# RLIMIT_FSIZE limits the size of files, so that writing fails as it does on a full disk.
 FULL = """
 import resource, sys
 from tripletmill.errors import UsageError
@@ -343,13 +343,13 @@ def test_full_disk(tmp_path):
 
 
 def test_what_a_kill_has_left_is_removed(tmp_path):
-    """TensorFlow writes into a folder beside the checkpoint."""
+    """TensorFlow writes a checkpoint in a folder beside it, which a kill leaves behind."""
     checkpoints = checkpoints_of(str(tmp_path), *make())
     left = [tmp_path / "checkpoints" / name for name in ("ckpt-7_temp", "best/ckpt-5_temp")]
     for folder in left:
         folder.mkdir(parents=True)
         (folder / "part-00000-of-00001.data-00000-of-00001.tempstate1").write_bytes(b"half")
     checkpoints.restore_latest()
-    assert all(folder.exists() for folder in left)  # this may be one that only reads
+    assert all(folder.exists() for folder in left)  # a process that only reads removes nothing
     checkpoints.save(1, evaluated_step=0)
     assert not any(folder.exists() for folder in left)

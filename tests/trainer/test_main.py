@@ -426,7 +426,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
         (
             {"gin_param": "train.microbatches = 3"},
-            "not divisible by 3 microbatches; the nearest that is",
+            "not divisible by 3 microbatches; the nearest batch that is divisible has",
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),

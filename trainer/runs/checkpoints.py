@@ -30,8 +30,8 @@ class MisfitError(UsageError):
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(
-            f"checkpoint {path}: {problem}; choose another --model_dir, or the configuration it was"
-            " made with"
+            f"checkpoint {path}: {problem}; choose another --model_dir, or the configuration that"
+            " it was made with"
         )
         self.path, self.problem = path, problem
 
@@ -134,12 +134,12 @@ class Checkpoints:
                 unreadable.append(f"checkpoint {path}: cannot be read ({error})")
                 continue
             for line in unreadable:
-                say(f"{line}; going on from the one before, step {int(self.step):,}")
+                say(f"{line}; going on from the checkpoint before it, of step {int(self.step):,}")
             return int(self.step)
         if unreadable:
             raise UsageError(
-                f"{unreadable[0]}, nor can any other there; restore it, or choose another"
-                " --model_dir"
+                f"{unreadable[0]}, and no older checkpoint can be read; restore it, or choose"
+                " another --model_dir"
             )
         return 0
 
@@ -165,8 +165,7 @@ class Checkpoints:
                     self._restore(tf.train.Checkpoint(averages=averages), path, partly=True)
             except _UnreadableError as error:
                 raise UsageError(
-                    f"checkpoint {path}: cannot be read ({error}); remove it, and another one is"
-                    " used"
+                    f"checkpoint {path}: cannot be read ({error}); remove it to use another one"
                 ) from error
             break
         return int(self.step)

@@ -56,9 +56,11 @@ def check_settings(
     require_positive("train", **{name: n for name, n in numbers.items() if n is not None})
     check_central_share(central_share)
     if schedule.patience is not None and not schedule.keep_best:
-        raise UsageError("train.patience: waits for the best on val; set train.keep_best = True")
+        raise UsageError(
+            "train.patience: it waits for a better model on val; set train.keep_best = True"
+        )
     if (keep := counts["keep"]) < 2:
-        raise UsageError(f"train.keep {keep}: 2 or more, so that one is whole at any time")
+        raise UsageError(f"train.keep {keep}: 2 or more, so that one checkpoint is always complete")
     if not 0 <= seed < 2**32:
         raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
 
@@ -110,11 +112,11 @@ def check_divides(plan: BatchPlan, replicas: int, microbatches: int) -> None:
     if nearest < 2:
         images = max(1, round(plan.images_per_class / num_parts)) * num_parts
         advice = (
-            f"no number of classes up to {plan.num_classes} is, at {plan.images_per_class} images"
-            f" each; images_per_class = {images} would be"
+            f"no number of classes up to {plan.num_classes} is divisible at"
+            f" {plan.images_per_class} images each; set images_per_class = {images}"
         )
     else:
-        advice = f"the nearest that is has classes_per_batch = {nearest}"
+        advice = f"the nearest batch that is divisible has classes_per_batch = {nearest}"
     raise UsageError(
         f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
         f" {parts}; {advice}"
@@ -139,7 +141,7 @@ def check_same_weights(model: keras.Model, eval_size_model: keras.Model) -> None
     if shapes[0] != shapes[1]:
         raise UsageError(
             f"train.crop_size {model.input_shape[1]}: the backbone's weights depend on the size of"
-            f" its images, {eval_size_model.input_shape[1]}; leave it out"
+            f" its images, {eval_size_model.input_shape[1]}; leave train.crop_size out"
         )
 
 
@@ -193,5 +195,5 @@ def say_kept(
     elif not schedule.keep_best and checkpoints.best_step and not whitens:
         say(
             f"the model of step {checkpoints.best_step:,}, the best on val before"
-            " train.keep_best was False, stays this run's"
+            " train.keep_best was False, stays the model of this run"
         )

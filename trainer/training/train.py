@@ -177,7 +177,7 @@ def train(
         say_start(telemetry.line, strategy, plan, index, model, first_step, steps, microbatches)
         eval_model = EvalModel(strategy, model, eval_size_model, optimizers)
         if plan.hard_share and checkpoints.forget_other_centres(plan.num_classes):
-            telemetry.line("other classes than before: no hard batches until the next evaluation")
+            telemetry.line("the classes have changed: no hard batches until the next evaluation")
         say_kept(telemetry.line, checkpoints, schedule, val_index, whitens=eval_model.whitens)
 
         # ---- Hand over to the outer loop.
@@ -275,7 +275,7 @@ def _restore_init(init_from: str, model: keras.Model) -> int:
     except MisfitError as error:
         raise UsageError(
             f"train.init_from {init_from}: checkpoint {error.path} {error.problem}; set build_model"
-            " as it was there, or leave train.init_from out"
+            " as in that run, or leave train.init_from out"
         ) from error
     except UsageError as error:
         raise UsageError(f"train.init_from {init_from}: {error}") from error

@@ -52,7 +52,7 @@ def naming_out_of_memory(batch_size: int) -> Iterator[None]:
         raise UsageError(
             f"a step of {batch_size:,} images does not fit into memory"
             f" ({reason.group() if reason else str(error).splitlines()[0]}); raise"
-            " train.microbatches: neither loss nor gradients change by it"
+            " train.microbatches, which changes neither the loss nor the gradients"
         ) from error
 
 

@@ -216,7 +216,7 @@ def test_from_a_damaged_one_to_the_one_before(tmp_path, damage, file):
     assert len(said) == whole
     for line in said:
         assert "ckpt-7: cannot be read" in line
-        assert "going on from the one before, step 3" in line
+        assert "going on from the checkpoint before it, of step 3" in line
     # The damaged checkpoint can be written again.
     fit(model, optimizers)
     checkpoints_of(str(tmp_path), model, optimizers).save(7, evaluated_step=3)
@@ -239,7 +239,9 @@ def test_all_damaged(tmp_path):
     saved_twice(tmp_path)
     for path in (tmp_path / "checkpoints").glob("*.data-*"):
         cut(path)
-    with pytest.raises(UsageError, match=r"ckpt-7: cannot be read .*, nor can any other there"):
+    with pytest.raises(
+        UsageError, match=r"ckpt-7: cannot be read .*, and no older checkpoint can be read"
+    ):
         checkpoints_of(str(tmp_path), *make()).restore_latest()
 
 

@@ -215,7 +215,7 @@ class Checkpoints:
           Whether the model was saved.
 
         Raises:
-          UsageError: the same as in `save`.
+          UsageError: the checkpoint cannot be written, or a weight is not finite.
         """
         if not metric > float(self._best_metric):
             return False

@@ -21,7 +21,7 @@ from tripletmill.storage.storage import require_local
 
 
 class MakePlan(Protocol):
-    """Makes the plan of the batches: `BatchPlan`, its other arguments bound."""
+    """Makes the plan of the batches, for instance `BatchPlan` with its other arguments bound."""
 
     def __call__(self, index: DatasetIndex, *, seed: int) -> BatchPlan: ...
 

@@ -35,7 +35,7 @@ CONFIGURABLES = (
 CALLED = {"train": ("train", "evaluate"), "evaluate": ("evaluate",), "export": ("export",)}
 # Parameters that the trainer sets, so that no configuration needs to.
 SET_BY_PROGRAM = (
-    *("train.before_restoring", "train.configuration", "train.on_ready"),
+    "train.configuration",
     *("evaluate.configuration", "evaluate.check_only", "export.configuration"),
     *("BatchPlan.index", "BatchPlan.seed", "BatchPlan.num_hosts", "BatchPlan.host"),
     *("batch_triplets.labels", "batch_triplets.embeddings"),

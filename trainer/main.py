@@ -38,6 +38,7 @@ def _run(flags: argparse.Namespace) -> None:
     from trainer import config
     from trainer.distributed import lost_workers
     from trainer.runs import stop_signals
+    from trainer.runs.folder import RunConfig
 
     model_dir = config.load(flags)
     if flags.mode == "export":
@@ -49,9 +50,7 @@ def _run(flags: argparse.Namespace) -> None:
         if flags.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
             finished = gin.get_configurable("train")(
-                configuration=configuration,
-                before_restoring=lambda: config.show_changes(model_dir),
-                on_ready=lambda: config.save(model_dir),
+                configuration=RunConfig(text=gin.config_str(), shared=configuration)
             )
         if finished:
             command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"

@@ -423,7 +423,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
         (
             {"gin_param": "train.microbatches = 3"},
-            "not divisible by 3 microbatches; the nearest that is",
+            "not divisible by 3 microbatches; the nearest batch that is divisible has",
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
@@ -755,9 +755,9 @@ from tripletmill.cli import notices
 notices.import_tensorflow()
 from trainer import main
 from trainer.runs import checkpoints
-from trainer.training import train
+from trainer.training import outer_loop
 number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
+measure, save, saved = outer_loop.measure, checkpoints.Checkpoints.save, [0]
 def measured(*args, **options):
     if saved[0] >= first:
         os.kill(os.getpid(), number)
@@ -765,7 +765,7 @@ def measured(*args, **options):
 def noted(self, step, **options):
     saved[0] = step
     save(self, step, **options)
-train.measure, checkpoints.Checkpoints.save = measured, noted
+outer_loop.measure, checkpoints.Checkpoints.save = measured, noted
 sys.exit(main.main())
 """
 

@@ -9,18 +9,8 @@ from trainer.evaluation.measure import Embedded, measure
 from trainer.runs.checkpoints import Checkpoints
 from trainer.training.class_centres import class_centres
 from trainer.training.eval_model import EvalModel
+from trainer.training.settings import TrainSettings
 from trainer.training.train_loop import TrainLoop
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When a run evaluates and when it ends; see `train` for the meaning of each setting."""
-
-    steps: int
-    evaluate_every: int
-    keep_best: bool
-    patience: int | None
-    images_per_centre: int
 
 
 @dataclasses.dataclass
@@ -32,16 +22,14 @@ class OuterLoop:
       eval_model: the model that is evaluated and kept.
       checkpoints: the run's checkpoints. The newest one is restored already.
       val: images of the val split; None if there are none to evaluate.
-      schedule: when the run evaluates and when it ends.
-      model_dir: folder of the run, for messages.
+      settings: say when the run evaluates and when it ends.
     """
 
     train_loop: TrainLoop
     eval_model: EvalModel
     checkpoints: Checkpoints
     val: SplitImages | None
-    schedule: Schedule
-    model_dir: str
+    settings: TrainSettings
 
     def __post_init__(self) -> None:
         self._telemetry, self._plan = self.train_loop.telemetry, self.train_loop.plan
@@ -66,7 +54,7 @@ class OuterLoop:
             if self._evaluation_is_due(step):
                 self._evaluate(step)
             stopped = self.train_loop.should_stop()
-            if stopped or step >= self.schedule.steps or self._patience_is_over(step):
+            if stopped or step >= self.settings.steps or self._patience_is_over(step):
                 break
             step, stopped = self._train(step)
         # No process reads the files of the run, or ends, before the chief has written them.
@@ -77,8 +65,8 @@ class OuterLoop:
 
     def _train(self, step: int) -> tuple[int, bool]:
         """Trains up to the next evaluation; saves if the run is asked to stop on the way."""
-        every = self.schedule.evaluate_every
-        goal = min(self.schedule.steps, (step // every + 1) * every)
+        every = self.settings.evaluate_every
+        goal = min(self.settings.steps, (step // every + 1) * every)
         centres = self.checkpoints.centres.numpy()
         step, stopped = self.train_loop.run(step, goal, centres if len(centres) else None)
         if stopped:
@@ -87,14 +75,14 @@ class OuterLoop:
         return step, stopped
 
     def _evaluation_is_due(self, step: int) -> bool:
-        at_evaluation = step % self.schedule.evaluate_every == 0 or step == self.schedule.steps
+        at_evaluation = step % self.settings.evaluate_every == 0 or step == self.settings.steps
         return at_evaluation and self._evaluated_step < step
 
     def _evaluate(self, step: int) -> None:
         """Evaluates on val, keeps the best model, and updates the class centres."""
         self._require_finite()
-        val, keep_best = self.val, self.schedule.keep_best
-        whitens = self.eval_model.whitens and (val is not None or step == self.schedule.steps)
+        val, keep_best = self.val, self.settings.keep_best
+        whitens = self.eval_model.whitens and (val is not None or step == self.settings.steps)
         if val is not None or self._plan.hard_share or whitens:
             # What follows takes long, and the process may be killed meanwhile.
             self._save(step)
@@ -116,7 +104,7 @@ class OuterLoop:
         embedded = Embedded(val, embeddings, rows)
         metrics = measure(embedded, group=val.index.info.group, what="val")
         self._telemetry.points(embeddings, rows, val)
-        keep_best = self.schedule.keep_best
+        keep_best = self.settings.keep_best
         is_best = keep_best and self.checkpoints.save_if_best(step, metrics.map_at_r)
         note = "  (best so far)" if is_best else ""
         self._telemetry.evaluation(step, metrics.mean, note)
@@ -126,22 +114,22 @@ class OuterLoop:
             forward,
             self._train_images,
             self._plan.class_rows,
-            images_per_centre=self.schedule.images_per_centre,
+            images_per_centre=self.settings.images_per_centre,
         )
         self.checkpoints.centres.assign(broadcast_from_chief(self._strategy, centres))
 
     def _patience_is_over(self, step: int) -> bool:
         """Returns whether too many evaluations have brought no better model, and says so."""
-        patience = self.schedule.patience
+        patience = self.settings.patience
         if self.val is None or patience is None or self._evaluated_step != step:
             return False
         best_step = self.checkpoints.best_step
-        waited = -(-(step - best_step) // self.schedule.evaluate_every)
+        waited = -(-(step - best_step) // self.settings.evaluate_every)
         if waited < patience:
             return False
         self._telemetry.line(
             f"no higher MAP@R on val for {waited} evaluations: ended after step {step:,} of"
-            f" {self.schedule.steps:,}; the best is of step {best_step:,}"
+            f" {self.settings.steps:,}; the best is of step {best_step:,}"
         )
         return True
 
@@ -155,7 +143,8 @@ class OuterLoop:
         if not step:
             self._telemetry.line("stopped before the first step; nothing was saved")
             return
+        model_dir = self.settings.model_dir
         self._telemetry.line(
-            f"stopped after step {step:,} of {self.schedule.steps:,}, saved in {self.model_dir};"
-            f" to go on: python -m trainer.main --model_dir={shlex.quote(self.model_dir)}"
+            f"stopped after step {step:,} of {self.settings.steps:,}, saved in {model_dir};"
+            f" to go on: python -m trainer.main --model_dir={shlex.quote(model_dir)}"
         )

@@ -1,76 +1,19 @@
-"""Before the first step: the checks of a run's settings, and the lines that describe the run."""
+"""Before the first step: checks of what the settings make, and the lines that describe the run."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
-from trainer.data.image_ops import check_central_share
 from trainer.distributed.strategy import devices_of
 from trainer.runs.checkpoints import Checkpoints
 from trainer.training.gradients import TripletLoss
-from trainer.training.outer_loop import Schedule
-from tripletmill.errors import UsageError, require_positive
+from trainer.training.settings import MakePlan, TrainSettings
+from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
 from tripletmill.losses.triplet import TripletResult
-from tripletmill.storage.storage import require_local
-
-
-class MakePlan(Protocol):
-    """Makes the plan of the batches, for instance `BatchPlan` with its other arguments bound."""
-
-    def __call__(self, index: DatasetIndex, *, seed: int) -> BatchPlan: ...
-
-
-def check_settings(
-    model_dir: str,
-    schedule: Schedule,
-    counts: Mapping[str, int],
-    crop_size: int | None,
-    central_share: float,
-    seed: int,
-) -> None:
-    """Raises UsageError if a setting of `train` is out of its range.
-
-    Args:
-      model_dir: folder of the run.
-      schedule: when the run evaluates and when it ends.
-      counts: "keep" and the other settings of `train` that are 1 or more, by name.
-      crop_size: see `train`.
-      central_share: see `train`.
-      seed: see `train`.
-    """
-    require_local(model_dir, "model_dir")
-    numbers = {
-        "steps": schedule.steps,
-        "evaluate_every": schedule.evaluate_every,
-        "images_per_centre": schedule.images_per_centre,
-        "patience": schedule.patience,
-        "crop_size": crop_size,
-        **counts,
-    }
-    require_positive("train", **{name: n for name, n in numbers.items() if n is not None})
-    check_central_share(central_share)
-    if schedule.patience is not None and not schedule.keep_best:
-        raise UsageError(
-            "train.patience: it waits for a better model on val; set train.keep_best = True"
-        )
-    if (keep := counts["keep"]) < 2:
-        raise UsageError(f"train.keep {keep}: 2 or more, so that one checkpoint is always complete")
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"train.seed {seed}: 0 to 2^32 - 1")
-
-
-def checked_augmentation(augmentation: Augmentation | None) -> Augmentation:
-    """Returns the setting or its default; raises UsageError if it is something else."""
-    augmentation = augmentation or Augmentation()
-    if not isinstance(augmentation, Augmentation):
-        raise UsageError(f"train.augmentation: @Augmentation(), not {augmentation!r}")
-    return augmentation
 
 
 def checked_plan(make_plan: MakePlan, index: DatasetIndex, seed: int) -> BatchPlan:
@@ -147,15 +90,15 @@ def check_same_weights(model: keras.Model, eval_size_model: keras.Model) -> None
 
 def say_start(
     say: Callable[[str], None],
+    settings: TrainSettings,
     strategy: tf.distribute.Strategy,
     plan: BatchPlan,
     index: DatasetIndex,
     model: keras.Model,
     first_step: int,
-    steps: int,
-    microbatches: int,
 ) -> None:
     """Says the sizes that follow from the settings, and the step that the run begins with."""
+    steps, microbatches = settings.steps, settings.microbatches
     replicas = strategy.num_replicas_in_sync
     few = f"of fewer than {plan.min_images} images" if plan.min_images > 2 else "of one image"
     skipped = f", {plan.num_skipped} classes {few} left out" if plan.num_skipped else ""
@@ -183,8 +126,8 @@ def say_start(
 
 def say_kept(
     say: Callable[[str], None],
+    settings: TrainSettings,
     checkpoints: Checkpoints,
-    schedule: Schedule,
     val_index: DatasetIndex | None,
     *,
     whitens: bool,
@@ -192,7 +135,7 @@ def say_kept(
     """Says if the run keeps another model than the best of this training on val."""
     if val_index is None:
         say("no val split with two images of a class: the last model is kept")
-    elif not schedule.keep_best and checkpoints.best_step and not whitens:
+    elif not settings.keep_best and checkpoints.best_step and not whitens:
         say(
             f"the model of step {checkpoints.best_step:,}, the best on val before"
             " train.keep_best was False, stays the model of this run"

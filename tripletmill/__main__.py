@@ -67,7 +67,7 @@ def _verify(directory: str, jobs: int | None) -> int:
 
 
 def _line(problem: Problem) -> str:
-    parts = ["remark" if problem.is_remark else "", problem.file, problem.where, problem.what]
+    parts = ["remark" if problem.is_remark else "", problem.file, problem.where, problem.message]
     return escaped(": ".join(filter(None, parts)))
 
 

@@ -39,11 +39,12 @@ def stage_shards(
     Args:
       shards: path (gs://), size and CRC-32C of each shard, in order; their file names differ. A
         CRC-32C of None is not compared. Without shards, the result is empty.
-      target: the local folder, which is made if needed; it must hold copies of these shards alone.
+      target: the local folder, which is made if needed. A file in it that has the name of a shard
+        must be a copy of this shard.
       name: what the shards are called in messages, such as the name of a split.
-      if_no_room: what a user can do if the folder cannot be written or the disk is full; it ends
-        the error message.
-      if_damaged: what a user can do if a shard arrives damaged again; it ends the error message.
+      if_no_room: what a user can do if the folder cannot be written or the disk is full, for the
+        error message.
+      if_damaged: what a user can do if a shard arrives damaged again, for the error message.
 
     Returns:
       Paths of the copies, in the order of `shards`.
@@ -151,11 +152,11 @@ class _Copy:
 
     def close(self) -> None:
         """Refuses further bytes, and removes what was written of a copy that is not finished."""
-        with self._lock:
-            self._closed = True
-            # An error in the block of `atomic_file` makes it remove its temporary file.
-            with contextlib.suppress(Exception), self._open_file:
-                raise InterruptedError
+        # A thread that writes one piece after another could hold the lock until it has written all,
+        # so it is told before the lock is waited for.
+        self._closed = True
+        with self._lock, contextlib.suppress(Exception), self._open_file:
+            raise InterruptedError  # `atomic_file` removes its temporary file after an error
 
 
 def _missing(copies: Sequence[_Copy]) -> list[_Copy]:

@@ -198,11 +198,19 @@ def test_nothing_is_taken_once_nobody_waits(emulator, monkeypatch, tmp_path):
     """When a download has failed, one that is just opening its file leaves nothing behind."""
     files, _ = put(emulator, "late", sizes=(50_000, 50_000))
     atomic_file, opening = storage.atomic_file, threading.Event()
+    download, ended = bucket.download, threading.Event()
 
     def slow(path):
         opening.set()
-        time.sleep(1)
+        assert ended.wait(SECONDS)
+        time.sleep(0.2)
         return atomic_file(path)
+
+    def download_then_tell(*arguments, **kw):
+        try:
+            download(*arguments, **kw)
+        finally:
+            ended.set()
 
     # A rule must not wait, since the proxy asks its rules about one request at a time.
     class FirstFails(FaultyProxy):
@@ -213,6 +221,7 @@ def test_nothing_is_taken_once_nobody_waits(emulator, monkeypatch, tmp_path):
             return super().forward(request, message)
 
     monkeypatch.setattr(storage, "atomic_file", slow)
+    monkeypatch.setattr(bucket, "download", download_then_tell)
     with (
         proxied(emulator, monkeypatch, (), FirstFails),
         pytest.raises(FileNotFoundError, match="No such object"),

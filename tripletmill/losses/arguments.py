@@ -1,5 +1,7 @@
 """Checks the arguments of a loss and converts them to the types that the loss computes in."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tripletmill.errors import UsageError
@@ -18,6 +20,12 @@ def check_margin(margin: float) -> float:
     if not 0 <= value < float("inf"):
         raise UsageError(f"margin {margin}: must be a number, 0 or more")
     return value
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UsageError unless the value of the argument `name` is one of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name} {value!r}: must be one of {', '.join(choices)}")
 
 
 def flat_labels(labels: tf.Tensor) -> tf.Tensor:

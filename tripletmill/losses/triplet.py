@@ -16,10 +16,10 @@ from typing import Any, Literal, ParamSpec, get_args
 
 import tensorflow as tf
 
-from tripletmill.errors import UsageError
 from tripletmill.losses import global_batch
 from tripletmill.losses.arguments import (
     as_float32_or_float64,
+    check_choice,
     check_embeddings,
     check_labels_and_embeddings,
     check_margin,
@@ -110,18 +110,14 @@ def batch_triplets(
     Returns:
       The loss, its statistics and the costliest triplets. An anchor without a positive or without a
       negative contributes nothing and is not counted. If no triplet is left, as in an empty batch,
-      the loss is 0. It is NaN if an embedding is not finite or its square overflows. There is no
-      second derivative.
+      the loss is 0. It is NaN if an embedding is not finite or if, with L2 or squared-L2, its
+      square overflows. There is no second derivative.
 
     Raises:
       UsageError: an argument has a wrong value, type or shape.
     """
-    for name, value, known in (
-        ("positive", positive, POSITIVES),
-        ("negative", negative, NEGATIVES),
-    ):
-        if value not in known:
-            raise UsageError(f"{name} {value!r}: must be one of {', '.join(known)}")
+    check_choice("positive", positive, POSITIVES)
+    check_choice("negative", negative, NEGATIVES)
     margin = check_margin(margin)
     check_metric(distance_metric)
     labels, embeddings = flat_labels(labels), tf.convert_to_tensor(embeddings)

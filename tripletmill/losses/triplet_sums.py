@@ -85,8 +85,8 @@ def triplet_sums(
 
     Returns:
       total: scalar, the sum of terms. It alone has a gradient with respect to the embeddings. It
-        is 0 if there are no embeddings, and NaN if an embedding is not finite or its square
-        overflows.
+        is 0 if there are no embeddings. It is NaN if an embedding is not finite or if, with L2 or
+        squared-L2, its square overflows.
       sums: [5], in the order of SUMS; the first is total again.
       triplets: the triplet of each anchor that costs most.
 

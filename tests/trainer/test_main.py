@@ -431,7 +431,10 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_file": None}, "--gin_file is missing and there is no"),
         ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
-        ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: a number, 0 or more"),
+        (
+            {"gin_param": "semihard_triplets.margin = -1.0"},
+            "margin -1.0: must be a number, 0 or more",
+        ),
         ({"gin_param": "SGD.momentum = 5.0"}, "train.make_optimizer: "),
         ({"gin_param": "SGD.momentun = 0.5"}, "SGD has no parameter 'momentun'"),
         ({"gin_param": "train.make_optimizer = @AdamW()"}, "an @reference, without ()"),

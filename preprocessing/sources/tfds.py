@@ -147,7 +147,7 @@ class TfdsSource:
         return shards
 
     def list_part(self, part: Shard) -> Iterator[ImageRef | Rejected]:
-        """Lists every record of one file; see `list_records`. Adds one Rejected if some lack."""
+        """Lists every record of a file; see `list_records`. Missing records give one Rejected."""
         count = 0
         for record in list_records(part.path, part.name, part.records, labelled=self.labelled):
             count += 1
@@ -278,7 +278,7 @@ def _features(
 
     Args:
       feature: the dict, as features.json describes it.
-      path: the names of the dicts around it and its own name.
+      path: the names that lead to the dict; () for features.json itself.
       file: these names as they appear in the names of files.
 
     Returns:

@@ -21,8 +21,8 @@ class ClassSummary:
         without a split.
       fingerprint: a hash of the images' references without their times of change. It is the sum of
         one hash per image, modulo 2^256, so that the order of the images does not matter.
-      versions: a hash of the references and times of all images that have a time, summed up in the
-        way of `fingerprint`.
+      versions: a hash of the references and times of all images that have a time. It is a sum of
+        one hash per image, too.
       newest: the latest time of change of an image file, in nanoseconds; 0 if no image has a time.
       lost: how many images cannot be read.
       example: the reason for one of the lost images, "" if there is none.
@@ -192,7 +192,7 @@ def _check_given(given: Mapping[str, set[str | None]]) -> None:
         if len(splits) > 1 and not splits <= {QUERY, GALLERY}:
             raise UsageError(
                 f"class {name!r}: images in several splits ({', '.join(sorted(map(str, splits)))});"
-                f" splits are disjoint in classes, but for {QUERY} and {GALLERY}"
+                f" only {QUERY} and {GALLERY} may share a class"
             )
 
 
@@ -232,7 +232,7 @@ class PlannedClass:
     Attributes:
       label: the class id, which is unique over all splits.
       name: the class name.
-      pieces: the images by split, sorted by split. Only query and gallery share a class.
+      pieces: the images by split, sorted. Only a class in query and gallery has several pieces.
       copies: the source ids of images that have an exact copy in the class. It is empty for classes
         that are not divided into query and gallery.
     """

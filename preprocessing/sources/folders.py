@@ -1,18 +1,18 @@
-"""A folder of class folders, on a disk or in a bucket."""
+"""Lists images in a folder of class folders, on a local disk or in a bucket."""
 
 import dataclasses
 import posixpath
 from collections.abc import Iterator
 
 from preprocessing.sources.references import ImageRef, Rejected
-from preprocessing.sources.trees import open_tree
+from preprocessing.sources.trees import HIDDEN_FILE, HIDDEN_FOLDER, NOT_IN_A_CLASS, open_tree
 from tripletmill.errors import UsageError
 from tripletmill.storage.files import FileInfo
 
-PARTS = 500  # about so many: few enough to be cheap, enough for all workers
-HIDDEN = ("hidden file", "hidden folder", "not in a class folder")
+PARTS = 500  # at most about this many: few enough to be cheap, and enough for all workers
+LEFT_OUT_ON_PURPOSE = (HIDDEN_FILE, HIDDEN_FOLDER, NOT_IN_A_CLASS)
 
-Part = tuple[str, tuple[str, ...]]
+Part = tuple[str, tuple[str, ...]]  # split folder and class folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class FolderInput:
     """How a folder is read.
 
     Attributes:
-      nested: whether a folder further down is a class of its own, named by its path ("dog/poodle");
-        by default its files belong to the class folder at the top.
-      split_folders: whether the folders at the top are splits, with the class folders in them.
+      nested: whether each folder inside a class folder is a class of its own, named by its path
+        ("dog/poodle"). By default, its files belong to the class folder that it lies in.
+      split_folders: whether the folders at the top are splits that hold the class folders.
     """
 
     nested: bool = False
@@ -31,9 +31,9 @@ class FolderInput:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """A folder with one folder a class.
+    """A folder with one folder per class.
 
-    Hidden files are listed as rejected, as is a file that lies in no class folder.
+    Hidden files, and files that lie in no class folder, are listed as rejected.
     """
 
     root: str
@@ -54,7 +54,11 @@ class FolderSource:
         raise UsageError(f"input {self.root}: no class folders in it; expected {self._shape}")
 
     def parts(self) -> Iterator[Part]:
-        """Split folder or "", and class folders; "" among these is what lies beside them."""
+        """Yields split folders, each with some of its class folders.
+
+        The split folder is "" for the folder itself. The class folder "" stands for the files that
+        lie beside the class folders.
+        """
         tree = open_tree(self.root)
         if self.options.split_folders:
             yield "", ("",)
@@ -71,16 +75,16 @@ class FolderSource:
 
     def _beside(self, top: str) -> Iterator[Rejected]:
         for relative, reason in open_tree(self.root).folders(top)[1]:
-            yield Rejected(relative, "", reason, lost=reason not in HIDDEN)
+            yield Rejected(relative, "", reason, lost=reason not in LEFT_OUT_ON_PURPOSE)
 
     def _class_folder(self, top: str, name: str) -> Iterator[ImageRef | Rejected]:
         tree = open_tree(self.root)
         folder = posixpath.join(top, name)
         empty = True
-        for relative, found in tree.files(folder):
+        for relative, file in tree.files(folder):
             empty = False
             class_name = self._class_of(relative, top, name)
-            yield _listed(relative, found, class_name=class_name, split=top or None)
+            yield _listed(relative, file, class_name=class_name, split=top or None)
         if empty:
             yield Rejected(folder, name, "class folder without a file", lost=False)
 
@@ -104,27 +108,28 @@ class FlatFolderSource:
     named_by = None
 
     def check(self) -> None:
-        """Nothing to look for: an empty folder is found out when it is listed."""
+        """Checks nothing. An empty folder is an error when it is listed."""
 
     def parts(self) -> Iterator[str]:
         yield self.root
 
     def list_part(self, part: str) -> Iterator[ImageRef | Rejected]:
-        for relative, found in open_tree(part).files(""):
-            yield _listed(relative, found, class_name="", split=None)
+        for relative, file in open_tree(part).files(""):
+            yield _listed(relative, file, class_name="", split=None)
 
 
 def _listed(
-    relative: str, found: FileInfo | str, *, class_name: str, split: str | None
+    relative: str, file: FileInfo | str, *, class_name: str, split: str | None
 ) -> ImageRef | Rejected:
-    if isinstance(found, str):
-        return Rejected(relative, class_name, found, lost=found not in HIDDEN)
+    """The reference to a file. If `file` is a reason, the file is rejected for this reason."""
+    if isinstance(file, str):
+        return Rejected(relative, class_name, file, lost=file not in LEFT_OUT_ON_PURPOSE)
     return ImageRef(
         source_id=relative,
-        path=found.path,
+        path=file.path,
         class_name=class_name,
-        size=found.size,
-        modified=0 if found.md5 else found.modified,
+        size=file.size,
+        modified=0 if file.md5 else file.modified,
         split=split,
-        md5=found.md5,
+        md5=file.md5,
     )

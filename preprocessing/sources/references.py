@@ -1,25 +1,31 @@
-"""References to images: what a job shuffles in place of pixels."""
+"""References to images, which a job moves between its steps in place of pixels."""
 
 import dataclasses
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
+
+from tripletmill.errors import UsageError
+from tripletmill.storage import storage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
-    """One image, not yet read.
+    """One image that is not yet read.
 
     Attributes:
-      source_id: its name, relative to the input, with forward slashes; unique in a source.
+      source_id: the name of the image, which is unique in a source. For a file it is the path
+        relative to the input, with forward slashes.
       path: the file that a worker reads.
-      class_name: its class.
-      size: bytes of the image.
-      modified: time of the last change of the file, nanoseconds; 0 where `md5` says more.
-      split: the split that the input asks for, or None.
-      md5: of the image, hexadecimal; "" where nobody has computed it.
-      offset: where its record starts, if the file holds tf.Example records; -1: it is the image.
-      feature: of that tf.Example, the one that holds the image.
-      extra: further values, one for each of the source's `columns`.
+      class_name: the name of the image's class.
+      size: the size of the image in bytes.
+      modified: the time of the file's last change in nanoseconds, or 0 if `md5` is known.
+      split: the split that the input names for the image, or None.
+      md5: the hexadecimal MD5 of the image, or "" if nobody has computed it.
+      offset: where the image's record starts in a file of tf.Example records, in bytes. It is -1 if
+        the file itself is the image.
+      feature: the name of the feature that holds the image in its tf.Example record.
+      extra: the additional values that the image carries, one for each of the source's `columns`.
     """
 
     source_id: str
@@ -34,7 +40,8 @@ class ImageRef:
     extra: tuple[str | None, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A tenth of the time that a frozen dataclass takes otherwise, a dozen times an image.
+        # A job pickles each reference about a dozen times. The default for a frozen dataclass takes
+        # ten times as long as this.
         return ImageRef, (
             self.source_id,
             self.path,
@@ -51,14 +58,14 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
-    """One file that is left out, and why.
+    """One file that is left out, and the reason.
 
     Attributes:
-      source_id: as of ImageRef.
-      class_name: its class, "" where it has none.
-      reason: one short line, the same for the same kind.
-      lost: whether it is an image that cannot be used; hidden files, duplicates and images of small
-        classes are left out on purpose.
+      source_id: the name of the file, as in ImageRef.
+      class_name: the name of the file's class, or "" if it has none.
+      reason: one short line. Files with the same problem have the same reason.
+      lost: whether the file is an image that cannot be used. It is False for files that are left
+        out on purpose: hidden files, duplicates and images of small classes.
     """
 
     source_id: str
@@ -68,12 +75,13 @@ class Rejected:
 
 
 class Source(Protocol):
-    """A set of labelled images that can be listed part by part, by many workers.
+    """A set of images that many workers can list part by part.
 
     Attributes:
-      columns: names of the further values that its images carry.
-      group: the one of them that says which images belong together (camera, visit, item), if any.
-      named_by: what gives images their source ids, where these may not be unique; else None.
+      columns: the names of the additional values that the images carry.
+      group: the column that says which images belong together (camera, visit, item), or None.
+      named_by: the feature that source ids are read from, whose values may not be unique. It is
+        None if the source itself makes sure that source ids are unique.
     """
 
     @property
@@ -86,15 +94,37 @@ class Source(Protocol):
     def named_by(self) -> str | None: ...
 
     def check(self) -> None:
-        """Raises UsageError, before a job starts, where it is plain that nothing can be listed."""
+        """Raises UsageError if the input cannot be listed. It is called before a job starts."""
 
     def parts(self) -> Iterable[Any]:
-        """Cuts the input into small picklable values; raises UsageError where there is nothing."""
+        """Cuts the input into small picklable values. Raises UsageError if there is no input."""
 
     def list_part(self, part: Any) -> Iterator[ImageRef | Rejected]:
-        """Everything in one part: each file as one or the other."""
+        """Lists each file of one part, as an ImageRef or as a Rejected."""
 
 
 def printable(name: str) -> str:
-    """The name, with bytes that are no UTF-8 as backslash escapes."""
+    """The name, with backslash escapes in place of bytes that are not valid UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Names separated by commas, cut to a line of at most 200 characters."""
+    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")
+
+
+def reason_unreadable(path: str, error: OSError) -> str:
+    """The reason why a file cannot be read.
+
+    Args:
+      path: the file.
+      error: the error that was raised when the file was read.
+
+    Raises:
+      UsageError: the disk or network fails. This is no reason to leave out a file.
+    """
+    reason = storage.problem_of_file(error)
+    if reason is None:
+        text = error.strerror or str(error)
+        raise UsageError(f"{path}: {text}; run the same command again to continue") from error
+    return reason

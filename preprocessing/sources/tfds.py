@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets has prepared, read without it."""
+"""Lists images of data sets that TensorFlow Datasets (TFDS) has prepared, without using TFDS."""
 
 import dataclasses
 import json
@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from preprocessing.sources.references import ImageRef, Rejected
+from preprocessing.sources.references import ImageRef, Rejected, shortened
 from preprocessing.sources.tfrecords import (
     RecordsInput,
     check_features,
     checked_columns,
     list_records,
-    listing,
     read_names,
 )
 from preprocessing.sources.trees import open_tree
@@ -22,7 +21,8 @@ from tripletmill.storage import storage
 
 NAME = re.compile(r"(?P<name>[\w-]+)(/(?P<config>[\w+.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-SHARD_DIGITS = 5  # at least
+MIN_SHARD_DIGITS = 5
+# The names in features.json of the kinds of features, and of the entries that are not kinds.
 IMAGE, CLASS_LABEL, TEXT, DICT = "image", "classLabel", "text", "featuresDict"
 LISTS = ("sequence", "video")
 NOT_A_KIND = ("pythonClassName", "description", "valueRange")
@@ -31,15 +31,17 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsInput:
-    """Which features of a data set are read; those in a dict are called DICT/FEATURE.
+    """The features of a data set that are read. A feature in a dict is called DICT/FEATURE.
 
     Attributes:
-      image: by default the only Image.
-      label: the class; by default the only ClassLabel or, if there is none, the only Text.
-      use_splits: whether images keep the data set's own splits. Most of these have the same classes
-        in training and test.
-      columns: text or numbers that are carried into the index as text.
-      group: what tells images that belong together (camera, visit, item); carried like `columns`.
+      image: the feature with the image. By default it is the only feature of the kind Image.
+      label: the feature with the class. By default it is the only ClassLabel. If the data set has
+        no ClassLabel, it is the only Text.
+      use_splits: whether images keep the data set's own splits. In most data sets, these splits
+        have the same classes in training and test.
+      columns: features with text or numbers, which are carried into the index as text.
+      group: the feature that says which images belong together (camera, visit, item). It is carried
+        into the index like `columns`.
     """
 
     image: str | None = None
@@ -58,11 +60,11 @@ class Shard:
     """One file of a data set.
 
     Attributes:
-      path: where it lies.
-      name: the same, relative to the data set.
-      split: that its images ask for, or None.
-      num_records: how many it should hold.
-      records: how it is read.
+      path: the path of the file.
+      name: the path relative to the data set's folder.
+      split: the split of the file's images, or None if a rule for splits decides.
+      num_records: how many records the file should hold.
+      records: the features that are read.
     """
 
     path: str
@@ -74,12 +76,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class _Feature:
-    """A feature of one value.
+    """A feature that has one value.
 
     Attributes:
-      kind: IMAGE, CLASS_LABEL, TEXT or another; "" for an image of class ids (LabeledImage).
+      kind: IMAGE, CLASS_LABEL, TEXT or another kind. It is "" for an image whose pixels are class
+        ids (LabeledImage).
       content: what features.json says about the feature.
-      file: first part of the names of the feature's files.
+      file: the first part of the names of the feature's files.
     """
 
     kind: str
@@ -89,13 +92,13 @@ class _Feature:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A data set in TFDS_DIR/NAME[/CONFIG]/VERSION. A source id is FILE@OFFSET.
+    """The images of a data set in TFDS_DIR/NAME[/CONFIG]/VERSION. A source id is FILE@OFFSET.
 
     Attributes:
-      name: NAME[/CONFIG][:VERSION]; by default the newest version.
-      tfds_dir: where data sets have been prepared.
-      options: what is read.
-      labelled: whether an image without a class is left out, or has the class "".
+      name: NAME[/CONFIG][:VERSION]. The default version is the newest one.
+      tfds_dir: the folder in which data sets have been prepared.
+      options: the features that are read.
+      labelled: whether images without a class are rejected. Otherwise they have the class "".
     """
 
     name: str
@@ -114,16 +117,16 @@ class TfdsSource:
         return self.options.group
 
     def check(self) -> None:
-        """Raises UsageError: no such data set, one in another format, files or features missing."""
+        """Raises UsageError if the data set, a file or a feature is missing, or cannot be read."""
         shards = self.parts()
         folders = {posixpath.dirname(shard.path) for shard in shards}
-        there = {info.path for folder in folders for info in storage.list_files(folder)}
-        missing = [shard.path for shard in shards if shard.path not in there]
+        present = {info.path for folder in folders for info in storage.list_files(folder)}
+        missing = [shard.path for shard in shards if shard.path not in present]
         if missing:
-            raise self._error(f"{len(missing)} of its files are missing: {listing(missing)}")
+            raise self._error(f"{len(missing)} of its files are missing: {shortened(missing)}")
 
     def parts(self) -> Sequence[Shard]:
-        """Files of all splits. Raises UsageError as check does, but for missing files."""
+        """The files of all splits. Raises UsageError like `check`, but not for missing files."""
         folder = self._folder()
         file_format, files = self._json(folder, "dataset_info.json", _files)
         if file_format != "tfrecord":
@@ -140,18 +143,17 @@ class TfdsSource:
             for name, split, num_records in files
         ]
         if not shards:
-            raise self._error(f"no files in any split, says {folder}/dataset_info.json")
+            raise self._error(f"it has no files in any split, says {folder}/dataset_info.json")
         return shards
 
     def list_part(self, part: Shard) -> Iterator[ImageRef | Rejected]:
-        """Every record of one file, as list_records, and one Rejected if there are too few."""
+        """Lists every record of a file; see `list_records`. Missing records give one Rejected."""
         count = 0
-        listed = list_records(part.path, part.name, part.records, labelled=self.labelled)
-        for found in listed:
+        for record in list_records(part.path, part.name, part.records, labelled=self.labelled):
             count += 1
-            if isinstance(found, ImageRef):
-                found = dataclasses.replace(found, split=part.split)
-            yield found
+            if isinstance(record, ImageRef):
+                record = dataclasses.replace(record, split=part.split)
+            yield record
         if count < part.num_records:
             yield Rejected(part.name, "", "fewer records than dataset_info.json says")
 
@@ -159,33 +161,34 @@ class TfdsSource:
         return UsageError(f"input tfds:{self.name}: {problem}")
 
     def _folder(self) -> str:
-        """Where the version of the data set lies."""
+        """The folder of the data set's version."""
         match = NAME.fullmatch(self.name)
         if not match:
             raise self._error("expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0")
         if not self.tfds_dir:
-            raise self._error("say in which folder it lies: --tfds_dir")
+            raise self._error("set --tfds_dir to the folder in which it lies")
         name, config, version = match["name"], match["config"], match["version"]
         folder = storage.join(self.tfds_dir, name)
         folders = _folders(folder)
         if not folders:
-            there = listing(_folders(self.tfds_dir)) or "nothing"
-            raise self._error(f"no such data set in {self.tfds_dir}, which holds {there}")
-        configs = [found for found in folders if not VERSION.match(found)]
+            others = shortened(_folders(self.tfds_dir)) or "nothing"
+            raise self._error(f"no such data set in {self.tfds_dir}, which holds {others}")
+        configs = [folder_name for folder_name in folders if not VERSION.match(folder_name)]
         if config is None and configs == folders:
             raise self._error(
-                f"say which of its configurations: tfds:{name}/CONFIG with {listing(configs)}"
+                f"choose one of its configurations with tfds:{name}/CONFIG: {shortened(configs)}"
             )
         if config is not None:
             if config not in configs:
-                raise self._error(f"no such configuration, only {listing(configs) or 'none'}")
+                raise self._error(f"no such configuration, only {shortened(configs) or 'none'}")
             folder = storage.join(folder, config)
         versions = sorted(filter(VERSION.fullmatch, _folders(folder)), key=_numbers)
         if not versions or version not in (None, *versions):
-            raise self._error(f"no such version in {folder}, only {listing(versions) or 'none'}")
+            raise self._error(f"no such version in {folder}, only {shortened(versions) or 'none'}")
         return storage.join(folder, version or versions[-1])
 
     def _json(self, folder: str, name: str, parse: Callable[[Any], T]) -> T:
+        """Reads and parses a JSON file of the data set."""
         path = storage.join(folder, name)
         try:
             return parse(json.loads(storage.read(path)))
@@ -193,12 +196,12 @@ class TfdsSource:
             raise self._error(f"no {name} in {folder}; prepare it with TFDS 4 or later") from None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise self._error(
-                f"{path}: not in the form that TFDS writes today ({error!r}); prepare the data set"
-                " again"
+                f"{path} is not in the form that TFDS writes today ({error!r}); prepare the data"
+                " set again"
             ) from error
 
     def _records(self, folder: str, features: Mapping[str, _Feature]) -> RecordsInput:
-        """How the files are read."""
+        """The features of the records that are read."""
         options = self.options
         image = options.image or self._only(features, "image", IMAGE)
         has_labels = any(feature.kind == CLASS_LABEL for feature in features.values())
@@ -206,7 +209,7 @@ class TfdsSource:
         for name in (image, label, *options.columns):
             if name not in features:
                 raise self._error(
-                    f"no feature {name!r} of one value, only {listing(sorted(features))};"
+                    f"no feature {name!r} of one value, only {shortened(sorted(features))};"
                     " see TfdsInput"
                 )
         if features[image].content.get("dtype") == "float32":
@@ -220,15 +223,16 @@ class TfdsSource:
         )
 
     def _only(self, features: Mapping[str, _Feature], option: str, kind: str) -> str:
-        found = sorted(name for name, feature in features.items() if feature.kind == kind)
-        if len(found) != 1:
-            problem = f"several features that may be the {option}" if found else f"no {option}"
-            names = listing(found or sorted(features))
+        """The name of the only feature of a kind, as the default of an option."""
+        candidates = sorted(name for name, feature in features.items() if feature.kind == kind)
+        if len(candidates) != 1:
+            problem = f"several features may be the {option}" if candidates else f"no {option}"
+            names = shortened(candidates or sorted(features))
             raise self._error(f"{problem}: set TfdsInput.{option} to one of {names}")
-        return found[0]
+        return candidates[0]
 
     def _names(self, folder: str, label: str, feature: _Feature) -> str | None:
-        """File with the names of the classes; None where they have numbers only."""
+        """The file with the names of the classes, or None if classes have only numbers."""
         path = storage.join(folder, f"{feature.file}.labels.txt")
         if feature.kind != CLASS_LABEL or not storage.is_file(path):
             return None
@@ -236,19 +240,23 @@ class TfdsSource:
         names = read_names(path)
         if len(names) != count:
             raise self._error(
-                f"{len(names)} names in {path} for the {count} classes of {label!r}; a name may"
-                " neither be empty nor have a line break in it"
+                f"{path} has {len(names)} names for the {count} classes of {label!r}; a name must"
+                " not be empty and must not have a line break in it"
             )
         return path
 
 
 def _files(info: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, int]]]:
-    """The files' format, and the name, split and number of records of each file."""
+    """Parses dataset_info.json.
+
+    Returns:
+      The format of the files, and the name, the split and the number of records of each file.
+    """
     files = []
     for split in info.get("splits", []):
         lengths = split.get("shardLengths", [])
-        digits = max(SHARD_DIGITS, len(str(len(lengths))))
-        total = f"{len(lengths):0{digits}}"
+        digits = max(MIN_SHARD_DIGITS, len(str(len(lengths))))
+        num_shards = f"{len(lengths):0{digits}}"
         for shard, length in enumerate(lengths):
             index = f"{shard:0{digits}}"
             name = split["filepathTemplate"].format(
@@ -256,8 +264,8 @@ def _files(info: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, int]]]:
                 SPLIT=split["name"],
                 FILEFORMAT="tfrecord",
                 SHARD_INDEX=index,
-                NUM_SHARDS=total,
-                SHARD_X_OF_Y=f"{index}-of-{total}",
+                NUM_SHARDS=num_shards,
+                SHARD_X_OF_Y=f"{index}-of-{num_shards}",
             )
             files.append((name, split["name"], int(length)))
     return info.get("fileFormat", "tfrecord"), files
@@ -266,22 +274,31 @@ def _files(info: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, int]]]:
 def _features(
     feature: Mapping[str, Any], path: tuple[str, ...] = (), file: tuple[str, ...] = ()
 ) -> dict[str, _Feature]:
-    """The features of one value in a dict of features.json, by their names in a record."""
-    found: dict[str, _Feature] = {}
+    """Parses features.json, or a dict inside it.
+
+    Args:
+      feature: the dict, as features.json describes it.
+      path: the names that lead to the dict; () for features.json itself.
+      file: these names as they appear in the names of files.
+
+    Returns:
+      The features that have one value, by their names in a record.
+    """
+    features: dict[str, _Feature] = {}
     for name, inner in feature[DICT].get("features", {}).items():
         inner_path, inner_file = (*path, name), (*file, name.replace("/", "."))
         [(kind, content)] = [item for item in inner.items() if item[0] not in NOT_A_KIND]
         is_array = any(size != "1" for size in content.get("shape", {}).get("dimensions", []))
         if kind == DICT:
-            found |= _features(inner, inner_path, inner_file)
+            features |= _features(inner, inner_path, inner_file)
         elif kind == IMAGE or not (kind in LISTS or is_array):
             kind = "" if kind == IMAGE and "label" in content else kind
-            found["/".join(inner_path)] = _Feature(kind, content, "-".join(inner_file))
-    return found
+            features["/".join(inner_path)] = _Feature(kind, content, "-".join(inner_file))
+    return features
 
 
 def _folders(path: str) -> list[str]:
-    """Names of the finished folders in a folder, sorted; none if that does not exist."""
+    """The names of the finished folders in a folder, sorted; [] if the folder does not exist."""
     try:
         names, _ = open_tree(path).folders("")
     except (FileNotFoundError, NotADirectoryError):

@@ -1,31 +1,35 @@
-"""Folders with files in them, on a disk or in a bucket: what is there, and what cannot be used."""
+"""Lists the folders and files below a root folder, and says which of them cannot be used.
+
+The root folder lies on a local disk or in a bucket.
+"""
 
 import os
 import re
 from collections.abc import Iterator
 from typing import Protocol
 
-from preprocessing.sources.references import printable
-from tripletmill.errors import UsageError
+from preprocessing.sources.references import printable, reason_unreadable
 from tripletmill.storage import bucket, local, storage
 from tripletmill.storage.files import FileInfo
 
+HIDDEN_FILE, HIDDEN_FOLDER = "hidden file", "hidden folder"
+NOT_IN_A_CLASS = "not in a class folder"
 NOT_UTF8 = "name is not valid UTF-8"
 Unusable = tuple[str, str]  # relative path, reason
 
 
 class Tree(Protocol):
-    """A root folder; paths are relative to it, with forward slashes, and "" is the root."""
+    """A root folder. Paths are relative to it and have forward slashes; "" is the root itself."""
 
     def folders(self, folder: str) -> tuple[list[str], list[Unusable]]:
-        """Names of the folders in a folder, sorted, and of what else lies there."""
+        """The names of the usable folders in a folder, sorted, and the other entries there."""
 
     def files(self, folder: str) -> Iterator[tuple[str, FileInfo] | Unusable]:
-        """Every file below a folder, sorted within its own."""
+        """Every file below a folder. The files of each folder are sorted."""
 
 
 def open_tree(root: str) -> Tree:
-    """The tree below a local path or a gs:// one."""
+    """The tree below a local path or a gs:// path."""
     return BucketTree(root) if storage.is_bucket(root) else LocalTree(root)
 
 
@@ -34,7 +38,11 @@ def _below(folder: str, name: str) -> str:
 
 
 class LocalTree:
-    """A folder of a local disk. Links to files are followed, links to folders are not."""
+    """A folder on a local disk.
+
+    Links to files are followed. `folders` lists links to folders like folders, unless they lead
+    back into the tree. `files` does not follow the links to folders that it meets.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -42,22 +50,27 @@ class LocalTree:
     def folders(self, folder: str) -> tuple[list[str], list[Unusable]]:
         names, others = [], []
         with os.scandir(self._path(folder)) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                if not _is_folder(entry):
-                    others.append((_below(folder, printable(entry.name)), "not in a class folder"))
-                elif entry.name.startswith("."):
-                    others.append((_below(folder, printable(entry.name)), "hidden folder"))
-                elif entry.is_symlink() and self._overlaps(entry.path):
-                    others.append((_below(folder, entry.name), "link to a folder of the input"))
-                elif printable(entry.name) != entry.name:
-                    others.append((_below(folder, printable(entry.name)), f"folder {NOT_UTF8}"))
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                problem = self._problem_of_folder(entry)
+                if problem:
+                    others.append((_below(folder, printable(entry.name)), problem))
                 else:
                     names.append(entry.name)
         return names, others
 
+    def _problem_of_folder(self, entry: os.DirEntry) -> str:
+        """Why an entry of a folder is not used as a folder, or "" if it is used."""
+        if not _is_folder(entry):
+            return NOT_IN_A_CLASS
+        if entry.name.startswith("."):
+            return HIDDEN_FOLDER
+        if entry.is_symlink() and self._overlaps(entry.path):
+            return "link to a folder of the input"
+        return "" if printable(entry.name) == entry.name else f"folder {NOT_UTF8}"
+
     def files(self, folder: str) -> Iterator[tuple[str, FileInfo] | Unusable]:
-        unreadable: list[OSError] = []
-        for path, folders, files in os.walk(self._path(folder), onerror=unreadable.append):
+        errors: list[OSError] = []
+        for path, folders, files in os.walk(self._path(folder), onerror=errors.append):
             folders.sort()
             for name in folders:
                 if os.path.islink(os.path.join(path, name)):
@@ -65,22 +78,22 @@ class LocalTree:
                     yield printable(relative), "symbolic link to a folder"
             for name in sorted(files):
                 yield self._file(os.path.join(path, name), folder)
-        for error in unreadable:
-            yield printable(self._relative(error.filename)), _problem(error)
+        for error in errors:
+            yield printable(self._relative(error.filename)), _reason(error)
 
     def _file(self, path: str, top: str) -> tuple[str, FileInfo] | Unusable:
         relative = self._relative(path)
         if _is_hidden(relative, top):
-            return printable(relative), "hidden file"
+            return printable(relative), HIDDEN_FILE
         if printable(relative) != relative:
             return printable(relative), f"file {NOT_UTF8}"
         try:
             return relative, local.stat(path)
         except OSError as error:
-            return relative, _problem(error)
+            return relative, _reason(error)
 
     def _overlaps(self, link: str) -> bool:
-        """Whether a link leads to the root, above it or below it: all would be there twice."""
+        """Whether a link leads to the root, above it or below it, so that files appear twice."""
         root, target = os.path.realpath(self._root), os.path.realpath(link)
         return os.path.commonpath([root, target]) in (root, target)
 
@@ -95,31 +108,26 @@ def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        _problem(error)  # a link in a circle, say, is none
-        return False
+        _reason(error)
+        return False  # for example a link to itself
 
 
-def _problem(error: OSError) -> str:
-    """Why a file or folder is left out; raises UsageError where nothing may be left out for it."""
-    problem = storage.problem_of_file(error)
-    if problem is None:
-        what = f"{error.filename}: {error.strerror}; run the same command again"
-        raise UsageError(what) from error
-    return problem
+def _reason(error: OSError) -> str:
+    return reason_unreadable(error.filename, error)
 
 
 class BucketTree:
-    """A folder of a bucket. Names are taken as they are: `..` and `//` mean nothing there."""
+    """A folder in a bucket. Names are taken as they are: `..` and `//` have no special meaning."""
 
     def __init__(self, root: str) -> None:
         self._root = root
 
     def folders(self, folder: str) -> tuple[list[str], list[Unusable]]:
-        found, files = bucket.list_folder(self._path(folder))
-        names = [name for name in found if name and not name.startswith(".")]
-        others = [(self._relative(info.path), "not in a class folder") for info in files]
-        for name in sorted({*found} - {*names}):
-            reason = "hidden folder" if name else "folder without a name"
+        folders, files = bucket.list_folder(self._path(folder))
+        names = [name for name in folders if name and not name.startswith(".")]
+        others = [(self._relative(info.path), NOT_IN_A_CLASS) for info in files]
+        for name in sorted({*folders} - {*names}):
+            reason = HIDDEN_FOLDER if name else "folder without a name"
             others.append((_below(folder, name) or "/", reason))
         return names, others
 
@@ -127,7 +135,7 @@ class BucketTree:
         for info in bucket.list_tree(self._path(folder)):
             relative = self._relative(info.path)
             if _is_hidden(relative, folder):
-                yield relative, "hidden file"
+                yield relative, HIDDEN_FILE
             else:
                 yield relative, info
 
@@ -139,5 +147,5 @@ class BucketTree:
 
 
 def _is_hidden(relative: str, top: str) -> bool:
-    """Whether a file or a folder on the way to it from `top` has a name that begins with a dot."""
+    """Whether the name of a file, or of a folder between `top` and the file, begins with a dot."""
     return re.search(r"(^|/)\.", relative.removeprefix(f"{top}/")) is not None

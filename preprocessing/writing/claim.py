@@ -1,9 +1,9 @@
-"""Which job may write into an output: the one whose plan lies there.
+"""Decides which job may write into an output: the job whose plan file lies there.
 
-On a local disk a lock keeps a second job of this machine out. In a bucket, and for workers on other
-machines, the plan file decides: it is created only where there is none, or replaces the very one
-that was looked at. Jobs with the same plan write the same bytes, so that they may run at once; a
-job whose plan has gone stops before its next shard.
+On a local disk, a lock keeps other jobs of this machine out. In a bucket, and for workers on other
+machines, the plan file decides. A job writes its plan file only if there is none, or if the file is
+still the version that the job looked at. Jobs with the same plan write the same bytes, so they may
+run at the same time. A job whose plan file was replaced stops before it writes its next shard.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ PLAN_FILE = "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A plan, as it lies in the output.
+    """A plan file and the output that it belongs to.
 
     Attributes:
-      output: folder of the data set.
-      content: of the plan file: settings, fingerprints, numbers of images and shards.
+      output: the folder of the data set.
+      content: the content of the plan file: settings, fingerprints, numbers of images and shards.
     """
 
     output: str
@@ -33,12 +33,12 @@ class Claim:
 
     @property
     def path(self) -> str:
-        """The plan file."""
+        """The path of the plan file."""
         return storage.join(work_folder(self.output), PLAN_FILE)
 
     @property
     def folder(self) -> str:
-        """Where this plan's sidecars lie, apart from those of any other."""
+        """The folder of this plan's sidecars. Every plan has its own."""
         return storage.join(work_folder(self.output), hashlib.sha256(self._bytes).hexdigest()[:16])
 
     @property
@@ -46,10 +46,13 @@ class Claim:
         return (json.dumps(self.content, sort_keys=True, indent=1) + "\n").encode()
 
     def take(self, *, replaces: str | None) -> None:
-        """Writes the plan file in place of that version, unless it is the same.
+        """Writes the plan file, unless this plan already lies there.
+
+        Args:
+          replaces: the version of the plan file that may be replaced, as given by `plan_version`.
 
         Raises:
-          UsageError: another job has written another one.
+          UsageError: another job has written a different plan in the meantime.
         """
         storage.make_folder(self.folder)
         if read_plan(self.output) != self.content:
@@ -59,18 +62,18 @@ class Claim:
                 self.check()
 
     def check(self) -> None:
-        """Raises UsageError where another job has begun in this output."""
+        """Raises UsageError if the plan file in the output is not this plan any more."""
         if read_plan(self.output) != self.content:
             raise UsageError(f"output {self.output}: another job has begun to write there")
 
 
 def work_folder(output: str) -> str:
-    """Folder of what is needed until a data set is finished."""
+    """The folder of the files that are needed only until the data set is finished."""
     return storage.join(output, WORK_FOLDER)
 
 
 def read_plan(output: str) -> Mapping[str, Any] | None:
-    """The plan of an unfinished data set, None where there is none."""
+    """The content of an output's plan file, or None if there is no plan file."""
     try:
         return json.loads(storage.read(storage.join(work_folder(output), PLAN_FILE)))
     except FileNotFoundError:
@@ -78,5 +81,5 @@ def read_plan(output: str) -> Mapping[str, Any] | None:
 
 
 def plan_version(output: str) -> str | None:
-    """Of the plan file, for `take`."""
+    """The version of an output's plan file, for `Claim.take`."""
     return storage.version(storage.join(work_folder(output), PLAN_FILE))

@@ -1,6 +1,6 @@
-"""The last step: sidecars become the index, and the data set is there.
+"""The last step of a job: it joins the sidecars into the index and finishes the data set.
 
-dataset_info.json is written last; with it the data set is finished, without it it is not.
+dataset_info.json is written last. A data set is finished if and only if this file is there.
 """
 
 import collections
@@ -24,22 +24,21 @@ from tripletmill.formats import index, tfds_layout
 from tripletmill.storage import storage
 
 REASONS_SHOWN = 3
-Counts = collections.Counter[tuple[str, int]]  # images by split and label
 
 
 @dataclasses.dataclass(frozen=True)
 class CommitInfo:
-    """What a commit needs besides the plan.
+    """What a commit must know in addition to the plan.
 
     Attributes:
-      name: first part of the file names.
-      settings: what decided the bytes; kept in dataset_info.json.
-      input_fingerprint: of the images listed.
-      columns: names of the further values of images.
-      group: the one of them that says which images belong together, if any.
-      num_listed: images, those that listing could not use among them.
-      max_rejected_share: of these, 0 to 1.
-      min_images: of a class.
+      name: the first part of the file names.
+      settings: all settings that decide the bytes. They are kept in dataset_info.json.
+      input_fingerprint: the fingerprint of all listed images.
+      columns: the names of the additional values that images carry.
+      group: the column that says which images belong together, or None.
+      num_listed: how many images were listed, including those that listing could not use.
+      max_rejected_share: the share of the listed images that may be rejected, 0 to 1.
+      min_images: how many images a class must have.
     """
 
     name: str
@@ -52,10 +51,37 @@ class CommitInfo:
     min_images: int
 
 
+@dataclasses.dataclass
+class _Written:
+    """What the shards hold, as their sidecars say.
+
+    Attributes:
+      rejected: all files that were left out.
+      counts: numbers of images by split and label.
+      splits: shard lengths and bytes by split.
+      checksums: the CRC-32C of each shard, by split.
+      files: names of the shards and index files.
+    """
+
+    rejected: list[Rejected]
+    counts: collections.Counter[tuple[str, int]] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    splits: dict[str, tfds_layout.SplitInfo] = dataclasses.field(default_factory=dict)
+    checksums: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    files: set[str] = dataclasses.field(default_factory=set)
+
+    def images_in(self, split: str) -> int:
+        return sum(self.splits[split].shard_lengths)
+
+    def classes_in(self, split: str) -> int:
+        return sum(count > 0 for (name, _), count in self.counts.items() if name == split)
+
+
 def commit(
     plan: Plan,
     claim: Claim,
-    finish: CommitInfo,
+    info: CommitInfo,
     *,
     left_out: Iterable[Rejected],
     groups: Iterable[duplicates.DuplicateGroup],
@@ -63,101 +89,104 @@ def commit(
     """Turns finished shards into a finished data set.
 
     Args:
-      plan: which shards there are.
-      claim: the job's, with the folder of the data set and that of sidecars.
-      finish: what dataset_info.json says.
-      left_out: what was left out before any image was read.
-      groups: exact duplicates.
+      plan: says which shards there are.
+      claim: the job's claim, which names the folders of the data set and of the sidecars.
+      info: what dataset_info.json says about the job.
+      left_out: the files that were left out before any image was read.
+      groups: the exact duplicates.
 
     Raises:
-      UsageError: more images than may be were rejected, or all of a split's; a shard is not there;
-        another job has begun in this output.
+      UsageError: more images were rejected than allowed; a split has no readable image; a shard is
+        missing or incomplete; or another job has begun to write into this output.
     """
-    output = claim.output
-    rejected = list(left_out)
-    counts: Counts = collections.Counter()
-    splits: dict[str, tfds_layout.SplitInfo] = {}
-    checksums: dict[str, list[int]] = {}
-    written: set[str] = set()
-    for split, num_shards in plan.num_shards.items():
-        files = [index.shard_file(finish.name, split, i, num_shards) for i in range(num_shards)]
-        written |= {index.index_file(finish.name, split), *files}
-        path = storage.join(output, index.index_file(finish.name, split))
-        splits[split], checksums[split] = _write_index(
-            path, read_sidecars(claim, files), finish.columns, split, counts, rejected
-        )
-    _write(output, index.REJECTED_FILE, rejected_lines(rejected))
-    empty = [f"split {split}" for split, info in splits.items() if not sum(info.shard_lengths)]
+    output, groups = claim.output, list(groups)
+    written = _write_indices(plan, claim, info, left_out)
+    _write(output, index.REJECTED_FILE, rejected_lines(written.rejected))
+    empty = [f"split {split}" for split in written.splits if not written.images_in(split)]
     check_rejected(
-        [r for r in rejected if r.lost],
-        num_listed=finish.num_listed,
-        max_share=finish.max_rejected_share,
+        [rejected for rejected in written.rejected if rejected.lost],
+        num_listed=info.num_listed,
+        max_share=info.max_rejected_share,
         output=output,
         empty=empty[0] if empty else "",
     )
-
-    groups = list(groups)
     _write(output, index.DUPLICATES_FILE, duplicates.write_groups(groups))
-    _write_classes(output, plan, counts)
+    _write_classes(output, plan, written)
     _write(output, index.FEATURES_FILE, _json(tfds_layout.features_json()))
-    extra = {
-        "format_version": index.FORMAT_VERSION,
-        "classes_fallen_below": _fallen_below(plan, counts, finish.min_images),
-        "classes_left_out": list(plan.too_small),
-        "columns": [f"x_{name}" for name in finish.columns],
-        "duplicates": {kind: sum(g.kind == kind for g in groups) for kind in duplicates.KINDS},
-        "group": finish.group and f"x_{finish.group}",
-        "input_fingerprint": finish.input_fingerprint,
-        "num_classes": {
-            split: sum(counted > 0 for (s, _), counted in counts.items() if s == split)
-            for split in splits
-        },
-        "num_images": {split: sum(info.shard_lengths) for split, info in splits.items()},
-        "num_rejected": len(rejected),
-        "num_shards": dict(plan.num_shards),
-        "settings": finish.settings,
-        "shard_crc32c": checksums,
-    }
-    _remove_files(output, finish.name, keep=written)
+    extra = _dataset_info(plan, info, written, groups)
+    _remove_files(output, info.name, keep=written.files)
     claim.check()
-    info = tfds_layout.dataset_info_json(name=finish.name, splits=splits, extra=extra)
-    _write(output, index.INFO_FILE, _json(info))
+    content = tfds_layout.dataset_info_json(name=info.name, splits=written.splits, extra=extra)
+    _write(output, index.INFO_FILE, _json(content))
     remove_work(output)
 
 
+def _dataset_info(
+    plan: Plan, info: CommitInfo, written: _Written, groups: Sequence[duplicates.DuplicateGroup]
+) -> dict[str, Any]:
+    """What dataset_info.json says beyond the fields of TensorFlow Datasets."""
+    return {
+        "format_version": index.FORMAT_VERSION,
+        "classes_fallen_below": _fallen_below(plan, written, info.min_images),
+        "classes_left_out": list(plan.too_small),
+        "columns": [f"x_{name}" for name in info.columns],
+        "duplicates": {
+            kind: sum(group.kind == kind for group in groups) for kind in duplicates.KINDS
+        },
+        "group": info.group and f"x_{info.group}",
+        "input_fingerprint": info.input_fingerprint,
+        "num_classes": {split: written.classes_in(split) for split in written.splits},
+        "num_images": {split: written.images_in(split) for split in written.splits},
+        "num_rejected": len(written.rejected),
+        "num_shards": dict(plan.num_shards),
+        "settings": info.settings,
+        "shard_crc32c": written.checksums,
+    }
+
+
+def _write_indices(
+    plan: Plan, claim: Claim, info: CommitInfo, left_out: Iterable[Rejected]
+) -> _Written:
+    """Writes the index of every split and adds up what the sidecars say."""
+    written = _Written(list(left_out))
+    for split, num_shards in plan.num_shards.items():
+        shards = [index.shard_file(info.name, split, i, num_shards) for i in range(num_shards)]
+        index_file = index.index_file(info.name, split)
+        path = storage.join(claim.output, index_file)
+        _write_index(path, read_sidecars(claim, shards), info.columns, split, written)
+        written.files |= {index_file, *shards}
+    return written
+
+
 def _write_index(
-    path: str,
-    sidecars: Iterable[Sidecar],
-    columns: Sequence[str],
-    split: str,
-    counts: Counts,
-    rejected: list[Rejected],
-) -> tuple[tfds_layout.SplitInfo, list[int]]:
-    """Joins sidecars, one at a time in memory; adds to `counts` and `rejected`."""
+    path: str, sidecars: Iterable[Sidecar], columns: Sequence[str], split: str, written: _Written
+) -> None:
+    """Writes a split's index from its sidecars, with one sidecar at a time in memory."""
     lengths, num_bytes, checksums = [], 0, []
     schema = index_schema(columns)
     with storage.atomic_file(path) as file, _parquet_writer(file, schema) as writer:
         for sidecar in sidecars:
             writer.write_table(sidecar.rows)
             labels = collections.Counter(sidecar.rows["label"].to_pylist())
-            counts.update({(split, label): count for label, count in labels.items()})
-            rejected.extend(sidecar.rejected)
+            written.counts.update({(split, label): count for label, count in labels.items()})
+            written.rejected.extend(sidecar.rejected)
             lengths.append(len(sidecar.rows))
             num_bytes += sidecar.num_bytes
             checksums.append(sidecar.crc32c)
-    return tfds_layout.SplitInfo(shard_lengths=lengths, num_bytes=num_bytes), checksums
+    written.splits[split] = tfds_layout.SplitInfo(shard_lengths=lengths, num_bytes=num_bytes)
+    written.checksums[split] = checksums
 
 
 def _parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    # Checksums, so that `verify` finds damage in columns that nothing else confirms.
+    # With page checksums, `verify` also finds damage in columns that nothing else confirms.
     return pq.ParquetWriter(file, schema, write_page_checksum=True)
 
 
 def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
-    """Content of a rejected.jsonl, sorted."""
+    """The content of rejected.jsonl: one line per file, sorted by source id and reason."""
     rows = [
-        {"source_id": r.source_id, "class": r.class_name, "reason": r.reason}
-        for r in sorted(rejected, key=lambda r: (r.source_id, r.reason))
+        {"source_id": file.source_id, "class": file.class_name, "reason": file.reason}
+        for file in sorted(rejected, key=lambda file: (file.source_id, file.reason))
     ]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
@@ -165,44 +194,50 @@ def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
 def check_rejected(
     lost: Sequence[Rejected], *, num_listed: int, max_share: float, output: str, empty: str = ""
 ) -> None:
-    """Raises UsageError where too many images were rejected, with the most frequent reasons.
+    """Raises UsageError, with the most frequent reasons, if too many images were rejected.
 
     Args:
       lost: the images that could not be used.
-      num_listed: of so many.
-      max_share: of these, 0 to 1, that may be.
-      output: where rejected.jsonl lies.
-      empty: what has none left, if anything; it is an error all the same.
+      num_listed: how many images were listed.
+      max_share: the share of the listed images that may be lost, 0 to 1.
+      output: the folder in which rejected.jsonl lies.
+      empty: what has no readable image left, such as "split val", or "". Any text but "" is an
+        error, even if few images were lost.
     """
     if len(lost) <= max_share * num_listed and not empty:
         return
-    reasons = collections.Counter(r.reason for r in lost).most_common(REASONS_SHOWN)
-    what = f"{empty} has no readable image, " if empty else ""
+    reasons = collections.Counter(image.reason for image in lost).most_common(REASONS_SHOWN)
+    no_image = f"{empty} has no readable image, " if empty else ""
     raise UsageError(
-        f"{what}{len(lost)} of {num_listed} images rejected (at most {max_share:.0%} may be):"
+        f"{no_image}{len(lost)} of {num_listed} images rejected (at most {max_share:.0%} may be):"
         f" {'; '.join(f'{count} x {reason}' for reason, count in reasons)};"
         f" see {storage.join(output, index.REJECTED_FILE)}"
     )
 
 
-def _write_classes(output: str, plan: Plan, counts: Counts) -> None:
+def _write_classes(output: str, plan: Plan, written: _Written) -> None:
     rows = [
-        {"label": c.label, "name": c.name, "split": split, "count": counts[split, c.label]}
-        for c in sorted(plan.classes.values(), key=lambda c: c.label)
-        for split in c.pieces
+        {
+            "label": planned.label,
+            "name": planned.name,
+            "split": split,
+            "count": written.counts[split, planned.label],
+        }
+        for planned in sorted(plan.classes.values(), key=lambda planned: planned.label)
+        for split in planned.pieces
     ]
     path, schema = storage.join(output, index.CLASSES_FILE), index.CLASSES_SCHEMA
     with storage.atomic_file(path) as file, _parquet_writer(file, schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def _fallen_below(plan: Plan, counts: Counts, min_images: int) -> list[str]:
-    """Classes that were large enough until images of theirs could not be read."""
-    left = {
-        name: sum(counts[split, planned.label] for split in planned.pieces)
+def _fallen_below(plan: Plan, written: _Written, min_images: int) -> list[str]:
+    """The classes that have too few images because some of their images cannot be read."""
+    num_readable = {
+        name: sum(written.counts[split, planned.label] for split in planned.pieces)
         for name, planned in plan.classes.items()
     }
-    return sorted(name for name, count in left.items() if count < min_images)
+    return sorted(name for name, count in num_readable.items() if count < min_images)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -214,14 +249,14 @@ def _write(output: str, name: str, data: bytes) -> None:
 
 
 def remove_work(output: str) -> None:
-    """Removes the folder of what is needed until the commit."""
+    """Removes the folder of the files that are needed only until the commit."""
     storage.remove_tree(work_folder(output))
 
 
 def remove_data_set(output: str, name: str) -> None:
-    """Removes a data set of this name, finished or not, but for its work folder.
+    """Removes the files of a data set, finished or not. Its work folder stays.
 
-    dataset_info.json goes first, so that a data set is never half there.
+    dataset_info.json is removed first, so that an incomplete data set never looks finished.
     """
     for file in (
         index.INFO_FILE,
@@ -235,9 +270,9 @@ def remove_data_set(output: str, name: str) -> None:
 
 
 def _remove_files(output: str, name: str, *, keep: set[str]) -> None:
-    """Removes shards and indices of a data set of this name."""
-    ours = re.compile(rf"{re.escape(name)}-\w+\.(tfrecord-\d+-of-\d+|index\.parquet)")
+    """Removes the shards and index files of a data set, except those to keep."""
+    pattern = re.compile(rf"{re.escape(name)}-\w+\.(tfrecord-\d+-of-\d+|index\.parquet)")
     for info in storage.list_files(output):
         file = info.path.rpartition("/")[2]
-        if ours.fullmatch(file) and file not in keep:
+        if pattern.fullmatch(file) and file not in keep:
             storage.remove(info.path)

@@ -1,8 +1,9 @@
 """Exact duplicates: images whose files are the same byte by byte.
 
-They are found in three steps, each on what the one before leaves: files of equal size; of those,
-files whose middle is equal; of those, files that are equal as a whole. Where the source knows MD5
-checksums (a bucket's own), nothing is read.
+They are found in three steps. The first step keeps files that have the size of another file. The
+second step keeps files whose middle has the same hash as another file's. The third step compares
+the MD5 checksums of whole files. If the source knows MD5 checksums, as a bucket does, no file is
+read.
 """
 
 import dataclasses
@@ -11,8 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from preprocessing.sources.references import ImageRef
-from tripletmill.errors import UsageError
+from preprocessing.sources.references import ImageRef, reason_unreadable
 from tripletmill.formats.splits import HELD_OUT
 from tripletmill.images import HEAD_BYTES, BadImage, require_image
 from tripletmill.storage import storage
@@ -23,12 +23,12 @@ WITHIN_CLASS, ACROSS_CLASSES, ACROSS_SPLITS = KINDS = (
     "across classes",
     "across splits",
 )
-MIDDLE_BYTES = 16 * 1024  # and so all of a small file
+MIDDLE_BYTES = 16 * 1024  # a file that is not longer is hashed as a whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """One of several equal images; `kept` says whether it stays in the data set."""
+    """One of several equal images. `kept` says whether it stays in the data set."""
 
     source_id: str
     class_name: str
@@ -38,43 +38,52 @@ class Copy:
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateGroup:
-    """Equal images, sorted by name.
+    """A group of equal images.
 
     Attributes:
-      kind: the gravest of KINDS that holds for them.
-      copies: two or more.
+      kind: one of KINDS. If several kinds hold for the group, it is the last one in KINDS.
+      copies: two or more images, sorted by source id.
     """
 
     kind: str
     copies: Sequence[Copy]
 
     def to_json(self) -> dict[str, Any]:
-        """A row of duplicates.jsonl."""
+        """The group as a row of duplicates.jsonl."""
         return {
             "kind": self.kind,
             "images": [
-                {"source_id": c.source_id, "class": c.class_name, "split": c.split, "kept": c.kept}
-                for c in self.copies
+                {
+                    "source_id": copy.source_id,
+                    "class": copy.class_name,
+                    "split": copy.split,
+                    "kept": copy.kept,
+                }
+                for copy in self.copies
             ],
         }
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> "DuplicateGroup":
-        """What to_json gave."""
-        copies = [Copy(i["source_id"], i["class"], i["split"], i["kept"]) for i in row["images"]]
+        """The group that `to_json` turned into this row."""
+        copies = [
+            Copy(image["source_id"], image["class"], image["split"], image["kept"])
+            for image in row["images"]
+        ]
         return DuplicateGroup(row["kind"], copies)
 
 
 def decide(copies: Iterable[Copy], policy: str) -> DuplicateGroup:
-    """Which of equal images stay.
+    """Decides which of several equal images stay in the data set.
 
-    With "drop": of copies across splits, those in the split that is held out most (train's go);
-    of what is left within one class, the first; of what is left in several classes, none, since
-    nobody can say which label is right. With "keep" and "error": all.
+    With the policies "keep" and "error", all images stay. With "drop", at most one image stays. If
+    the images lie in several splits, only those in the most strictly held-out split are considered;
+    those in train, for example, go. If the considered images have one class, the first one stays.
+    If they have several classes, none stays, because nobody can say which label is right.
 
     Args:
-      copies: two or more, in any order.
-      policy: of POLICIES.
+      copies: two or more images, in any order.
+      policy: one of POLICIES.
     """
     ordered = sorted(copies, key=lambda copy: (copy.source_id, copy.class_name))
     splits = {copy.split for copy in ordered}
@@ -84,54 +93,57 @@ def decide(copies: Iterable[Copy], policy: str) -> DuplicateGroup:
     )
     if policy != DROP:
         return DuplicateGroup(kind, ordered)
-    last = max(splits, key=lambda split: (_rank(split), split))
-    left = [copy for copy in ordered if copy.split == last]
-    kept = left[:1] if len({copy.class_name for copy in left}) == 1 else []
-    return DuplicateGroup(kind, [dataclasses.replace(c, kept=c in kept) for c in ordered])
+    held_out = max(splits, key=lambda split: (_rank(split), split))
+    candidates = [copy for copy in ordered if copy.split == held_out]
+    has_one_class = len({copy.class_name for copy in candidates}) == 1
+    winners = candidates[:1] if has_one_class else []
+    return DuplicateGroup(
+        kind, [dataclasses.replace(copy, kept=copy in winners) for copy in ordered]
+    )
 
 
 def _rank(split: str) -> float:
-    # Others, such as "validation", more than train.
+    # Splits with other names, such as "validation", come right after train.
     return HELD_OUT.index(split) if split in HELD_OUT else 0.5
 
 
 def reason(group: DuplicateGroup) -> str:
-    """Why the copies of a group that are not kept are left out."""
+    """The reason why the copies that are not kept are left out."""
     return f"exact duplicate {group.kind}"
 
 
 def read_groups(data: bytes) -> list[DuplicateGroup]:
-    """Content of a duplicates.jsonl."""
+    """Parses the content of duplicates.jsonl."""
     return [DuplicateGroup.from_json(json.loads(line)) for line in data.splitlines()]
 
 
 def write_groups(groups: Iterable[DuplicateGroup]) -> bytes:
-    """Content of a duplicates.jsonl: a line a group, sorted."""
+    """The content of duplicates.jsonl: one line per group, sorted by the first source id."""
     ordered = sorted(groups, key=lambda group: group.copies[0].source_id)
     lines = [json.dumps(group.to_json(), ensure_ascii=False) + "\n" for group in ordered]
     return "".join(lines).encode("utf-8", "surrogatepass")
 
 
 def middle_hash(ref: ImageRef) -> int | None:
-    """64 bits that equal images have in common; None where the file cannot be read now."""
+    """A 64-bit hash that is equal for equal images, or None if the file cannot be read."""
     if ref.md5:
         return int(ref.md5[:16], 16)
     start = max(0, (ref.size - MIDDLE_BYTES) // 2)
     try:
         middle = storage.read_range(ref.path, start, MIDDLE_BYTES)
     except OSError as error:
-        if storage.problem_of_file(error):
-            return None  # it is rejected when it is read for good
-        raise _trouble(ref, error) from error
+        reason_unreadable(ref.path, error)
+        return None  # the image is rejected later, when it is read for its shard
     digest = hashlib.sha256(b"%d:" % ref.size + middle).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def full_md5(ref: ImageRef) -> str | None:
-    """MD5 of an image, hexadecimal; None where the file cannot be read now, or is no image.
+    """The hexadecimal MD5 of an image file, or None if the file cannot be read or is no image.
 
-    Empty files and pages with an error are often equal: they are rejected for what they are, but
-    for pages where `md5` is known, since nothing is read then.
+    Empty files and saved HTML error pages are often equal. They are reported as unreadable, not as
+    duplicates. If the source knows the MD5, such pages cannot be told apart from images, because
+    their content is not read.
     """
     if ref.md5:
         return ref.md5 if ref.size else None
@@ -143,15 +155,10 @@ def full_md5(ref: ImageRef) -> str | None:
     except BadImage:
         return None
     except OSError as error:
-        if storage.problem_of_file(error):
-            return None
-        raise _trouble(ref, error) from error
+        reason_unreadable(ref.path, error)
+        return None
 
 
 def _md5() -> Any:
-    # What buckets state; nobody gains by forging a duplicate.
+    # Buckets state MD5 checksums. Nobody gains anything by forging a duplicate.
     return hashlib.md5(usedforsecurity=False)
-
-
-def _trouble(ref: ImageRef, error: OSError) -> UsageError:
-    return UsageError(f"{ref.path}: {error.strerror}; the same command goes on from here")

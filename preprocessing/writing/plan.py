@@ -1,4 +1,4 @@
-"""Class ids, splits, and which image goes to which shard: pure and deterministic."""
+"""Decides class ids, splits and shards. Everything here is pure and deterministic."""
 
 import dataclasses
 import hashlib
@@ -14,16 +14,18 @@ from tripletmill.formats.splits import GALLERY, QUERY
 
 @dataclasses.dataclass(frozen=True)
 class ClassSummary:
-    """What listing says of one class; sums of summaries are summaries.
+    """What the listing says about the images of one class, or about some of them.
 
     Attributes:
-      counts: images by the split that the input asks for, None where it asks for none.
-      fingerprint: sum of the hashes of all that an image's reference says but for its time, modulo
-        2^256, so that it is the same in any order.
-      versions: the same, of the times.
-      newest: latest time of an image's file, nanoseconds.
-      lost: images that cannot be read.
-      example: why, for one of them.
+      counts: numbers of images by the split that the input names. The key is None for images
+        without a split.
+      fingerprint: a hash of the images' references without their times of change. It is the sum of
+        one hash per image, modulo 2^256, so that the order of the images does not matter.
+      versions: a hash of the references and times of all images that have a time. It is a sum of
+        one hash per image, too.
+      newest: the latest time of change of an image file, in nanoseconds; 0 if no image has a time.
+      lost: how many images cannot be read.
+      example: the reason for one of the lost images, "" if there is none.
     """
 
     counts: Mapping[str | None, int] = dataclasses.field(default_factory=dict)
@@ -35,16 +37,16 @@ class ClassSummary:
 
     @property
     def count(self) -> int:
-        """All images."""
+        """How many images there are in all splits."""
         return sum(self.counts.values())
 
 
 def summarize(files: Iterable[ImageRef | Rejected]) -> dict[str, ClassSummary]:
-    """Summaries by class name."""
+    """Sums up listed files by class name."""
     by_class: dict[str, list[ImageRef | Rejected]] = {}
     for file in files:
         by_class.setdefault(file.class_name, []).append(file)
-    return {name: _summary(of_class) for name, of_class in by_class.items()}
+    return {name: _summary(class_files) for name, class_files in by_class.items()}
 
 
 def _summary(files: Iterable[ImageRef | Rejected]) -> ClassSummary:
@@ -77,7 +79,7 @@ def _number(text: str) -> int:
 
 
 def add(one: ClassSummary, other: ClassSummary) -> ClassSummary:
-    """The summary of both."""
+    """The summary of the images of both summaries."""
     return ClassSummary(
         counts={
             split: one.counts.get(split, 0) + other.counts.get(split, 0)
@@ -93,16 +95,16 @@ def add(one: ClassSummary, other: ClassSummary) -> ClassSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """All that was listed, and the split of every class.
+    """A summary of the whole input, with the split of every class.
 
     Attributes:
-      split_of: by class name; None where the input names a split for every image.
-      fingerprint: hexadecimal, of all images but for their times.
-      versions: hexadecimal, of their times.
-      newest: latest time of an image's file, nanoseconds.
-      num_images: that can be read, as far as listing knows.
-      num_lost: that cannot.
-      example: why, for one of them.
+      split_of: the split of each class, by class name; None if the input names the images' splits.
+      fingerprint: a hexadecimal hash of all images without their times of change.
+      versions: a hexadecimal hash of all images with their times of change.
+      newest: the latest time of change of an image file, in nanoseconds.
+      num_images: how many images can be read, as far as the listing can tell.
+      num_lost: how many images cannot be read.
+      example: the reason for one of the lost images, "" if there is none.
     """
 
     split_of: Mapping[str, str | None]
@@ -114,7 +116,7 @@ class Listing:
     example: str
 
     def with_split(self, ref: ImageRef) -> ImageRef:
-        """The image with its split, before classes are divided."""
+        """The image with its split. Classes are not yet divided into query and gallery."""
         split = self.split_of[ref.class_name]
         return ref if split is None else dataclasses.replace(ref, split=split)
 
@@ -123,12 +125,13 @@ def make_listing(classes: Mapping[str, ClassSummary], rule: SplitRule) -> Listin
     """Assigns splits to classes.
 
     Args:
-      classes: what was listed, by class name; "" for files that are in no class.
-      rule: for classes, used unless the input names a split for every image.
+      classes: the summary of each class, by class name. Files in no class have the class name "".
+      rule: the rule that assigns classes to splits. It is used if the input names no splits.
 
     Raises:
-      UsageError: no image; a class in several splits other than query and gallery; a split named
-        for some images only; a split's name that is no word of letters, digits and underscores.
+      UsageError: there is no image; a class has images in several splits other than query and
+        gallery; some images of a class have a split and others have none; or the name of a split
+        has other characters than letters, digits and underscores.
     """
     names = sorted(name for name, summary in classes.items() if summary.count)
     num_lost = sum(summary.lost for summary in classes.values())
@@ -136,28 +139,43 @@ def make_listing(classes: Mapping[str, ClassSummary], rule: SplitRule) -> Listin
     if not names:
         lost = f"; {num_lost} cannot be used: {example}" if num_lost else ""
         raise UsageError(f"no images in the input{lost}")
-    given = {name: {*classes[name].counts} for name in names}
-    split_of: Mapping[str, str | None]
-    if all(splits == {None} for splits in given.values()):
-        split_of = rule.assign(names)
-        used = {*split_of.values()}
-    else:
-        _check_given(given)
-        split_of = dict.fromkeys(names)
-        used = {str(split) for splits in given.values() for split in splits}
-    for split in sorted(used):
-        if not re.fullmatch(r"[A-Za-z0-9_]+", split):
-            raise UsageError(f"split {split!r}: letters, digits and underscores only")
     ordered = [(name, classes[name]) for name in names]
     return Listing(
-        split_of=split_of,
-        fingerprint=_digest([[name, s.count, s.fingerprint] for name, s in ordered]),
-        versions=_digest([[name, s.versions] for name, s in ordered]),
+        split_of=_assign_splits({name: {*classes[name].counts} for name in names}, rule),
+        fingerprint=_digest(
+            [name, summary.count, summary.fingerprint] for name, summary in ordered
+        ),
+        versions=_digest([name, summary.versions] for name, summary in ordered),
         newest=max(summary.newest for _, summary in ordered),
         num_images=sum(summary.count for _, summary in ordered),
         num_lost=num_lost,
         example=example,
     )
+
+
+def _assign_splits(
+    given: Mapping[str, set[str | None]], rule: SplitRule
+) -> Mapping[str, str | None]:
+    """The split of each class; None for each class if the input names the images' splits.
+
+    Args:
+      given: the splits that the input names, by class name, sorted.
+      rule: the rule that assigns classes to splits if the input names none.
+    """
+    split_of: Mapping[str, str | None]
+    if all(splits == {None} for splits in given.values()):
+        split_of = rule.assign([*given])
+        used = {*split_of.values()}
+    else:
+        _check_given(given)
+        split_of = dict.fromkeys(given)
+        used = {str(split) for splits in given.values() for split in splits}
+    for split in sorted(used):
+        if not re.fullmatch(r"[A-Za-z0-9_]+", split):
+            raise UsageError(
+                f"split {split!r}: a name may have letters, digits and underscores only"
+            )
+    return split_of
 
 
 def _digest(rows: Iterable[Sequence[object]]) -> str:
@@ -174,17 +192,17 @@ def _check_given(given: Mapping[str, set[str | None]]) -> None:
         if len(splits) > 1 and not splits <= {QUERY, GALLERY}:
             raise UsageError(
                 f"class {name!r}: images in several splits ({', '.join(sorted(map(str, splits)))});"
-                f" splits are disjoint in classes, but for {QUERY} and {GALLERY}"
+                f" only {QUERY} and {GALLERY} may share a class"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptImages:
-    """Images of one class and split that stay in the data set; sums of them are such.
+    """The images of one class and split that stay in the data set, or some of them.
 
     Attributes:
-      count: of them.
-      copies: those that have an exact copy in their class.
+      count: how many images there are.
+      copies: the source ids of the images that have an exact copy in their class.
     """
 
     count: int = 0
@@ -196,7 +214,12 @@ class KeptImages:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """The images of one class in one split: how many, and the place of the first in the split."""
+    """The images of one class in one split.
+
+    Attributes:
+      count: how many images there are.
+      first_row: the position of the first image among all images of the split.
+    """
 
     count: int
     first_row: int
@@ -204,13 +227,14 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlannedClass:
-    """One class.
+    """One class with its label.
 
     Attributes:
-      label: over all splits.
-      name: of the class.
-      pieces: by split, sorted; several only for query and gallery.
-      copies: images that have an exact copy in the class, where it is to be divided.
+      label: the class id, which is unique over all splits.
+      name: the class name.
+      pieces: the images by split, sorted. Only a class in query and gallery has several pieces.
+      copies: the source ids of images that have an exact copy in the class. It is empty for classes
+        that are not divided into query and gallery.
     """
 
     label: int
@@ -220,20 +244,21 @@ class PlannedClass:
 
     @property
     def count(self) -> int:
-        """Images over all splits."""
+        """How many images the class has in all splits."""
         return sum(piece.count for piece in self.pieces.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which image goes where.
+    """Says to which split and shard each image goes.
 
     Attributes:
-      classes: by class name.
-      too_small: images by class name, for classes that are left out since they have too few.
-      num_shards: by split.
-      num_images: by split.
-      division: how classes are divided into query and gallery, if they are.
+      classes: the classes by class name.
+      too_small: numbers of images by class name, for classes with too few images. These classes are
+        left out.
+      num_shards: the number of shards by split.
+      num_images: the number of images by split.
+      division: the rule that divides classes into query and gallery, or None.
     """
 
     classes: Mapping[str, PlannedClass]
@@ -243,7 +268,10 @@ class Plan:
     division: QueryGallery | None = None
 
     def whole_shard(self, name: str, split: str) -> int | None:
-        """The shard of all images of a class that are in this split; None if it needs `place`."""
+        """The shard that holds all images of a class in a split.
+
+        It is None if the images may go to several shards or splits; then `place` says where.
+        """
         planned = self.classes[name]
         if self._is_divided(split) or self._groups(planned.pieces[split], split) > 1:
             return None
@@ -252,10 +280,18 @@ class Plan:
     def place(
         self, name: str, split: str, refs: Iterable[ImageRef]
     ) -> list[tuple[tuple[str, int], list[ImageRef]]]:
-        """Split and shard of the images of a class, which come in any order, all of a split.
+        """Groups the images of a class by the split and the shard that they go to.
 
-        A class no larger than a shard's share lies in one shard; a larger one is cut into
-        contiguous groups of nearly equal size, sorted by source id.
+        A class that is not larger than a shard's share of images lies in one shard. A larger class
+        is cut into contiguous groups of nearly equal size.
+
+        Args:
+          name: the class name.
+          split: the split of the images, before the class is divided into query and gallery.
+          refs: all images of the class in this split, in any order.
+
+        Returns:
+          Pairs of (split, shard) and the images that go there, sorted by source id.
         """
         planned = self.classes[name]
         by_name = {ref.source_id: ref for ref in refs}
@@ -264,7 +300,9 @@ class Plan:
             assert self.division is not None
             ordered = self.division.order(list(by_name), planned.copies)
             queries = planned.pieces[QUERY].count if QUERY in planned.pieces else 0
-            split_of = {n: QUERY if i < queries else GALLERY for i, n in enumerate(ordered)}
+            split_of = {
+                source_id: QUERY if i < queries else GALLERY for i, source_id in enumerate(ordered)
+            }
         placed: dict[tuple[str, int], list[ImageRef]] = {}
         position = dict.fromkeys(planned.pieces, 0)
         for source_id in sorted(by_name):
@@ -278,9 +316,11 @@ class Plan:
         return self.division is not None and split == self.division.divided
 
     def _groups(self, piece: Piece, split: str) -> int:
+        """The number of contiguous groups that a piece is cut into."""
         return -(-piece.count // (self.num_images[split] // self.num_shards[split]))
 
     def _shard(self, piece: Piece, split: str, position: int) -> int:
+        """The shard of the image at a position in a piece."""
         groups = self._groups(piece, split)
         group = position * groups // piece.count
         group_start = -(-group * piece.count // groups)
@@ -297,10 +337,11 @@ def make_plan(
     """Plans a data set.
 
     Args:
-      kept: images to be written, by class name and split.
-      splits: the rule for classes; QueryGallery divides them here.
-      images_per_shard: a shard's share of images; the end of a class can make it a little more.
-      min_images: classes with fewer are left out.
+      kept: the images that stay in the data set, by class name and split.
+      splits: the rule for splits. QueryGallery divides classes here.
+      images_per_shard: a shard's share of images. A shard may hold more, because a class that is
+        not larger than the share is not cut.
+      min_images: classes with fewer images are left out.
 
     Raises:
       UsageError: no class is left.
@@ -323,24 +364,31 @@ def make_plan(
         if name not in by_class:
             continue
         if division is not None and split == division.divided:
-            queries = division.num_queries(images.count, len(images.copies))
-            divided = {GALLERY: images.count - queries, QUERY: queries}
-            by_class[name] |= {s: count for s, count in divided.items() if count}
+            by_class[name] |= _divide(images, division)
             copies[name] = images.copies
         else:
             by_class[name][split] = images.count
-    sizes: dict[str, int] = {}
+    num_images: dict[str, int] = {}
     classes = {}
-    for label, name in enumerate(names):
+    for label, (name, split_counts) in enumerate(by_class.items()):
         pieces = {}
-        for split, count in by_class[name].items():
-            pieces[split] = Piece(count, sizes.get(split, 0))
-            sizes[split] = sizes.get(split, 0) + count
+        for split, count in split_counts.items():
+            pieces[split] = Piece(count, first_row=num_images.get(split, 0))
+            num_images[split] = pieces[split].first_row + count
         classes[name] = PlannedClass(label, name, pieces, copies.get(name, frozenset()))
     return Plan(
         classes=classes,
         too_small=too_small,
-        num_shards={split: -(-sizes[split] // images_per_shard) for split in sorted(sizes)},
-        num_images=sizes,
+        num_shards={
+            split: -(-num_images[split] // images_per_shard) for split in sorted(num_images)
+        },
+        num_images=num_images,
         division=division,
     )
+
+
+def _divide(images: KeptImages, division: QueryGallery) -> dict[str, int]:
+    """The numbers of images of a class in query and gallery, without splits that stay empty."""
+    queries = division.num_queries(images.count, len(images.copies))
+    counts = {GALLERY: images.count - queries, QUERY: queries}
+    return {split: count for split, count in counts.items() if count}

@@ -1,6 +1,7 @@
-"""One shard of a data set: images read, made canonical, written whole or not at all.
+"""Writes one shard of a data set: reads its images, makes them canonical and writes the records.
 
-Its sidecar (`preprocessing.writing.sidecars`) holds its rows of the index with what was rejected.
+A shard is written as a whole or not at all. Its sidecar (`preprocessing.writing.sidecars`) holds
+its rows of the index and the images that were rejected.
 """
 
 import dataclasses
@@ -12,26 +13,24 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from preprocessing.sources.inputs import read_image
-from preprocessing.sources.references import ImageRef, Rejected
+from preprocessing.sources.references import ImageRef, Rejected, reason_unreadable
 from preprocessing.writing import sidecars
 from preprocessing.writing.claim import Claim
-from tripletmill.errors import UsageError
 from tripletmill.formats.index import INDEX_SCHEMA
 from tripletmill.formats.records import RecordWriter, encode_example
 from tripletmill.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
-from tripletmill.storage import storage
 from tripletmill.storage.parallel import map_ahead
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """A shard to be written.
+    """A shard that is to be written.
 
     Attributes:
-      file_name: of the shard.
-      shard: its number.
-      images: label and reference, in the order of the records.
-      columns: names of the images' further values.
+      file_name: the file name of the shard.
+      shard: the number of the shard in its split.
+      images: the label and the reference of each image, in the order of the records.
+      columns: the names of the additional values that the images carry.
     """
 
     file_name: str
@@ -40,7 +39,7 @@ class ShardTask:
     columns: Sequence[str] = ()
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """Of the settings and of every image with its version."""
+        """A hexadecimal hash of the settings and of every image with its version."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for label, ref in self.images:
             row = [label, ref.class_name, ref.source_id, ref.size, ref.modified, ref.md5, ref.extra]
@@ -50,7 +49,13 @@ class ShardTask:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A finished shard: images that were read for it now, and those there from before."""
+    """A finished shard.
+
+    Attributes:
+      file_name: the file name of the shard.
+      read: how many images were read for the shard now.
+      reused: how many images were in the shard already, because it was finished before.
+    """
 
     file_name: str
     read: int
@@ -58,7 +63,7 @@ class Written:
 
 
 def index_schema(columns: Iterable[str]) -> pa.Schema:
-    """Schema of an index with further columns."""
+    """The schema of an index whose images carry additional values in these columns."""
     return pa.schema([*INDEX_SCHEMA, *((f"x_{name}", pa.string()) for name in columns)])
 
 
@@ -70,17 +75,17 @@ def write_shard(
     image: ImageSettings,
     threads: int,
 ) -> Written:
-    """Writes a shard and its sidecar, unless both are there.
+    """Writes a shard and its sidecar, unless a finished shard with this content is there.
 
     Args:
-      task: what to write.
-      claim: the job's, with the folder of the data set and that of sidecars.
-      settings: what decides the bytes, for the fingerprint.
+      task: says what to write.
+      claim: the job's claim, which names the folders of the data set and of the sidecars.
+      settings: all settings that decide the bytes. They are part of the shard's fingerprint.
       image: how images are made canonical.
-      threads: how many images are read and decoded at once.
+      threads: how many images are read and decoded at the same time.
 
     Raises:
-      UsageError: another job has begun in this output; a disk or a network in trouble.
+      UsageError: another job has begun to write into this output, or a disk or network fails.
     """
     fingerprint = task.fingerprint(settings)
     count = len(task.images)
@@ -110,7 +115,7 @@ def write_shard(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Record:
-    """A record to be written, and what the index says of it."""
+    """A record that is to be written, with the values that the index holds about it."""
 
     payload: bytes
     height: int
@@ -137,10 +142,11 @@ def _row(
 
 
 def _read(label: int, ref: ImageRef, settings: ImageSettings) -> _Record | str:
-    read = read_canonical(ref, settings)
-    if isinstance(read, str):
-        return read
-    data, image = read
+    """The record of an image, or the reason why the image cannot be used."""
+    result = read_canonical(ref, settings)
+    if isinstance(result, str):
+        return result
+    data, image = result
     sha256 = hashlib.sha256(image.jpeg).digest()
     payload = encode_example(
         {
@@ -158,10 +164,10 @@ def _read(label: int, ref: ImageRef, settings: ImageSettings) -> _Record | str:
 
 
 def read_canonical(ref: ImageRef, settings: ImageSettings) -> tuple[bytes, CanonicalImage] | str:
-    """An image file and what it is in canonical form, or the reason why it cannot be used.
+    """The bytes of an image file and its canonical form, or the reason why it cannot be used.
 
     Raises:
-      UsageError: a disk or a network in trouble.
+      UsageError: a disk or network fails.
     """
     try:
         data = read_image(ref)
@@ -171,9 +177,4 @@ def read_canonical(ref: ImageRef, settings: ImageSettings) -> tuple[bytes, Canon
     except MemoryError:
         return "not enough memory to read it"
     except OSError as error:
-        problem = storage.problem_of_file(error)
-        if problem is not None:
-            return problem
-        # A disk or a network in trouble, not a bad image: nothing may be left out for that.
-        text = error.strerror or str(error)
-        raise UsageError(f"{ref.path}: {text}; the same command goes on from here") from error
+        return reason_unreadable(ref.path, error)

@@ -1,7 +1,7 @@
-"""Shards that are written whole or not at all, each with a sidecar that says what it was made from.
+"""Writes a shard as a whole or not at all, with a sidecar that says what the shard was made from.
 
-A shard with the right sidecar is finished and is not made again. Sidecars lie in a work folder and
-go when all is committed.
+A shard with the right sidecar is finished and is not made again. Sidecars lie in a work folder,
+which is removed when the data set is committed.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ SIDECARS_AT_ONCE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-    """What is known of a finished shard.
+    """What is known about a finished shard.
 
     Attributes:
-      rows: one for each row of the shard, with what the commit needs of it.
-      rejected: what was left out.
-      fingerprint: of all that went in.
-      num_bytes: of the shard.
-      crc32c: of the shard.
+      rows: one row for each row of the shard, with the values that the commit needs.
+      rejected: the images that were left out.
+      fingerprint: a hash of everything that the shard was made from.
+      num_bytes: the size of the shard in bytes.
+      crc32c: the CRC-32C of the shard.
     """
 
     rows: pa.Table
@@ -45,27 +45,27 @@ class Sidecar:
     crc32c: int
 
     def is_of(self, shard: storage.FileInfo) -> bool:
-        """Whether a file is the shard that was written, by size and, in a bucket, checksum."""
+        """Whether a file has the size and, if known, the checksum of the shard that was written."""
         return shard.size == self.num_bytes and shard.crc32c in (None, self.crc32c)
 
 
 def sidecar_path(work: str, file_name: str) -> str:
-    """Where the sidecar of a shard lies."""
+    """The path of a shard's sidecar in a work folder."""
     return storage.join(work, f"{file_name}.sidecar.parquet")
 
 
 def progress_path(work: str, file_name: str) -> str:
-    """A local file that grows by one byte an image, so that anyone can see how far a shard is."""
+    """The path of a local file whose size in bytes is the number of images that are done."""
     return storage.join(work, f"{file_name}.progress")
 
 
 def read_sidecar(work: str, file_name: str) -> Sidecar | None:
-    """The sidecar of a shard, None where there is none."""
+    """The sidecar of a shard, or None if there is no sidecar."""
     try:
         data = storage.read(sidecar_path(work, file_name))
     except FileNotFoundError:
         return None
-    # No threads of Arrow's: they can outlive Python, and end it with an abort.
+    # Arrow's threads can outlive Python and then abort the process, so none are started.
     table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     content = json.loads(table.schema.metadata[METADATA_KEY])
     return Sidecar(
@@ -78,28 +78,34 @@ def read_sidecar(work: str, file_name: str) -> Sidecar | None:
 
 
 def read_sidecars(claim: Claim, files: Sequence[str]) -> Iterator[Sidecar]:
-    """Sidecars of these shards, in order; some are read at once, since a bucket takes its time.
+    """Yields the sidecars of shards in order.
+
+    Several sidecars are read at the same time, because a bucket answers slowly.
+
+    Args:
+      claim: the job's claim, which names the folders of the shards and of the sidecars.
+      files: the file names of the shards.
 
     Raises:
-      UsageError: a shard or its sidecar is not there, or not whole.
+      UsageError: a shard or its sidecar is missing or incomplete.
     """
     present = {info.path: info for info in storage.list_files(claim.output)}
     with ThreadPoolExecutor(SIDECARS_AT_ONCE) as pool:
         for start in range(0, len(files), SIDECARS_AT_ONCE):
-            some = files[start : start + SIDECARS_AT_ONCE]
-            yield from pool.map(lambda file: _whole(claim, file, present), some)
+            batch = files[start : start + SIDECARS_AT_ONCE]
+            yield from pool.map(lambda file: _checked_sidecar(claim, file, present), batch)
 
 
-def _whole(claim: Claim, file: str, present: Mapping[str, storage.FileInfo]) -> Sidecar:
+def _checked_sidecar(claim: Claim, file: str, present: Mapping[str, storage.FileInfo]) -> Sidecar:
     sidecar = read_sidecar(claim.folder, file)
     info = present.get(storage.join(claim.output, file))
     if sidecar is None or info is None or not sidecar.is_of(info):
-        raise UsageError(f"{claim.output}: shard {file} is not whole; run the same command again")
+        raise UsageError(f"{claim.output}: shard {file} is incomplete; run the same command again")
     return sidecar
 
 
 def is_finished(claim: Claim, file_name: str, fingerprint: str) -> bool:
-    """Whether a shard is there, made from what the fingerprint stands for."""
+    """Whether a shard with this fingerprint lies in the output and is complete."""
     sidecar = read_sidecar(claim.folder, file_name)
     if sidecar is None or sidecar.fingerprint != fingerprint:
         return False
@@ -115,17 +121,17 @@ def write(
     fingerprint: str,
     content: Callable[[BinaryIO], tuple[pa.Table, Sequence[Rejected]]],
 ) -> None:
-    """Writes a shard, and then its sidecar.
+    """Writes a shard and then its sidecar.
 
     Args:
-      claim: the job's, with the folder of shards and that of sidecars.
-      file_name: of the shard.
-      fingerprint: of all that goes in.
-      content: writes the shard to a file that cannot seek; gives the sidecar's rows, and what was
-        left out.
+      claim: the job's claim, which names the folders of the shards and of the sidecars.
+      file_name: the file name of the shard.
+      fingerprint: a hash of everything that the shard is made from.
+      content: a function that writes the shard to a file that cannot seek. It returns the sidecar's
+        rows and the images that were left out.
 
     Raises:
-      UsageError: another job has begun in this output.
+      UsageError: another job has begun to write into this output.
     """
     work, target = claim.folder, storage.join(claim.output, file_name)
     version = storage.version(target)
@@ -139,25 +145,26 @@ def write(
             rows, rejected = content(checked)  # type: ignore[arg-type]
             claim.check()
     except storage.Replaced:
-        # Two workers on one shard, or an upload that was carried out although its answer was lost.
+        # Either two workers wrote this shard at the same time, or an upload succeeded but its
+        # answer was lost, so that it was repeated. Both are fine if the content is equal.
         claim.check()
         if checked is None or storage.stat(target).crc32c != checked.crc32c:
             raise UsageError(f"{target}: another job has written it at the same time") from None
     assert checked is not None
-    said = {
+    metadata = {
         "fingerprint": fingerprint,
         "num_bytes": checked.num_bytes,
         "crc32c": checked.crc32c,
         "rejected": [dataclasses.asdict(row) for row in rejected],
     }
-    table = rows.replace_schema_metadata({METADATA_KEY: json.dumps(said).encode()})
+    table = rows.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     claim.check()
     with storage.atomic_file(sidecar_path(work, file_name)) as file:
         pq.write_table(table, file)
 
 
 class _Checksummed:
-    """Passes writes on, and counts and sums what passes."""
+    """Passes writes on to a file and keeps the number of bytes and their CRC-32C."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -175,19 +182,23 @@ class _Checksummed:
 
 @contextlib.contextmanager
 def progress(work: str, file_name: str) -> Iterator[Callable[[int], None]]:
-    """A function to be called with numbers of images; it writes seldom, and in no bucket."""
+    """Gives a function that adds a number of images to a shard's progress file.
+
+    The file is written at most once in PROGRESS_SECONDS, and at the end. In a bucket there is no
+    such file, and the function does nothing.
+    """
     if storage.is_bucket(work):
         yield lambda count: None
         return
-    waiting, written_at = 0, time.monotonic()
+    unwritten, written_at = 0, time.monotonic()
     with open(progress_path(work, file_name), "wb", buffering=0) as file:
 
-        def done(count: int) -> None:
-            nonlocal waiting, written_at
-            waiting += count
+        def add(count: int) -> None:
+            nonlocal unwritten, written_at
+            unwritten += count
             if time.monotonic() - written_at > PROGRESS_SECONDS:
-                file.write(b"." * waiting)
-                waiting, written_at = 0, time.monotonic()
+                file.write(b"." * unwritten)
+                unwritten, written_at = 0, time.monotonic()
 
-        yield done
-        file.write(b"." * waiting)
+        yield add
+        file.write(b"." * unwritten)

@@ -63,9 +63,9 @@ def test_wrong_cycle(cycle):
 
 def test_wrong_query_gallery():
     for share in (0, 1, "a"):
-        with pytest.raises(UsageError, match="query_share: between 0 and 1"):
+        with pytest.raises(UsageError, match="query_share must be between 0 and 1"):
             QueryGallery(query_share=share)
     with pytest.raises(UsageError, match=r"@HashSplits\(\) or @SortedSplits\(\), not"):
         QueryGallery(classes=HashSplits)
-    with pytest.raises(UsageError, match="no class is in 'test', only in val"):
+    with pytest.raises(UsageError, match=r"no class is in 'test'; the classes are in val$"):
         QueryGallery(classes=SortedSplits(["val"])).assign(["a"])

@@ -294,7 +294,7 @@ def test_overwritten_while_it_runs(emulator, images, tmp_path):
     # The first job notices this before its next shard, in the middle of a shard that the other job
     # has written meanwhile, or after that shard.
     line = (tmp_path / "log0").read_text().splitlines()[-1]
-    assert "another job has" in line or "is not whole; run the same command again" in line
+    assert "another job has" in line or "is incomplete; run the same command again" in line
     found = objects(emulator, "taken")
     # A sidecar that was being written when the other job finished may be left over; nothing reads
     # it.

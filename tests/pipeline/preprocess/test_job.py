@@ -242,7 +242,7 @@ def test_a_disk_in_trouble_rejects_nothing(images, tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(shards, "canonical_jpeg", fail)
-    with pytest.raises(UsageError, match=r"png: Input/output error; the same command goes on"):
+    with pytest.raises(UsageError, match=r"png: Input/output error; run the same command again"):
         run(images, tmp_path / "data")
 
 

@@ -1,4 +1,4 @@
-"""Manifests (lists of images) as CSV and JSONL."""
+"""Manifests as CSV and JSONL."""
 
 import csv
 import json
@@ -91,9 +91,12 @@ def test_columns_by_name(tmp_path):
         (b"path,label\n1.png\n", "line 2: no label for 1.png"),
         (b"path,label\n1.png,cat,x\n", "line 2: 3 values for 2 columns"),
         (b'path,label\n"1.png,cat\n', "line 2: unexpected end"),
-        (b"path,label\n1.png,cat\n\n./1.png,dog\n", "line 4: 1.png stands in line 2"),
+        (b"path,label\n1.png,cat\n\n./1.png,dog\n", "line 4: 1.png is already in line 2"),
         (b"path,label\n\xff\xfe,cat\n", "line 2: not UTF-8"),
-        (b"path,label\n1.png,cat\n2\0.png,cat\n", "line 3: 'path' has characters that are no text"),
+        (
+            b"path,label\n1.png,cat\n2\0.png,cat\n",
+            "line 3: 'path' has characters that are not text",
+        ),
     ],
 )
 def test_wrong_csv(tmp_path, content, message):
@@ -110,8 +113,11 @@ def test_wrong_csv(tmp_path, content, message):
         (b'{"path": "1.png"}', "no column 'label', only path"),
         (b'{"path": "1.png", "label": "a"}\n{"path": 3', "line 2: Expecting"),
         (b'{"path": "1.png", "label": "a"}\n["b"]', "line 2: not a JSON object"),
-        (b'{"path": "1.png", "label": "dog\\ud83d"}', "line 1: 'label' has characters that are no"),
-        (b'{"path": "1.png", "label": "a", "\\ud83d": 1}', "line 1: .*characters that are no"),
+        (
+            b'{"path": "1.png", "label": "dog\\ud83d"}',
+            "line 1: 'label' has characters that are not",
+        ),
+        (b'{"path": "1.png", "label": "a", "\\ud83d": 1}', "line 1: .*characters that are not"),
         (b'{"path": "1.png", "label": "a"}\n{"path": "2.png"}', "line 2: no label for 2.png"),
     ],
 )
@@ -161,7 +167,7 @@ def test_a_name_that_no_file_can_have(tmp_path):
     assert rejected.reason == "cannot be read: File name too long"
 
 
-def test_a_list_that_changes_while_a_job_waits(tmp_path):
+def test_a_manifest_that_changes_while_a_job_waits(tmp_path):
     """The parts are positions in the manifest; in another one they would be other rows or none."""
     table = tmp_path / "labels.csv"
     table.write_text("path,label\n1.png,cat\n")

@@ -267,10 +267,10 @@ def test_source_ids(prepared):
 def test_two_images_and_two_labels(prepared):
     tfds_dir, expected = prepared
     cases: list[tuple[dict[str, Any], str]] = [
-        ({}, "several features that may be the image: set TfdsInput.image to one of left, right"),
+        ({}, "several features may be the image: set TfdsInput.image to one of left, right"),
         (
             {"image": "left"},
-            "several features that may be the label: set TfdsInput.label to one of coarse, fine",
+            "several features may be the label: set TfdsInput.label to one of coarse, fine",
         ),
         (
             {"image": "top", "label": "fine"},
@@ -307,7 +307,7 @@ def test_columns_of_several_values(prepared, column):
 
 def test_class_name_with_a_line_break(prepared):
     tfds_dir, _ = prepared
-    problem = "3 names in .*/broken/1.0.0/label.labels.txt for the 2 classes of 'label'; a name"
+    problem = ".*/broken/1.0.0/label.labels.txt has 3 names for the 2 classes of 'label'; a name"
     with pytest.raises(UsageError, match=f"^input tfds:broken: {problem}"):
         TfdsSource("broken", str(tfds_dir)).check()
 
@@ -316,7 +316,7 @@ def test_class_name_with_a_line_break(prepared):
     ("name", "problem"),
     [
         ("birds", "no such data set in .*, which holds broken, downloads, pairs, .*, sized"),
-        ("sized", "say which of its configurations: tfds:sized/CONFIG with large, small"),
+        ("sized", "choose one of its configurations with tfds:sized/CONFIG: large, small"),
         ("sized/huge", "no such configuration, only large, small"),
         ("pets/huge", "no such configuration, only none"),
         ("pets:1.0.0", "no such version in .*/pets, only 1.9.0, 1.10.0"),
@@ -339,7 +339,7 @@ def test_no_such_folder(tmp_path):
 
 
 def test_no_folder_given():
-    problem = "^input tfds:pets: say in which folder it lies: --tfds_dir$"
+    problem = "^input tfds:pets: set --tfds_dir to the folder in which it lies$"
     with pytest.raises(UsageError, match=problem):
         TfdsSource("pets", "").check()
 
@@ -387,7 +387,9 @@ def test_description_is_missing_or_wrong(pets, name):
         b'{"pythonClassName": 3, "splits": [{"shardLengths": 3}]}',
     ):
         (pets / name).write_bytes(content)
-        with pytest.raises(UsageError, match=f"^input tfds:pets: .*/{name}: not in the form that"):
+        with pytest.raises(
+            UsageError, match=f"^input tfds:pets: .*/{name} is not in the form that"
+        ):
             source.check()
     (pets / name).unlink()
     with pytest.raises(UsageError, match=f"^input tfds:pets: no {name} in .*; prepare it with"):
@@ -405,7 +407,9 @@ def test_features_in_a_former_form(pets):
 
 def test_no_files(pets):
     change(pets / "dataset_info.json", splits=[])
-    with pytest.raises(UsageError, match=r"^input tfds:pets: no files in any split, says .*json$"):
+    with pytest.raises(
+        UsageError, match=r"^input tfds:pets: it has no files in any split, says .*json$"
+    ):
         TfdsSource("pets", str(pets.parents[1])).check()
 
 
@@ -455,9 +459,12 @@ def test_image_of_floats(pets):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"image": ""}, "TfdsInput.image: the name of a feature, not ''"),
-        ({"group": 3}, "TfdsInput.group: the name of a feature, not 3"),
-        ({"columns": "year"}, "TfdsInput.columns: names of features, each once, not 'year'"),
+        ({"image": ""}, "TfdsInput.image must be the name of a feature, not ''"),
+        ({"group": 3}, "TfdsInput.group must be the name of a feature, not 3"),
+        (
+            {"columns": "year"},
+            "TfdsInput.columns must be different names of features, not 'year'",
+        ),
     ],
 )
 def test_wrong_options(options, problem):

@@ -202,7 +202,7 @@ def test_names_of_numbered_classes(tmp_path, listed):
     ("content", "problem"),
     [
         (b"a\n\nb\n", "line 2: no name"),
-        (b"a\nb\na \n", "line 3: a stands in line 1 already"),
+        (b"a\nb\na \n", "line 3: a is already in line 1"),
         (b"\xff", "not UTF-8"),
         (None, "no such file"),
     ],
@@ -367,10 +367,11 @@ def test_compressed(tmp_path, compression):
     with tf.io.TFRecordWriter(str(path), tf.io.TFRecordOptions(compression)) as writer:
         writer.write(example(GOOD))
     source = TFRecordSource(str(path))
-    reason = f"compressed with {compression}; write it without, so that an image can be read on"
-    with pytest.raises(UsageError, match=f"^/.*a.tfrecord is {reason} its own$"):
+    advice = "write it without compression, so that each image can be read on its own"
+    problem = f".*a.tfrecord is compressed with {compression}; {advice}$"
+    with pytest.raises(UsageError, match=f"^/{problem}"):
         list(source.list_part(str(path)))
-    with pytest.raises(UsageError, match=f"^input tfrecord:.*: .*a.tfrecord is {reason} its own$"):
+    with pytest.raises(UsageError, match=f"^input tfrecord:.*: {problem}"):
         source.check()
 
 
@@ -511,13 +512,22 @@ def test_feature_that_comes_later(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"image": ""}, "RecordsInput.image: the name of a feature, not ''"),
-        ({"label": None}, "RecordsInput.label: the name of a feature, not None"),
-        ({"split": 3}, "RecordsInput.split: the name of a feature, not 3"),
-        ({"group": ""}, "RecordsInput.group: the name of a feature, not ''"),
-        ({"columns": "year"}, "RecordsInput.columns: names of features, each once, not 'year'"),
-        ({"columns": [1]}, r"RecordsInput.columns: names of features, each once, not \[1\]"),
-        ({"columns": ["a", "a"]}, "RecordsInput.columns: names of features, each once, not .*"),
+        ({"image": ""}, "RecordsInput.image must be the name of a feature, not ''"),
+        ({"label": None}, "RecordsInput.label must be the name of a feature, not None"),
+        ({"split": 3}, "RecordsInput.split must be the name of a feature, not 3"),
+        ({"group": ""}, "RecordsInput.group must be the name of a feature, not ''"),
+        (
+            {"columns": "year"},
+            "RecordsInput.columns must be different names of features, not 'year'",
+        ),
+        (
+            {"columns": [1]},
+            r"RecordsInput.columns must be different names of features, not \[1\]",
+        ),
+        (
+            {"columns": ["a", "a"]},
+            "RecordsInput.columns must be different names of features, not .*",
+        ),
     ],
 )
 def test_wrong_options(options, problem):

@@ -65,8 +65,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _change(flags: argparse.Namespace) -> None:
-    from trainer.search.build import add, build
-    from trainer.search.summary import summary
+    from trainer.search.build import add, build, summary
 
     if flags.command == "add":
         info = add(directory=flags.index, embeddings_dirs=flags.embeddings)

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from trainer.search import index_files
-from trainer.search.build import add, build
+from trainer.search.build import add, build, summary
 from trainer.search.index import SearchIndex
-from trainer.search.summary import summary
 from tripletmill.errors import UsageError
 
 ROOT = Path(__file__).parents[3]

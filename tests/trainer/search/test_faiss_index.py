@@ -13,10 +13,9 @@ import pytest
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from tests.fixtures.search import oracle
 from trainer.search import faiss_index, index_files
-from trainer.search.build import add, build
+from trainer.search.build import add, build, summary
 from trainer.search.index import SearchIndex
 from trainer.search.recall import Recall, measure
-from trainer.search.summary import summary
 from tripletmill.errors import UsageError
 
 ROOT = Path(__file__).parents[3]

@@ -13,11 +13,17 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from pipeline.embedding.settings import IMAGES
-from tests.fixtures.browser import PATIENCE
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from tests.fixtures.replicas import CLASSES
-from tests.trainer.serve.conftest import NASTY, ROOT, Server, ask, connect
+from tests.trainer.serve.conftest import (
+    CLASSES,
+    IMAGES,
+    NASTY,
+    PATIENCE,
+    ROOT,
+    Server,
+    ask,
+    connect,
+)
 from trainer.pictures.source_images import FilePictures
 from trainer.search.build import build
 from trainer.search.index import SearchIndex
@@ -388,7 +394,7 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
         "images nowhere: no such folder, and no list (.csv, .jsonl)"
     )
     assert error(capsys, model, index, data, free, "--host=a..b") == (
-        "--host=a..b --port=0: no name of a host; choose others, or --port=0 for a free port"
+        "--host=a..b --port=0: not a host name; choose others, or --port=0 for a free port"
     )
     assert "--host=no.example.invalid --port=0: " in error(
         capsys, model, index, data, free, "--host=no.example.invalid"

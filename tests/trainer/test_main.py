@@ -195,12 +195,11 @@ SIGNALLED_AT_START = """
 import os, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.data import reading
 number = int(sys.argv.pop(1))
 reading.Reading.bring = lambda self, index: os.kill(os.getpid(), number)
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -424,7 +423,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
         (
             {"gin_param": "train.microbatches = 3"},
-            "not divisible by 3 microbatches; the nearest that is",
+            "not divisible by 3 microbatches; the nearest batch that is divisible has",
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
@@ -432,7 +431,10 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_file": None}, "--gin_file is missing and there is no"),
         ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
-        ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: a number, 0 or more"),
+        (
+            {"gin_param": "semihard_triplets.margin = -1.0"},
+            "margin -1.0: must be a number, 0 or more",
+        ),
         ({"gin_param": "SGD.momentum = 5.0"}, "train.make_optimizer: "),
         ({"gin_param": "SGD.momentun = 0.5"}, "SGD has no parameter 'momentun'"),
         ({"gin_param": "train.make_optimizer = @AdamW()"}, "an @reference, without ()"),
@@ -644,7 +646,6 @@ STOPPED = """
 import os, signal, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.training import telemetry
 record, last = telemetry.Telemetry.training, int(sys.argv.pop(1))
@@ -653,7 +654,7 @@ def training(self, step, *rest):
     if step == last:
         os.kill(os.getpid(), signal.SIGTERM)
 telemetry.Telemetry.training = training
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -682,7 +683,6 @@ FULL = """
 import resource, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.training import telemetry
 record, limit = telemetry.Telemetry.training, int(sys.argv.pop(1))
@@ -691,7 +691,7 @@ def training(self, step, *rest):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     record(self, step, *rest)
 telemetry.Telemetry.training = training
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -713,10 +713,9 @@ def test_full_disk(data_dir, trained, tmp_path, limit, file):
 
 # This script runs the command line, and limits the size of files before results are written.
 FULL_AT_THE_END = """
-import resource
+import resource, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.evaluation import results
 write = results.Results.write
@@ -724,7 +723,7 @@ def limited(self, path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
     write(self, path)
 results.Results.write = limited
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -740,7 +739,6 @@ STOPPED_EVALUATION = """
 import os, signal, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.evaluation import evaluate
 embed, number = evaluate.embed, int(sys.argv.pop(1))
@@ -748,7 +746,7 @@ def stopped(*rest):
     os.kill(os.getpid(), number)
     return embed(*rest)
 evaluate.embed = stopped
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -758,12 +756,11 @@ SIGNALLED_IN_VAL = """
 import os, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.runs import checkpoints
-from trainer.training import train
+from trainer.training import outer_loop
 number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
+measure, save, saved = outer_loop.measure, checkpoints.Checkpoints.save, [0]
 def measured(*args, **options):
     if saved[0] >= first:
         os.kill(os.getpid(), number)
@@ -771,8 +768,8 @@ def measured(*args, **options):
 def noted(self, step, **options):
     saved[0] = step
     save(self, step, **options)
-train.measure, checkpoints.Checkpoints.save = measured, noted
-commandline.run(main.main, description="")
+outer_loop.measure, checkpoints.Checkpoints.save = measured, noted
+sys.exit(main.main())
 """
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.results import read_results, split_name
-from trainer.runs.folder import is_data_of, read_metrics
+from trainer.runs.folder import is_data_of, read_training_metrics
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 from tripletmill.formats.index import DatasetInfo, load_index, load_info
@@ -101,7 +101,7 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
         split=split,
         searched=searched,
         evaluation=_evaluation(os.path.join(model_dir, "evaluation", f"{name}.json")),
-        history=read_metrics(model_dir),
+        history=read_training_metrics(model_dir),
     )
 
 
@@ -113,7 +113,7 @@ def _names_and_groups(
     names: dict[int, str] = {}
     mismatch = UsageError(
         f"embeddings {embeddings.info.directory}: not of the data set {info.directory}; embed it"
-        " with `python -m pipeline.embed --data=...`"
+        " with `python -m pipeline.embed --data_dir=...`"
     )
     for split in {*embeddings.split.tolist()}:
         if split not in info.num_images:

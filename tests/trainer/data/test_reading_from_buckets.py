@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import Emulator, go_emulator
 from tests.fixtures.cloud.faults import PASSED, RESET, FaultyProxy, Request, Rule, cut, status
 from tests.fixtures.cloud.tensorflow_bridge import tensorflow_bridge
@@ -119,22 +120,6 @@ def require_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
     assert not found["fallbacks"].any()
     for name, values in found.items():
         np.testing.assert_array_equal(values, expected[name], name)
-
-
-@contextlib.contextmanager
-def client_of(proxy: FaultyProxy, monkeypatch):
-    """Directs the storage of this process to the proxy."""
-    from tripletmill.storage import bucket
-
-    with monkeypatch.context() as patched:
-        for name, value in proxy.environment().items():
-            patched.setenv(name, value)
-        for cached in (bucket._client, bucket._retry):
-            cached.cache_clear()
-        yield
-        bucket._client().close()
-    for cached in (bucket._client, bucket._retry):
-        cached.cache_clear()
 
 
 def shard_requests(proxy: FaultyProxy) -> int:

@@ -47,7 +47,7 @@ class Analysis:
 
 
 def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
-    """Computes the numbers of a report with TensorFlow.
+    """Computes the numbers of a report, which takes TensorFlow.
 
     Without `pictures`, near-duplicates are found by their embeddings alone.
 
@@ -55,10 +55,9 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
       UsageError: no query has a match.
     """
     every = inputs.embeddings
-    queries = inputs.queries
+    queries, group = inputs.queries, inputs.group
     searched = queries if inputs.gallery is None else inputs.gallery
     embedding, label = every.embedding, every.label
-    group = inputs.group
     gallery = None if inputs.gallery is None else _gallery(inputs, inputs.gallery)
     metrics = retrieval_metrics(
         embedding[queries],

@@ -48,7 +48,7 @@ def build(
       threads: largest number of threads that FAISS uses. By default, one for each core.
 
     Returns:
-      What was written. Without any embeddings, that is an index of no rows.
+      What was written. Without embeddings, the index has no rows.
 
     Raises:
       UsageError: the folder already holds an index or foreign files. Or the embeddings cannot be

@@ -191,11 +191,11 @@ def test_pictures_are_those_of_the_images(page, reported):
     data = base64.b64decode(picture["src"].partition(",")[2])
     with Image.open(io.BytesIO(data)) as shown:
         assert max(shown.size) == 96
-        found = np.asarray(shown, float).mean((0, 1))
+        mean = np.asarray(shown, float).mean((0, 1))
     images = reported.data.parent / "images"
     with Image.open(images / planted.WRONG) as image:
         expected = np.asarray(image, float).mean((0, 1))
-    np.testing.assert_allclose(found, expected, atol=6)
+    np.testing.assert_allclose(mean, expected, atol=6)
 
 
 def test_what_is_left_out_is_counted(reported, tmp_path):

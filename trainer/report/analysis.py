@@ -1,4 +1,4 @@
-"""All numbers of a report, of what it was given."""
+"""Computes all numbers of a report."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
 from trainer.retrieval.neighbours import nearest_neighbours
 from tripletmill.errors import UsageError
 
-DEEPEST = 100  # K of the recall curve
+DEEPEST = 100  # largest K of the recall curve
 NEIGHBOURS = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """What was found. Rows are rows of all embeddings.
+    """The numbers of a report. Rows are rows of all embeddings, unless stated otherwise.
 
     Attributes:
-      metrics: of the queries; their row numbers are places among `Inputs.queries`.
-      positives: distances of queries to images of their class.
-      negatives: and to those of others.
-      neighbours: for each query, rows of the nearest images that count, nearest first.
-      neighbour_distances: to them.
-      confusions: most frequent first; examples are pairs of rows.
-      wrong_labels: in all splits.
-      near_duplicates: in all splits.
-      nearest: [N, k], rows of the nearest of all others in all splits.
+      metrics: metrics of the queries. Its row numbers are places in `Inputs.queries`.
+      positives: distances of queries to images of their own class.
+      negatives: distances of queries to images of other classes.
+      neighbours: for each query, rows of its nearest images in its ranking, nearest first.
+      confusions: pairs of confused classes, most frequent first. Examples are pairs of rows.
+      wrong_labels: likely wrong labels in all splits.
+      near_duplicates: near-duplicates in all splits.
+      nearest: integers [N, k], rows of each image's nearest other images in all splits.
     """
 
     metrics: RetrievalMetrics
@@ -48,21 +47,18 @@ class Analysis:
 
 
 def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
-    """Computes it all; needs TensorFlow. Without pictures, near-duplicates go by embeddings alone.
+    """Computes the numbers of a report, which takes TensorFlow.
+
+    Without `pictures`, near-duplicates are found by their embeddings alone.
 
     Raises:
       UsageError: no query has a match.
     """
     every = inputs.embeddings
-    queries = inputs.queries
+    queries, group = inputs.queries, inputs.group
     searched = queries if inputs.gallery is None else inputs.gallery
     embedding, label = every.embedding, every.label
-    group = inputs.group
-    gallery = None
-    if inputs.gallery is not None:
-        gallery = Gallery(
-            embedding[searched], label[searched], None if group is None else group[searched]
-        )
+    gallery = None if inputs.gallery is None else _gallery(inputs, inputs.gallery)
     metrics = retrieval_metrics(
         embedding[queries],
         label[queries],
@@ -76,7 +72,7 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
             f"embeddings {every.info.directory}: no image of {inputs.split} has a match in"
             f" {inputs.searched or inputs.split}; choose another --split"
         )
-    found = nearest_neighbours(
+    ranked = nearest_neighbours(
         embedding[queries],
         NEIGHBOURS,
         gallery=None if gallery is None else gallery.embeddings,
@@ -87,14 +83,7 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
         ),
         what=f"neighbours in {inputs.searched or inputs.split}",
     )
-    counted = [searched[rows[rows >= 0]].tolist() for rows in found.rows]
-    with_match = np.zeros(len(queries), bool)
-    with_match[metrics.queries] = True
-    confused = findings.confusions(
-        label[queries],
-        label,
-        [rows if known else [] for rows, known in zip(counted, with_match, strict=True)],
-    )
+    neighbours = [searched[rows[rows >= 0]].tolist() for rows in ranked.rows]
     positives, negatives = findings.pair_distances(
         embedding[queries],
         label[queries],
@@ -106,13 +95,8 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
         metrics=metrics,
         positives=positives,
         negatives=negatives,
-        neighbours=counted,
-        confusions=[
-            dataclasses.replace(
-                each, examples=[(int(queries[query]), row) for query, row in each.examples]
-            )
-            for each in confused
-        ],
+        neighbours=neighbours,
+        confusions=_confusions(inputs, metrics, neighbours),
         wrong_labels=findings.wrong_labels(embedding, label, around.rows),
         near_duplicates=findings.near_duplicates(
             label,
@@ -123,3 +107,27 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
         ),
         nearest=around.rows,
     )
+
+
+def _gallery(inputs: Inputs, rows: np.ndarray) -> Gallery:
+    embeddings, group = inputs.embeddings, inputs.group
+    groups = None if group is None else group[rows]
+    return Gallery(embeddings.embedding[rows], embeddings.label[rows], groups)
+
+
+def _confusions(
+    inputs: Inputs, metrics: RetrievalMetrics, neighbours: Sequence[Sequence[int]]
+) -> list[findings.Confusion]:
+    """Confusions of the queries that have a match, with rows of all embeddings as examples."""
+    label, queries = inputs.embeddings.label, inputs.queries
+    has_match = np.zeros(len(queries), bool)
+    has_match[metrics.queries] = True
+    of_matched = [
+        rows if matched else [] for rows, matched in zip(neighbours, has_match, strict=True)
+    ]
+    return [
+        dataclasses.replace(
+            each, examples=[(int(queries[query]), row) for query, row in each.examples]
+        )
+        for each in findings.confusions(label[queries], label, of_matched)
+    ]

@@ -1,4 +1,4 @@
-"""Charts as SVG, to stand within a page: lines, and histograms that are lines too."""
+"""Line charts as SVG elements of a page. Histograms are drawn as lines too."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 360, 220  # what a phone shows one to one
+WIDTH, HEIGHT = 360, 220  # pixels; a phone shows this width without scaling
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 30, 40
 MOST_POINTS = 400
-# Told apart by dashes too, so that they read without colour.
+# Lines differ by their dashes too, so that they can be told apart without colour.
 DASHES = ("none", "6 3", "2 3")
 
 
@@ -21,9 +21,9 @@ class Line:
     """A line of a chart.
 
     Attributes:
-      name: in the legend.
-      x: [n], ascending.
-      y: [n], finite.
+      name: its name in the legend.
+      x: floats [n], ascending.
+      y: floats [n], finite.
     """
 
     name: str
@@ -38,13 +38,14 @@ def line_chart(
     y_label: str,
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
-    """An <svg> of at most three lines; those without points are left out.
+    """An <svg> element with at most three lines, and a legend. Lines without points are left out.
 
     Args:
-      lines: told apart by colour and dashes, as the legend shows them.
-      x_label: below the chart.
-      y_label: at its top.
-      y_range: of the axis; None: from 0, or the least value below it, to the greatest.
+      lines: the lines. They differ by colour and by dashes.
+      x_label: text below the chart.
+      y_label: text above the chart.
+      y_range: range of the y axis. None: from 0, or the least value if it is negative, to the
+        greatest value.
     """
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -91,7 +92,7 @@ def line_chart(
 
 
 def histogram(name: str, values: np.ndarray, *, stop: float, bins: int) -> Line:
-    """The share of values [n], each 0 to stop, in each of some equal ranges, as a line of steps."""
+    """The share of values [n], each 0 to `stop`, in each of `bins` equal ranges, as a line."""
     counts, edges = np.histogram(values, bins=bins, range=(0, stop))
     shares = counts / max(1, len(values))
     if not len(values):
@@ -108,12 +109,13 @@ def _thinned(count: int) -> list[int]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About four round numbers from low to high, or just past it."""
+    """Round numbers, in about four steps, that span the range from low to high."""
     if not high > low:
         return [low, low + 1]
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * of for of in (1, 2, 2.5, 5, 10) if power * of >= rough * (1 - 1e-9))
+    round_steps = (power * factor for factor in (1, 2, 2.5, 5, 10))
+    step = next(each for each in round_steps if each >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
 

@@ -1,4 +1,4 @@
-"""What a report says of embeddings, as numbers: no pictures and no HTML (docs/report.md)."""
+"""What a report says about embeddings, as numbers: no pictures and no HTML (docs/report.md)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ import numpy as np
 
 from trainer.retrieval.distances import all_distances, distances
 
-NEAR_SHARE = 0.5  # of the usual distance around two images: what is nearer is a near-duplicate,
-ALIKE = 0.99  # and so is what is nearer than usual, and whose pictures correlate so much;
-COMPARED = 2_000  # so many pairs of pictures are compared, at most
-PAIRS = 500_000  # of each kind that are measured, at most
+# A pair of images is a near-duplicate if its distance is at most NEAR_SHARE of the usual distance
+# around the two images. It also is one if its distance is at most the usual distance and the
+# pictures correlate by at least ALIKE.
+NEAR_SHARE = 0.5
+ALIKE = 0.99
+COMPARED = 2_000  # largest number of pairs whose pictures are compared
+PAIRS = 500_000  # largest number of pairs of each kind whose distances are computed
 _CHUNK = 4096  # rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WrongLabels:
-    """Images that sit amid another class, the surest first.
+    """Images that lie among the images of another class, highest score first.
 
     Attributes:
-      row: int64 [W].
-      other: int64 [W], label of the class they sit in.
-      votes: int64 [W], images of that class among the nearest.
-      score: float64 [W], in (0, 1]: 1 - (distance to that class) / (distance to its own).
-      num_alone: images alone in their class, which are not judged.
+      row: int64 [W], rows of the images.
+      other: int64 [W], label of the class among which each image lies.
+      votes: int64 [W], number of images of that class among the nearest.
+      score: float64 [W], in (0, 1]: 1 - (distance to that class) / (distance to the own class).
+      num_alone: number of images that are alone in their class, and therefore not judged.
     """
 
     row: np.ndarray
@@ -38,17 +41,19 @@ class WrongLabels:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NearDuplicates:
-    """Pairs of images of two classes, or of two splits, that are nearly the same.
+    """Pairs of images of two classes, or of two splits, that are almost equal.
 
-    First those whose pictures are alike, and of each kind the nearest first.
+    Pairs whose pictures are alike come first. Within each kind, pairs are sorted by `ratio`.
 
     Attributes:
-      pairs: int64 [P, 2], rows.
-      distance: float32 [P].
-      ratio: float64 [P], of the distance to the usual one around the two, at most 1.
-      alike: float64 [P], correlation of their pictures; NaN where they were not compared.
-      num_not_compared: pairs nearer than usual whose pictures were not: too many, or missing.
-      num_crowded: images whose listed neighbours are all so near that there may be more pairs.
+      pairs: int64 [P, 2], rows of the images.
+      distance: float32 [P], distance of the two images.
+      ratio: float64 [P], distance divided by the usual distance around the two images, 0 to 1.
+      alike: float64 [P], correlation of the pictures, -1 to 1. NaN if they were not compared.
+      num_not_compared: number of pairs that are nearer than usual, but whose pictures were not
+        compared, because there were too many pairs or a picture is missing.
+      num_crowded: number of images whose listed neighbours are all so near that the images may have
+        more near-duplicates.
     """
 
     pairs: np.ndarray
@@ -61,11 +66,11 @@ class NearDuplicates:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairDistances:
-    """Distances of pairs of a kind.
+    """Distances of pairs of images, either of one class or of two classes.
 
     Attributes:
       distance: float32 [n].
-      num_pairs: pairs there are; where that is more than n, they were drawn at random.
+      num_pairs: number of pairs that exist. If it exceeds n, the n pairs were drawn at random.
     """
 
     distance: np.ndarray
@@ -74,12 +79,12 @@ class PairDistances:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """Queries of a class whose nearest image is of another.
+    """Queries of one class whose nearest image is of one other class.
 
     Attributes:
-      label: of the queries.
-      other: of the images found.
-      examples: (query, row found) of each such query, in their order.
+      label: class of the queries.
+      other: class of their nearest images.
+      examples: (query, row of its nearest image) for each of these queries, in their order.
     """
 
     label: int
@@ -90,35 +95,39 @@ class Confusion:
 def wrong_labels(
     embedding: np.ndarray, label: np.ndarray, nearest: np.ndarray, *, chunk: int = _CHUNK
 ) -> WrongLabels:
-    """Images of which more neighbours belong to one other class than to their own.
+    """Finds images that have more neighbours in one other class than in their own class.
 
-    More than half of the k nearest have to be of that class, or of the images it has if these are
-    fewer than k; and it has to be nearer than the image's own class. The distance to a class is the
-    mean distance to its m nearest images, m = k or what the smaller of the two classes has.
+    More than half of an image's k nearest images have to be of the other class. If the other class
+    has fewer than k images, more than half of the class have to be among the k nearest. The other
+    class also has to be nearer than the own class. The distance to a class is the mean distance to
+    its m nearest images, where m is k or the size of the smaller class, whichever is less.
 
     Args:
       embedding: float32 [N, D].
       label: integers [N].
-      nearest: integers [N, k], rows of the nearest of all others, nearest first.
-      chunk: rows at a time.
+      nearest: integers [N, k], rows of the k nearest other images, nearest first.
+      chunk: number of rows that are processed at a time.
     """
-    _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
-    sizes = counts[place]  # of each image's class
-    members = np.split(np.argsort(place, kind="stable"), np.cumsum(counts)[:-1])
+    _, class_of, counts = np.unique(label, return_inverse=True, return_counts=True)
+    sizes = counts[class_of]  # size of each image's class
+    members = np.split(np.argsort(class_of, kind="stable"), np.cumsum(counts)[:-1])
     k = nearest.shape[1]
     suspects: list[tuple[float, int, int, int]] = []
     for start in range(0, len(label) if k else 0, chunk):
         rows = np.arange(start, min(start + chunk, len(label)))
         labels = label[nearest[rows]]
         votes = (labels[:, :, None] == labels[:, None, :]).sum(axis=2)
-        own = labels == label[rows, None]
-        votes[own] = 0
-        best = votes.argmax(axis=1)  # of equal ones the nearest
-        found, most = nearest[rows, best], votes[rows - start, best]
-        amid = (2 * most > np.minimum(k, sizes[found])) & (own.sum(axis=1) < most)
-        for row, other, count in zip(rows[amid], found[amid], most[amid], strict=True):
+        is_own = labels == label[rows, None]
+        votes[is_own] = 0
+        best = votes.argmax(axis=1)  # the nearest image, if classes have equal numbers of votes
+        others, most = nearest[rows, best], votes[rows - start, best]
+        is_suspect = (2 * most > np.minimum(k, sizes[others])) & (is_own.sum(axis=1) < most)
+        for row, other, count in zip(
+            rows[is_suspect], others[is_suspect], most[is_suspect], strict=True
+        ):
             if sizes[row] > 1:
-                score = _score(embedding, row, members[place[row]], members[place[other]], k)
+                own_class, other_class = members[class_of[row]], members[class_of[other]]
+                score = _score(embedding, row, own_class[own_class != row], other_class, k)
                 if score > 0:
                     suspects.append((score, int(row), int(label[other]), int(count)))
     suspects.sort(key=lambda suspect: (-suspect[0], suspect[1]))
@@ -131,13 +140,16 @@ def wrong_labels(
     )
 
 
-def _score(embedding: np.ndarray, row: int, own: np.ndarray, other: np.ndarray, k: int) -> float:
-    own = own[own != row]
-    m = min(k, len(own), len(other))
-    to_own, to_other = (
-        float(np.sort(all_distances(embedding[[row]], embedding[of])[0])[:m].mean(dtype=np.float64))
-        for of in (own, other)
-    )
+def _score(
+    embedding: np.ndarray, row: int, own_class: np.ndarray, other_class: np.ndarray, k: int
+) -> float:
+    m = min(k, len(own_class), len(other_class))
+
+    def mean_distance(members: np.ndarray) -> float:
+        nearest = np.sort(all_distances(embedding[[row]], embedding[members])[0])[:m]
+        return float(nearest.mean(dtype=np.float64))
+
+    to_own, to_other = mean_distance(own_class), mean_distance(other_class)
     return 1 - to_other / to_own if to_own > 0 else 0.0
 
 
@@ -150,54 +162,66 @@ def near_duplicates(
     alike: Callable[[np.ndarray], np.ndarray] | None = None,
     compared: int = COMPARED,
 ) -> NearDuplicates:
-    """Pairs of two classes or two splits that are nearer than is usual around them.
+    """Finds pairs of two classes, or of two splits, that are nearer than is usual around them.
 
-    What is usual around an image is the median distance to its k nearest; around two, the geometric
-    mean of both (local scaling: Zelnik-Manor, Perona: Self-Tuning Spectral Clustering, NIPS 2004).
-    Pairs up to half of that (NEAR_SHARE) count, so that no scale has to be given: classes that lie
-    close together have a smaller one. A model can be sensitive to what copying does to a picture:
-    pairs up to all of that count if their pictures are alike (ALIKE).
+    The usual distance around an image is the median distance to its k nearest images. Around two
+    images, it is the geometric mean of their two medians (local scaling: Zelnik-Manor, Perona:
+    Self-Tuning Spectral Clustering, NIPS 2004). So no scale has to be given: the usual distance is
+    smaller where classes lie close together. Pairs up to NEAR_SHARE of the usual distance count.
+    A model can be sensitive to what copying does to a picture. Therefore all pairs up to the usual
+    distance count if their pictures are alike (ALIKE).
 
     Args:
       label: integers [N].
-      split: [N], names.
-      nearest: integers [N, k], rows of the nearest of all others, nearest first.
-      distance: float32 [N, k], to them.
-      alike: how alike the pictures of pairs [n, 2] are, [n]: -1 to 1, or NaN; None: not compared.
-      compared: pairs that it is asked for, at most, nearest first.
+      split: names [N].
+      nearest: integers [N, k], rows of the k nearest other images, nearest first.
+      distance: float32 [N, k], distances to these images.
+      alike: function from pairs [n, 2] to the similarity of their pictures, floats [n]: -1 to 1, or
+        NaN if a picture is missing. None: no pictures are compared.
+      compared: largest number of pairs that are passed to `alike`, those of smallest ratio.
     """
     if not nearest.size:
         none = np.zeros(0)
-        pairs = np.zeros((0, 2), np.int64)
-        return NearDuplicates(pairs, none.astype(np.float32), none, none, 0, 0)
+        return NearDuplicates(np.zeros((0, 2), np.int64), none.astype(np.float32), none, none, 0, 0)
     median = np.median(distance.astype(np.float64), axis=1)
     usual = np.sqrt(median[:, None] * median[nearest])
-    i, column = np.nonzero(distance <= usual)
-    j = nearest[i, column].astype(np.int64)
-    apart = (label[i] != label[j]) | (split[i] != split[j])
-    i, j, column = i[apart], j[apart], column[apart]
-    # From either side, if both list each other.
-    pairs, first = np.unique(np.sort(np.stack([i, j], axis=1)), axis=0, return_index=True)
-    i, column = i[first], column[first]
-    found, around = distance[i, column], usual[i, column]
-    ratio = np.divide(found, around, out=np.zeros(len(found)), where=around > 0)  # copies: 0
+    pairs, i, column = _pairs_apart(label, split, nearest, distance <= usual)
+    near, around = distance[i, column], usual[i, column]
+    ratio = np.divide(near, around, out=np.zeros(len(near)), where=around > 0)  # copies have 0
     order = np.lexsort((pairs[:, 1], pairs[:, 0], ratio))
-    pairs, found, ratio = pairs[order], found[order], ratio[order]
-    agree = np.full(len(pairs), np.nan)
+    pairs, near, ratio = pairs[order], near[order], ratio[order]
+    correlation = np.full(len(pairs), np.nan)
     if alike is not None:
-        agree[:compared] = alike(pairs[:compared])
-    same = agree >= ALIKE
-    kept = np.flatnonzero(same | (ratio <= NEAR_SHARE))
-    kept = kept[np.argsort(~same[kept], kind="stable")]
-    full = nearest.shape[1] == len(label) - 1
+        correlation[:compared] = alike(pairs[:compared])
+    is_alike = correlation >= ALIKE
+    listed = np.flatnonzero(is_alike | (ratio <= NEAR_SHARE))
+    listed = listed[np.argsort(~is_alike[listed], kind="stable")]
+    has_all_neighbours = nearest.shape[1] == len(label) - 1
+    is_crowded = distance[:, -1] <= NEAR_SHARE * usual[:, -1]
     return NearDuplicates(
-        pairs[kept],
-        found[kept],
-        ratio[kept],
-        agree[kept],
-        num_not_compared=int(np.isnan(agree).sum()),
-        num_crowded=0 if full else int((distance[:, -1] <= NEAR_SHARE * usual[:, -1]).sum()),
+        pairs[listed],
+        near[listed],
+        ratio[listed],
+        correlation[listed],
+        num_not_compared=int(np.isnan(correlation).sum()),
+        num_crowded=0 if has_all_neighbours else int(is_crowded.sum()),
     )
+
+
+def _pairs_apart(
+    label: np.ndarray, split: np.ndarray, nearest: np.ndarray, is_near: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs [P, 2] of near images of two classes or splits, and one place of each pair.
+
+    The place is the row [P] and the column [P] in `nearest` where the pair was found.
+    """
+    i, column = np.nonzero(is_near)
+    j = nearest[i, column].astype(np.int64)
+    is_apart = (label[i] != label[j]) | (split[i] != split[j])
+    i, j, column = i[is_apart], j[is_apart], column[is_apart]
+    # If two images list each other, the pair was found twice.
+    pairs, first = np.unique(np.sort(np.stack([i, j], axis=1)), axis=0, return_index=True)
+    return pairs, i[first], column[first]
 
 
 def pair_distances(
@@ -209,28 +233,31 @@ def pair_distances(
     most: int = PAIRS,
     seed: int = 0,
 ) -> tuple[PairDistances, PairDistances]:
-    """Distances of queries to images of their class, and to those of others.
+    """Distances of queries to images of their own class, and to images of other classes.
 
     Args:
       queries: float32 [Q, D].
       query_label: integers [Q].
-      gallery: float32 [N, D]; None: the queries, each pair from both sides, none with itself.
-      gallery_label: integers [N].
-      most: pairs of each kind; of more, so many are drawn with replacement.
-      seed: of the drawing.
+      gallery: float32 [N, D]. None: the gallery is the queries. Each pair then counts twice, once
+        for each of its images as the query, and no query is paired with itself.
+      gallery_label: integers [N], None if `gallery` is None.
+      most: largest number of pairs of each kind. If there are more, this number of pairs is drawn
+        with replacement.
+      seed: seed of the drawing.
     """
-    alone = gallery is None or gallery_label is None
+    without_itself = gallery is None or gallery_label is None
     if gallery is None or gallery_label is None:
         gallery, gallery_label = queries, query_label
-    # The gallery by class: matches of a query are a block of it, the others what is around it.
+    # In a gallery that is sorted by class, the matches of a query are the block start to stop.
     order = np.argsort(gallery_label, kind="stable")
     start, stop = (
         np.searchsorted(gallery_label[order], query_label, side=side) for side in ("left", "right")
     )
-    place = np.argsort(order)[: len(queries)] if alone else np.full(len(queries), len(order))
+    # Each query's own place in the sorted gallery, or a place beyond it.
+    itself = np.argsort(order) if without_itself else np.full(len(queries), len(order))
     rng = np.random.default_rng(seed)
 
-    def measured(counts: np.ndarray, positive: bool) -> PairDistances:
+    def draw(counts: np.ndarray, positive: bool) -> PairDistances:
         ends = np.cumsum(counts)
         total = int(ends[-1]) if len(ends) else 0
         number = np.arange(total) if total <= most else np.sort(rng.integers(total, size=most))
@@ -238,29 +265,31 @@ def pair_distances(
         j = number - (ends - counts)[i]
         if positive:
             j += start[i]
-            j += j >= place[i]  # past the query itself
+            j += j >= itself[i]  # skips the query
         else:
-            j += np.where(j >= start[i], stop[i] - start[i], 0)
+            j += np.where(j >= start[i], stop[i] - start[i], 0)  # skips the block of matches
         return PairDistances(distances(queries, gallery, i, order[j]), total)
 
     matches = stop - start
-    return measured(matches - int(alone), True), measured(len(order) - matches, False)
+    return draw(matches - int(without_itself), True), draw(len(order) - matches, False)
 
 
 def confusions(
-    query_label: np.ndarray, gallery_label: np.ndarray, counted: Sequence[Sequence[int]]
+    query_label: np.ndarray, gallery_label: np.ndarray, neighbours: Sequence[Sequence[int]]
 ) -> list[Confusion]:
-    """Ordered pairs of classes by how many queries of the one have the other nearest, most first.
+    """Pairs of classes where queries of the first class have the second class nearest.
+
+    The pairs are sorted by their number of such queries, highest first.
 
     Args:
       query_label: integers [Q].
       gallery_label: integers [N].
-      counted: for each query, rows of the gallery, nearest first; maybe none.
+      neighbours: for each query, rows of the gallery, nearest first. A query may have none.
     """
-    found: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
-    for query, rows in enumerate(counted):
+    examples: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
+    for query, rows in enumerate(neighbours):
         if rows and gallery_label[rows[0]] != query_label[query]:
             pair = int(query_label[query]), int(gallery_label[rows[0]])
-            found[pair].append((query, rows[0]))
-    ranked = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [Confusion(label, other, examples) for (label, other), examples in ranked]
+            examples[pair].append((query, rows[0]))
+    ranked = sorted(examples.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [Confusion(label, other, pairs) for (label, other), pairs in ranked]

@@ -1,4 +1,4 @@
-"""What a report is made of: embeddings, the data set they are of, and the run's own files."""
+"""Reads what a report is made from: embeddings, their data set, and the files of the run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from tripletmill.storage import storage
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """All that a report reads, but for the pictures.
+    """The inputs of a report, except for the pictures.
 
     Attributes:
       info: the data set.
-      embeddings: N of them, labelled.
+      embeddings: N embeddings with labels.
       names: class name by label.
-      group: [N] of what the data set names as its group, None where there is none; None without.
+      group: [N], value of the data set's group column for each image, None for an image without a
+        group. None if the data set has no group column.
       queries: int64 [Q], rows of the split whose images are queries.
-      gallery: int64 [M], rows of the split that is searched; None: the queries' own.
+      gallery: int64 [M], rows of the split that is searched. None: the queries are searched.
       split: name of the queries' split.
-      searched: name of the gallery's, None for the same.
-      evaluation: what evaluation/SPLIT.json says; None without one.
-      history: the rows of metrics.jsonl, by step; none without one.
+      searched: name of the gallery's split. None: it is the queries' split.
+      evaluation: content of evaluation/SPLIT.json. None if there is no such file.
+      history: the rows of metrics.jsonl in order. Empty if there is no such file.
     """
 
     info: DatasetInfo
@@ -49,22 +50,22 @@ class Inputs:
 
     @property
     def rules_differ(self) -> bool:
-        """Whether the evaluation left out other images of rankings, or none, by their group."""
+        """Whether the evaluation left images out of rankings by another group column than this."""
         return self.evaluation is not None and self.evaluation.get("group") != self.info.group
 
 
 def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | None = None) -> Inputs:
-    """Reads them.
+    """Reads the inputs of a report.
 
     Args:
       model_dir: folder of the run.
       data_dir: the data set that was embedded.
-      embeddings_dir: what `python -m pipeline.embed` wrote.
-      split: whose images are queries; None: `query`, against `gallery`, where there are both, else
-        `test`.
+      embeddings_dir: folder that `python -m pipeline.embed` wrote.
+      split: the split whose images are queries. None: `query`, searched in `gallery`, if both
+        exist, and otherwise `test`.
 
     Raises:
-      UsageError: one is missing, or they do not belong together.
+      UsageError: an input is missing, or the inputs do not belong together.
     """
     storage.require_local(model_dir, "model_dir")
     if not os.path.isdir(model_dir):
@@ -77,7 +78,7 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
             f"embeddings {embeddings_dir}: of another model than {card}; embed again with"
             " --overwrite"
         )
-    names, group = _data_of(info, embeddings)
+    names, group = _names_and_groups(info, embeddings)
     splits = {*embeddings.split.tolist()}
     searched = None
     if split is None:
@@ -104,27 +105,29 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
     )
 
 
-def _data_of(info: DatasetInfo, embeddings: Embeddings) -> tuple[dict[int, str], np.ndarray | None]:
-    """Class names by label, and the group of each image."""
+def _names_and_groups(
+    info: DatasetInfo, embeddings: Embeddings
+) -> tuple[dict[int, str], np.ndarray | None]:
+    """Class names by label, and the group [N] of each image, None if there is no group column."""
     group = None if info.group is None else np.full(len(embeddings), None, object)
     names: dict[int, str] = {}
-    other = UsageError(
+    mismatch = UsageError(
         f"embeddings {embeddings.info.directory}: not of the data set {info.directory}; embed it"
         " with `python -m pipeline.embed --data_dir=...`"
     )
     for split in {*embeddings.split.tolist()}:
         if split not in info.num_images:
-            raise other
+            raise mismatch
         index = load_index(info.directory, split)
         names |= index.class_names()
         row_of = {name: row for row, name in enumerate(index.column("source_id").to_pylist())}
-        here = np.flatnonzero(embeddings.split == split)
-        rows = np.array([row_of.get(name, -1) for name in embeddings.source_id[here]], np.int64)
-        if (rows < 0).any() or (index.label[rows] != embeddings.label[here]).any():
-            raise other
+        places = np.flatnonzero(embeddings.split == split)
+        rows = np.array([row_of.get(name, -1) for name in embeddings.source_id[places]], np.int64)
+        if (rows < 0).any() or (index.label[rows] != embeddings.label[places]).any():
+            raise mismatch
         if group is not None and info.group is not None:
             values = index.column(info.group).to_pylist()
-            group[here] = [values[row] or None for row in rows.tolist()]
+            group[places] = [values[row] or None for row in rows.tolist()]
     return names, group
 
 

@@ -6,8 +6,8 @@ import os
 
 from trainer.pictures.source_images import RecordPictures
 from trainer.pictures.thumbnails import Thumbnails
-from trainer.report import inputs as reading
 from trainer.report.analysis import Analysis, analyse
+from trainer.report.inputs import Inputs, load
 from trainer.report.page import render
 from trainer.retrieval.metrics import recall_name
 from tripletmill.storage.storage import require_new_file, write_file
@@ -25,52 +25,52 @@ def write_report(
     split: str | None = None,
     listed: int = LISTED,
 ) -> str:
-    """Writes one HTML file that needs no other, and says in some lines what is in it.
+    """Writes one HTML file that needs no other files, and prints a summary.
 
     Args:
       model_dir: folder of the run.
       data_dir: the data set that was embedded.
-      embeddings_dir: what `python -m pipeline.embed` wrote; None: model_dir/embeddings.
-      output: the file; None: model_dir/report.html.
-      split: whose images are queries; None: `query`, against `gallery`, where there are both, else
-        `test`.
-      listed: wrong labels and near-duplicates that are shown, at most of each.
+      embeddings_dir: folder that `python -m pipeline.embed` wrote. None: model_dir/embeddings.
+      output: the file that is written. None: model_dir/report.html.
+      split: the split whose images are queries. None: `query`, searched in `gallery`, if both
+        exist, and otherwise `test`.
+      listed: largest number of wrong labels, and of near-duplicates, that the page shows.
 
     Returns:
       The path of the file.
 
     Raises:
-      UsageError: something is missing, or does not belong together.
+      UsageError: an input is missing, or the inputs do not belong together.
     """
     output = output or os.path.join(model_dir, FILE)
     require_new_file(output, "output")
-    given = reading.load(
+    inputs = load(
         model_dir=model_dir,
         data_dir=data_dir,
         embeddings_dir=embeddings_dir or os.path.join(model_dir, "embeddings"),
         split=split,
     )
     pictures = RecordPictures(data_dir)
-    found = analyse(given, pictures)
-    thumbnails = Thumbnails(given.embeddings, pictures)
-    html = render(given, found, thumbnails, listed=listed)
+    analysis = analyse(inputs, pictures)
+    thumbnails = Thumbnails(inputs.embeddings, pictures)
+    html = render(inputs, analysis, thumbnails, listed=listed).encode()
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    write_file(output, html.encode())
-    _say(given, found, thumbnails)
-    print(f"wrote {output} ({len(html.encode()) / 1e6:.1f} MB)")
+    write_file(output, html)
+    _print_summary(inputs, analysis, thumbnails)
+    print(f"wrote {output} ({len(html) / 1e6:.1f} MB)")
     return output
 
 
-def _say(given: reading.Inputs, found: Analysis, thumbnails: Thumbnails) -> None:
-    metrics = found.metrics
+def _print_summary(inputs: Inputs, analysis: Analysis, thumbnails: Thumbnails) -> None:
+    metrics = analysis.metrics
     print(
-        f"{given.split}: {metrics.num_queries:,} queries, Recall@1"
+        f"{inputs.split}: {metrics.num_queries:,} queries, Recall@1"
         f" {metrics.mean[recall_name(1)]:.3f}, MAP@R {metrics.map_at_r:.3f}"
     )
     print(
-        f"all {len(given.embeddings):,} images: {len(found.wrong_labels.row):,} sit amid another"
-        " class; near-duplicates of two classes or splits:"
-        f" {len(found.near_duplicates.pairs):,}"
+        f"all {len(inputs.embeddings):,} images: {len(analysis.wrong_labels.row):,} lie among the"
+        " images of another class; near-duplicates of two classes or splits:"
+        f" {len(analysis.near_duplicates.pairs):,}"
     )
     if thumbnails.missing:
         print(f"warning: {len(thumbnails.missing):,} pictures are missing or damaged")

@@ -10,8 +10,7 @@ from tripletmill.cli.arguments import exit_code
 
 
 def _change(flags: argparse.Namespace) -> None:
-    from trainer.search.build import add, build
-    from trainer.search.summary import summary
+    from trainer.search.build import add, build, summary
 
     if flags.command == "add":
         info = add(directory=flags.index_dir, embeddings_dirs=flags.embeddings)

@@ -1,4 +1,4 @@
-"""Queries with their answers, as a table or as JSON lines."""
+"""Answers to queries, as a table or as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tripletmill.inspection.describe import escaped
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What was found for a query.
+    """The answer to a query.
 
     Attributes:
       query: path of the image file, or source id.
-      neighbours: nearest first; empty where there is a problem.
-      entry: the image of the index that was asked about, None for an image file.
-      problem: why it could not be answered.
+      neighbours: the neighbours, nearest first. Empty if there is a problem.
+      entry: the image of the index that is the query. None for an image file.
+      problem: why the query could not be answered. None if it was answered.
     """
 
     query: str
@@ -29,21 +29,24 @@ class Answer:
 
 
 def table(answer: Answer) -> str:
-    """Lines for people: the query, then a neighbour each: place, distance, class, split, name."""
-    lines = [escaped(answer.query) + _of(answer.entry)]
+    """Lines of text: the query, then one line for each neighbour.
+
+    The columns are rank, distance, class, split and source id.
+    """
+    lines = [escaped(answer.query) + _in_brackets(answer.entry)]
     rows = [
         (
-            str(place),
+            str(rank),
             f"{each.distance:.4f}",
             escaped(each.entry.class_name or "-"),
             escaped(each.entry.split or "-"),
             escaped(each.entry.source_id),
         )
-        for place, each in enumerate(answer.neighbours, 1)
+        for rank, each in enumerate(answer.neighbours, 1)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for place, distance, *texts in rows:
-        numbers = f"{place:>{widths[0]}}  {distance:>{widths[1]}}"
+    for rank, distance, *texts in rows:
+        numbers = f"{rank:>{widths[0]}}  {distance:>{widths[1]}}"
         padded = [f"{text:{width}}" for text, width in zip(texts, widths[2:], strict=True)]
         lines.append(f"  {numbers}  {'  '.join(padded)}".rstrip())
     if not rows:
@@ -51,20 +54,21 @@ def table(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _of(entry: Entry | None) -> str:
+def _in_brackets(entry: Entry | None) -> str:
     known = [escaped(each) for each in (entry.class_name, entry.split) if each] if entry else []
     return f" ({', '.join(known)})" if known else ""
 
 
 def json_line(answer: Answer) -> str:
-    """An object of "query" and either "neighbours" or "error"; what is not known is null."""
-    found = neighbours_content(answer.neighbours)
-    outcome = {"neighbours": found} if answer.problem is None else {"error": answer.problem}
-    return json.dumps({"query": answer.query, **outcome})
+    """A JSON object with "query" and either "neighbours" or "error"."""
+    if answer.problem is not None:
+        return json.dumps({"query": answer.query, "error": answer.problem})
+    neighbours = neighbours_content(answer.neighbours)
+    return json.dumps({"query": answer.query, "neighbours": neighbours})
 
 
 def neighbours_content(neighbours: Sequence[Neighbour]) -> list[dict[str, object]]:
-    """An object for each, as JSON has them."""
+    """A JSON object for each neighbour: that of its image, with "distance"."""
     return [
         {"source_id": each.entry.source_id, "distance": each.distance, **entry_content(each.entry)}
         for each in neighbours
@@ -72,7 +76,7 @@ def neighbours_content(neighbours: Sequence[Neighbour]) -> list[dict[str, object
 
 
 def entry_content(entry: Entry) -> dict[str, object]:
-    """An object of "source_id", "class", "label" and "split"; what is not known is null."""
+    """A JSON object with "source_id", "class", "label" and "split". Unknown values are null."""
     return {
         "source_id": entry.source_id,
         "class": entry.class_name,

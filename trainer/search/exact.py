@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by squared Euclidean distance, of some queries among many rows."""
+"""Exact nearest neighbours by squared Euclidean distance: a few queries among many rows."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import numpy as np
 from tripletmill.errors import UsageError
 
 SLACK = 16
-"""Rows looked at beyond those wanted, so that rounding seldom decides who is among them."""
+"""Number of rows that FAISS proposes beyond the k that are wanted. With some to spare, a rounding
+error of FAISS seldom decides which rows are found."""
 
 LONGEST = 1.001
-"""Length of a vector, at most: unit length, and the rounding of whoever made it so."""
+"""Largest accepted length of a vector: unit length, plus the rounding of the normalization."""
 
-ALONE = 8  # queries; for fewer, starting threads costs more than they bring
+FEWEST_FOR_THREADS = 8  # queries; for fewer, threads cost more time than they save
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int, *, queries: int) -> None:
-    """How many threads FAISS takes in what this thread calls next."""
-    faiss.omp_set_num_threads(threads if queries >= ALONE else 1)
+    """Sets the number of threads of the FAISS calls that the calling thread makes next."""
+    faiss.omp_set_num_threads(threads if queries >= FEWEST_FOR_THREADS else 1)
 
 
 def require_unit_length(vectors: np.ndarray, what: str) -> None:
@@ -41,7 +42,7 @@ def require_unit_length(vectors: np.ndarray, what: str) -> None:
 def closest(
     vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Those k of the rows that are nearest to a query, nearest first, and their distances.
+    """The k of the given rows that are nearest to a query, nearest first, and their distances.
 
     vectors: float32 [N, D].
     query: float32 [D].
@@ -62,11 +63,11 @@ def exact(
     """The k nearest rows of every query: int64 [Q, k], and their distances, float32 [Q, k].
 
     vectors: float32 [N, D], of unit length or zero; may be mapped from a file.
-    queries: float32 [Q, D], the same.
+    queries: float32 [Q, D], of unit length or zero.
     k: 0 or more; clipped to N.
 
-    Order and distances are those of `closest` over all rows. FAISS, which computes in float32, says
-    which rows to look at; where its rounding could have left one out, all rows are gone through.
+    The result is that of `closest` over all rows. FAISS computes in float32 and proposes rows. If
+    its rounding may have left out a nearest row, all rows are searched.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     num, dim = vectors.shape

@@ -1,11 +1,12 @@
-"""The kinds of FAISS index, and which rows each proposes for a query.
+"""The three kinds of FAISS index, and the rows that each kind proposes for a query.
 
-flat: the embeddings themselves. hnsw: a graph over them, Malkov, Yashunin, "Efficient and robust
-approximate nearest neighbor search using Hierarchical Navigable Small World graphs", TPAMI 2020.
-ivfpq: clusters of compressed embeddings, Jégou, Douze, Schmid, "Product quantization for nearest
-neighbor search", TPAMI 2011.
+flat: the embeddings themselves.
+hnsw: a graph of the embeddings (Malkov, Yashunin: "Efficient and robust approximate nearest
+neighbor search using Hierarchical Navigable Small World graphs", TPAMI 2020).
+ivfpq: clusters of compressed embeddings (Jégou, Douze, Schmid: "Product quantization for nearest
+neighbor search", TPAMI 2011).
 
-The same vectors give the same index, byte for byte, on any number of cores.
+Equal vectors give an equal index, byte for byte, on any number of cores.
 """
 
 from __future__ import annotations
@@ -20,33 +21,35 @@ from tripletmill.errors import UsageError
 
 FLAT, HNSW, IVFPQ = KINDS = ("flat", "hnsw", "ivfpq")
 
-FLAT_ROWS = 500_000  # at D = 128 about 10 ms for one query, 256 MB
-HNSW_ROWS = 4_000_000  # at D = 128 about 3 GB in memory; ivfpq takes 40 bytes a row
+# By default, an index is flat up to FLAT_ROWS rows, and hnsw up to HNSW_ROWS rows.
+FLAT_ROWS = 500_000  # at D = 128, one query takes about 10 ms, and the index 256 MB
+HNSW_ROWS = 4_000_000  # at D = 128, about 3 GB of memory; ivfpq takes 40 bytes a row
 
-LINKS = 32  # of a row in the graph; twice as many at the bottom
+LINKS = 32  # of each row in the graph; twice that number in the lowest layer
 EF_CONSTRUCTION = 40
 EF_SEARCH = (16, 32, 64, 128, 256, 512)
 
-DIMS_A_CODE = 4  # of an embedding, in one byte
+DIMS_A_CODE = 4  # dimensions of an embedding that are compressed to one code
 CODE_BITS = 8
-ROWS_A_CLUSTER = 64  # that training looks at
+ROWS_A_CLUSTER = 64  # rows that training uses for each cluster
 NPROBE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# FAISS's own advice for k-means, with a centroid for each value of a code.
-IVFPQ_LEAST = 39 * 2**CODE_BITS
+ROWS_A_CENTROID = 39  # FAISS advises at least this number of rows for each k-means centroid
+IVFPQ_LEAST = ROWS_A_CENTROID * 2**CODE_BITS  # rows; each value of a code has a centroid
 
-LOOKED_AT = 100  # rows whose codes are nearest, at least: their order is only a guess
-BLOCK = 10_000  # rows added at a time, for progress
+# The order of compressed embeddings is inexact, so ivfpq proposes at least this number of rows.
+FEWEST_PROPOSED = 100
+BLOCK = 10_000  # rows that are added between two reports of progress
 
 
 def choose_kind(num_rows: int, dim: int) -> str:
-    """The kind for a collection of this size."""
+    """The default kind of index for this number of rows and this dimension."""
     if num_rows <= FLAT_ROWS:
         return FLAT
     return HNSW if num_rows <= HNSW_ROWS or dim % DIMS_A_CODE else IVFPQ
 
 
 def require_possible(kind: str, num_rows: int, dim: int) -> None:
-    """Raises UsageError where there can be no index of this kind."""
+    """Raises UsageError if an index of this kind cannot be built of these embeddings."""
     if kind != IVFPQ:
         return
     if dim % DIMS_A_CODE:
@@ -56,7 +59,7 @@ def require_possible(kind: str, num_rows: int, dim: int) -> None:
 
 
 def make(kind: str, vectors: np.ndarray, *, seed: int = 0) -> faiss.Index:
-    """An index without rows; ivfpq is trained on some of the vectors, float32 [N, D]."""
+    """An index without rows. An ivfpq index is trained on some of the vectors, float32 [N, D]."""
     dim = vectors.shape[1]
     if kind == FLAT:
         return faiss.IndexFlatL2(dim)
@@ -69,20 +72,20 @@ def make(kind: str, vectors: np.ndarray, *, seed: int = 0) -> faiss.Index:
     sample = min(len(vectors), max(ROWS_A_CLUSTER * clusters, IVFPQ_LEAST))
     rows = np.random.default_rng(seed).choice(len(vectors), sample, replace=False)
     index.cp.seed = index.pq.cp.seed = seed + 1
-    faiss.omp_set_num_threads(1)  # sums in one order
+    faiss.omp_set_num_threads(1)  # several threads would sum in varying order
     index.train(np.ascontiguousarray(vectors[np.sort(rows)]))
     return index
 
 
 def _clusters(num_rows: int) -> int:
-    """About 4 sqrt(N), a power of 2, each with rows enough to be trained."""
+    """The number of clusters: a power of 2 near 4 sqrt(N), with enough rows to train each one."""
     wanted = 2 ** round(np.log2(4 * np.sqrt(num_rows)))
-    return int(min(wanted, 2 ** int(np.log2(num_rows / 39))))
+    return int(min(wanted, 2 ** int(np.log2(num_rows / ROWS_A_CENTROID))))
 
 
 def add(index: faiss.Index, vectors: np.ndarray, on_progress: Callable[[int], None]) -> None:
-    """Appends rows, float32 [M, D]; on_progress is called with how many are in."""
-    # Threads link rows in whatever order they come to them, which the graph may depend on.
+    """Appends rows, float32 [M, D]. Calls on_progress with the number of rows added so far."""
+    # Several threads would link rows in varying order, and the graph may depend on the order.
     faiss.omp_set_num_threads(1)
     for start in range(0, len(vectors), BLOCK):
         index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
@@ -90,17 +93,16 @@ def add(index: faiss.Index, vectors: np.ndarray, on_progress: Callable[[int], No
 
 
 def kind_of(index: faiss.Index) -> str:
-    """Of an index that was read from a file; raises ValueError for another kind."""
-    for kind, of in zip(
-        KINDS, (faiss.IndexFlatL2, faiss.IndexHNSWFlat, faiss.IndexIVFPQ), strict=True
-    ):
-        if isinstance(index, of):
+    """The kind of an index: one of KINDS. Raises ValueError for any other FAISS index."""
+    classes = (faiss.IndexFlatL2, faiss.IndexHNSWFlat, faiss.IndexIVFPQ)
+    for kind, index_class in zip(KINDS, classes, strict=True):
+        if isinstance(index, index_class):
             return kind
     raise ValueError(f"a {type(index).__name__}")
 
 
-def held(index: faiss.Index) -> np.ndarray | None:
-    """The embeddings that an index holds, float32 [N, D]: its own memory; None for ivfpq."""
+def stored_vectors(index: faiss.Index) -> np.ndarray | None:
+    """The embeddings in an index, float32 [N, D], as a view of its memory. None for ivfpq."""
     kind = kind_of(index)
     if kind == IVFPQ:
         return None
@@ -111,7 +113,10 @@ def held(index: faiss.Index) -> np.ndarray | None:
 
 
 def settings(index: faiss.Index) -> tuple[str, tuple[int, ...]]:
-    """Name of what trades time for recall, and its values, ascending; none of flat."""
+    """The FAISS parameter that trades time for recall, and its values, ascending.
+
+    A flat index has none: the result is ("", ()).
+    """
     kind = kind_of(index)
     if kind == IVFPQ:
         return "nprobe", tuple(value for value in NPROBE if value <= index.nlist)
@@ -121,14 +126,14 @@ def settings(index: faiss.Index) -> tuple[str, tuple[int, ...]]:
 def propose(
     index: faiss.Index, queries: np.ndarray, k: int, setting: int, *, threads: int
 ) -> np.ndarray:
-    """Rows among which the k nearest of each query mostly are: int64 [Q, k or more].
+    """Rows that probably include the k nearest rows of each query: int64 [Q, k or more].
 
-    hnsw and ivfpq only. -1 stands where too few were come across.
+    This is for hnsw and ivfpq. If FAISS came across too few rows, the rest is filled with -1.
     """
     use_threads(threads, queries=len(queries))
     if kind_of(index) == HNSW:
         search = faiss.SearchParametersHNSW(efSearch=max(setting, k))
     else:
         search = faiss.SearchParametersIVF(nprobe=setting)
-        k = min(max(LOOKED_AT, 10 * k), index.ntotal)
+        k = min(max(FEWEST_PROPOSED, 10 * k), index.ntotal)
     return index.search(queries, k, params=search)[1]

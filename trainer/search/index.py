@@ -1,4 +1,4 @@
-"""An index in memory: the images nearest to an embedding, or to an image that it holds."""
+"""A loaded index, which finds the images nearest to an embedding or to an image of the index."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Entry:
     """An image of an index.
 
     Attributes:
-      row: its place there.
-      source_id: its name.
-      split: None where it has none.
-      label: UNKNOWN_LABEL where it is not known.
-      class_name: None where it is not known.
+      row: number of its row, 0 to N - 1.
+      source_id: its source id, unique in the index.
+      split: its split, None if it has none.
+      label: its label, UNKNOWN_LABEL if it is not known.
+      class_name: name of its class, None if it is not known.
     """
 
     row: int
@@ -38,11 +38,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """An image near another.
+    """An image that was found for a query.
 
     Attributes:
       entry: the image.
-      distance: squared Euclidean, 0 to 4; the cosine of the angle between them is 1 - distance / 2.
+      distance: squared Euclidean distance to the query, 0 to 4. The cosine similarity is
+        1 - distance / 2.
     """
 
     entry: Entry
@@ -50,12 +51,12 @@ class Neighbour:
 
 
 class SearchIndex:
-    """A loaded index; it does not change, and may be used from several threads at once.
+    """A loaded index. It does not change, and several threads may use it at once.
 
     Attributes:
-      info: what is known of it.
-      class_names: of its images, sorted.
-      splits: of its images, sorted.
+      info: the content of index_info.json.
+      class_names: the class names of the images, sorted.
+      splits: the splits of the images, sorted.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class SearchIndex:
         """Reads an index.
 
         Args:
-          directory: of the index.
-          threads: that FAISS takes for many queries at once, at most; by default one a core. A few
-            queries are answered in the thread that asks.
+          directory: folder of the index.
+          threads: largest number of threads that FAISS uses for many queries at once. By default,
+            one for each core. A few queries are answered in the calling thread.
 
         Raises:
-          UsageError: there is none, or it is damaged.
+          UsageError: there is no index, or it is damaged.
         """
         return cls(*index_files.read(directory), threads=threads)
 
@@ -94,17 +95,17 @@ class SearchIndex:
         return len(self._contents.rows)
 
     def entry(self, source_id: str) -> Entry:
-        """The image of this source id; raises UsageError where there is none."""
-        found = self.find(source_id)
-        if found is None:
+        """The image with this source id. Raises UsageError if there is none."""
+        entry = self.find(source_id)
+        if entry is None:
             raise UsageError(f"source_id {source_id}: not in index {self.info.directory}")
-        return found
+        return entry
 
     def find(self, source_id: str) -> Entry | None:
-        """The image of this source id, None where there is none."""
+        """The image with this source id, None if there is none."""
         try:
             row = pc.index(self._contents.rows["source_id"], source_id).as_py()
-        except UnicodeEncodeError:  # a command line need not be UTF-8, the index is
+        except UnicodeEncodeError:  # a name on the command line may be no UTF-8
             return None
         return self.entries([row])[0] if row >= 0 else None
 
@@ -117,7 +118,7 @@ class SearchIndex:
         ]
 
     def check_filter(self, *, class_name: str | None = None, split: str | None = None) -> None:
-        """Raises UsageError where no image is of that class, or of that split."""
+        """Raises UsageError if no image is of this class, or if no image is of this split."""
         self._rows_of(class_name, split)
 
     def vector(self, row: int) -> np.ndarray:
@@ -132,24 +133,25 @@ class SearchIndex:
         class_name: str | None = None,
         split: str | None = None,
     ) -> list[list[Neighbour]]:
-        """The images nearest to each of some embeddings.
+        """The images nearest to each query.
 
-        Among all images an approximate index answers with the recall that was measured; among those
-        of a class or split, the answer is exact.
+        An approximate index searches all images with the recall that was measured. A search in a
+        class or a split is always exact.
 
         Args:
-          queries: [Q, D], of unit length.
-          neighbours: how many, 1 or more.
-          class_name: only of this class.
-          split: only of this split.
+          queries: floats [Q, D], of unit length.
+          neighbours: number of neighbours, 1 or more.
+          class_name: if given, only images of this class are searched.
+          split: if given, only images of this split are searched.
 
         Returns:
-          For each query its neighbours, nearest first, in the order of the rows where distances are
-          equal; fewer than asked for only where there are no more.
+          The neighbours of each query, nearest first. Neighbours at one distance are in the order
+          of their rows. If fewer images are searched than neighbours are wanted, all are returned.
 
         Raises:
-          UsageError: no image is of that class, or of that split.
-          ValueError: queries of another shape; neighbours below 1.
+          UsageError: no image is of this class or of this split, or queries are longer than unit
+            length.
+          ValueError: `queries` has another shape, or `neighbours` is below 1.
         """
         return self._nearest(queries, neighbours, None, class_name, split)
 
@@ -161,10 +163,10 @@ class SearchIndex:
         class_name: str | None = None,
         split: str | None = None,
     ) -> list[Neighbour]:
-        """The other images nearest to one of the index; arguments and errors as `nearest`.
+        """The images nearest to an image of the index, without that image.
 
-        Raises:
-          UsageError: also where no image has that source id.
+        Arguments, result and errors are those of `nearest`. In addition, UsageError is raised if no
+        image has this source id.
         """
         row = self.entry(source_id).row
         return self._nearest(self.vector(row)[None], neighbours, row, class_name, split)[0]
@@ -173,7 +175,7 @@ class SearchIndex:
         self,
         queries: np.ndarray,
         neighbours: int,
-        itself: int | None,
+        query_row: int | None,
         class_name: str | None,
         split: str | None,
     ) -> list[list[Neighbour]]:
@@ -183,26 +185,30 @@ class SearchIndex:
         if neighbours < 1:
             raise ValueError(f"neighbours is {neighbours}, must be at least 1")
         require_unit_length(queries, "queries")
-        only = self._rows_of(class_name, split)
-        k = neighbours + (itself is not None)
-        found = self._among(queries, k, only) if only is not None else self._of_all(queries, k)
+        searched = self._rows_of(class_name, split)
+        k = neighbours + (query_row is not None)
+        if searched is None:
+            nearest = self._search_all(queries, k)
+        else:
+            nearest = self._search_rows(queries, k, searched)
         answers = []
-        for rows, distances in found:
-            others = rows != itself if itself is not None else np.ones(len(rows), bool)
+        for rows, distances in nearest:
+            others = rows != query_row if query_row is not None else np.ones(len(rows), bool)
             rows, distances = rows[others][:neighbours], distances[others][:neighbours]
             entries = self.entries(rows.tolist())
             answers.append(list(map(Neighbour, entries, distances.tolist())))
         return answers
 
-    def _among(
-        self, queries: np.ndarray, k: int, only: np.ndarray
+    def _search_rows(
+        self, queries: np.ndarray, k: int, searched: np.ndarray
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows and distances of each query, among the rows [n], ascending."""
-        places, distances = exact(self._contents.vectors[only], queries, k, threads=self._threads)
-        return list(zip(only[places], distances, strict=True))
+        """For each query, the nearest of some rows [n], given in ascending order, and distances."""
+        vectors = self._contents.vectors[searched]
+        places, distances = exact(vectors, queries, k, threads=self._threads)
+        return list(zip(searched[places], distances, strict=True))
 
-    def _of_all(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows and distances of each query, among all."""
+    def _search_all(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query, the nearest of all rows, and their distances."""
         index, vectors, recall = self._contents.index, self._contents.vectors, self.info.recall
         if recall is None:
             return list(zip(*exact(vectors, queries, k, threads=self._threads), strict=True))
@@ -213,12 +219,13 @@ class SearchIndex:
             rows = rows[rows >= 0]
             if len(rows) >= k:
                 answers.append(closest(vectors, query, rows, k))
-            else:  # some rows no path of a graph leads to, and clusters can be small
-                answers.append(tuple(x[0] for x in exact(vectors, query[None], k, threads=1)))
+            else:  # a graph may have no path to a row, and clusters can be small
+                [nearest], [distances] = exact(vectors, query[None], k, threads=1)
+                answers.append((nearest, distances))
         return answers
 
     def _rows_of(self, class_name: str | None, split: str | None) -> np.ndarray | None:
-        """Rows that a filter leaves, ascending; None without a filter."""
+        """The rows of this class and split, ascending. None if neither is given."""
         wanted = {"class": class_name, "split": split}
         masks = [
             pc.fill_null(pc.equal(self._column(column, value), value), False)
@@ -234,7 +241,7 @@ class SearchIndex:
         if value not in names:
             near = difflib.get_close_matches(value, names, n=3) or names[:3]
             raise UsageError(
-                f"{column} {value!r}: no image of index {self.info.directory} is of it"
+                f"{column} {value!r}: no image of index {self.info.directory} is of this {column}"
                 + (f"; there is {', '.join(map(repr, near))}" if near else "")
             )
         return self._columns[column]

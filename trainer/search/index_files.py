@@ -1,13 +1,16 @@
-"""An index on disk: index_info.json, written last, and the files of one generation that it names.
+"""An index on disk: index_info.json, and the files of the generation that it names.
 
 INDEX/index-00000.faiss       the FAISS index
-INDEX/embeddings-00000.npy    of ivfpq, which holds only codes: float32 [N, D], mapped, not loaded
+INDEX/embeddings-00000.npy    only of ivfpq, whose FAISS index holds codes: float32 [N, D], read by
+                              memory mapping
 INDEX/rows-00000.parquet      source_id, split, label and class of each row
-INDEX/left_out-00000.jsonl    images whose source id was taken by another embedding or class
-INDEX/index_info.json         names the files, their sizes, the model, and what was measured
+INDEX/left_out-00000.jsonl    images that were left out because their source id is in the index with
+                              another embedding, class or split
+INDEX/index_info.json         the names and sizes of the files, the model, and the measured recall
 
-Whoever changes an index writes the files of the next generation, then index_info.json, then removes
-the old ones: a process that is killed leaves the index as it was.
+The number in the names is the generation. A change of an index first writes the files of the next
+generation, then index_info.json, and then removes the old files. So if the process is killed, the
+index stays as it was.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.search.faiss_index import held, kind_of
+from trainer.search.faiss_index import kind_of, stored_vectors
 from trainer.search.recall import Recall
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import UNREADABLE
@@ -53,27 +56,28 @@ ROWS_SCHEMA = pa.schema(
         ("class", pa.string()),
     ]
 )
-"""A row for each row of the index; null where it is not known."""
+"""The columns of rows-*.parquet. A value that is not known is null."""
 
 _ENDINGS = {"index": "faiss", "embeddings": "npy", "rows": "parquet", "left_out": "jsonl"}
-_NAMES = "|".join(rf"{what}-\d{{5}}\.{ending}" for what, ending in _ENDINGS.items())
+_NAMES = "|".join(rf"{part}-\d{{5}}\.{ending}" for part, ending in _ENDINGS.items())
 _OURS = re.compile(rf"({_NAMES}|{re.escape(INFO_FILE)})(\.[0-9a-f]{{32}}\.partial)?")
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexInfo:
-    """What index_info.json says.
+    """The content of index_info.json.
 
     Attributes:
-      directory: where the index lies.
+      directory: folder of the index.
       model: fingerprint of the model that made the embeddings.
-      dim: length of an embedding.
-      num_rows: images.
+      dim: dimension D of an embedding.
+      num_rows: number of images.
       kind: "flat", "hnsw" or "ivfpq".
-      recall: what was measured of an approximate index, and how it is searched; None for flat.
-      inputs: the embeddings that went in, in order: what was embedded, and how many images of it
-        were added, were there already, or were left out.
-      files: name of each file, and its bytes.
+      recall: measured recall and search setting of an approximate index. None for flat, and for an
+        index with too few rows to measure.
+      inputs: the collections of embeddings, in the order in which they were added. Each entry says
+        what was embedded, and how many images were added, were there already, or were left out.
+      files: the size of each file in bytes, by name.
     """
 
     directory: str
@@ -85,27 +89,27 @@ class IndexInfo:
     inputs: Sequence[Mapping[str, Any]]
     files: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def path(self, what: str) -> str:
-        """The file whose name begins with "index-" and so on; raises KeyError without one."""
+    def path(self, part: str) -> str:
+        """Path of the "index", "embeddings", "rows" or "left_out" file. KeyError without one."""
         for name in self.files:
-            if name.startswith(f"{what}-"):
+            if name.startswith(f"{part}-"):
                 return storage.join(self.directory, name)
-        raise KeyError(what)
+        raise KeyError(part)
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files together."""
         return sum(self.files.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-    """What an index holds.
+    """The content of an index.
 
     Attributes:
-      index: of FAISS.
-      vectors: [N, D] float32; of flat and hnsw the memory of `index`.
-      rows: ROWS_SCHEMA, [N].
+      index: the FAISS index.
+      vectors: float32 [N, D]. For flat and hnsw, this is a view of the memory of `index`.
+      rows: table of ROWS_SCHEMA, [N].
     """
 
     index: faiss.Index
@@ -114,12 +118,12 @@ class Contents:
 
 
 def is_finished(directory: str) -> bool:
-    """Whether the directory holds an index."""
+    """Whether the directory holds a finished index."""
     return _INFO.is_in(directory)
 
 
 def load_info(directory: str) -> IndexInfo:
-    """Reads index_info.json; raises UsageError where there is no finished index."""
+    """Reads index_info.json. Raises UsageError if the directory holds no finished index."""
     storage.require_local(directory, "index")
     with _INFO.reading(directory) as content:
         _INFO.require_version(directory, content.pop("format"))
@@ -132,16 +136,17 @@ def load_info(directory: str) -> IndexInfo:
 
 
 def read(directory: str) -> tuple[IndexInfo, Contents]:
-    """Reads an index, also while another process adds to it.
+    """Reads an index. Another process may add to the index at the same time.
 
     Raises:
-      UsageError: not finished, or a file that is missing or damaged.
+      UsageError: the index is not finished, or a file is missing or damaged.
     """
     info = load_info(directory)
     while True:
         try:
             return info, _contents(info)
         except FileNotFoundError as error:
+            # If another process has replaced this generation, the new one is read.
             before, info = info, load_info(directory)
             if info == before:
                 raise UsageError(f"{error.filename}: missing; build again") from error
@@ -151,27 +156,27 @@ def _contents(info: IndexInfo) -> Contents:
     for name, size in info.files.items():
         path = storage.join(info.directory, name)
         if storage.stat(path).size != size:
-            raise UsageError(f"{path}: damaged, {size:,} bytes were written; build again")
+            raise UsageError(f"{path}: damaged, it should have {size:,} bytes; build again")
     path = ""
     try:
         path = info.path("rows")
         with storage.open_read(path) as file:
-            # No threads of Arrow's: they can outlive Python, and end it with an abort.
+            # Threads of Arrow can outlive Python and abort the process at its end.
             rows = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
         rows.validate(full=True)
         path = info.path("index")
         with storage.open_read(path) as file:
             index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
-        vectors = held(index)
+        vectors = stored_vectors(index)
         if vectors is None:
             path = info.path("embeddings")
             vectors = np.load(path, mmap_mode="r")
         if not (len(rows) == index.ntotal == len(vectors) == info.num_rows):
-            raise ValueError("another number of rows than its info says")
+            raise ValueError(f"not the number of rows that {INFO_FILE} states")
         if (kind_of(index), index.d, vectors.shape[1]) != (info.kind, info.dim, info.dim):
-            raise ValueError("another kind or dimension than its info says")
+            raise ValueError(f"not the kind or dimension that {INFO_FILE} states")
         if not rows.schema.equals(ROWS_SCHEMA):
-            raise ValueError("other columns than its info says")
+            raise ValueError(f"not the columns {ROWS_SCHEMA.names}")
     except FileNotFoundError:
         raise
     except (*UNREADABLE, RuntimeError) as error:
@@ -180,23 +185,26 @@ def _contents(info: IndexInfo) -> Contents:
 
 
 def require_ours(directory: str) -> None:
-    """Raises UsageError for a folder with something else in it than an index, finished or not."""
+    """Raises UsageError for a folder that holds other files and no finished index.
+
+    The leftovers of a build that was killed are not other files.
+    """
     storage.require_local(directory, "index")
     if not storage.is_folder(directory):
         return
     others = {name for name in os.listdir(directory) if not _OURS.fullmatch(name)}
     if others - {LOCK_FILE} and not is_finished(directory):
         raise UsageError(
-            f"index {directory}: not empty, and no index of tripletmill; choose another"
+            f"index {directory}: not empty, and no index of tripletmill; choose another folder"
         )
 
 
 @contextlib.contextmanager
 def writing(directory: str) -> Iterator[None]:
-    """Keeps other writers of this machine out; makes the folder.
+    """Makes the folder, and locks it against other writers on this machine.
 
     Raises:
-      UsageError: another process is writing there.
+      UsageError: another process is writing to the folder.
     """
     storage.require_local(directory, "index")
     storage.make_folder(directory)
@@ -205,15 +213,15 @@ def writing(directory: str) -> Iterator[None]:
 
 
 def commit(info: IndexInfo, contents: Contents, left_out: Sequence[Mapping[str, Any]]) -> IndexInfo:
-    """Puts an index in the place of the one that is there, if any; inside `writing`.
+    """Writes an index, and replaces the one that is there, if any. Call this inside `writing`.
 
     Args:
-      info: without its files.
-      contents: what it holds.
-      left_out: one entry for each line of left_out.jsonl.
+      info: content of index_info.json. Its `files` are ignored.
+      contents: content of the other files.
+      left_out: the lines of left_out.jsonl.
 
     Returns:
-      The info with its files.
+      The info with the files that were written.
     """
     present = [each.path.rpartition("/")[2] for each in storage.list_files(info.directory)]
     old = [name for name in present if _OURS.fullmatch(name) and name != INFO_FILE]
@@ -222,20 +230,20 @@ def commit(info: IndexInfo, contents: Contents, left_out: Sequence[Mapping[str, 
     files: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def written(what: str) -> Iterator[Any]:
-        name = f"{what}-{generation:05d}.{_ENDINGS[what]}"
+    def new_file(part: str) -> Iterator[Any]:
+        name = f"{part}-{generation:05d}.{_ENDINGS[part]}"
         with storage.atomic_file(storage.join(info.directory, name)) as file:
             yield file
             files[name] = file.tell()
 
-    with written("index") as file:
+    with new_file("index") as file:
         faiss.write_index(contents.index, faiss.PyCallbackIOWriter(file.write))
-    if held(contents.index) is None:
-        with written("embeddings") as file:
+    if stored_vectors(contents.index) is None:
+        with new_file("embeddings") as file:
             np.save(file, contents.vectors)
-    with written("rows") as file:
+    with new_file("rows") as file:
         pq.write_table(contents.rows, file, use_dictionary=["split", "class"])
-    with written("left_out") as file:
+    with new_file("left_out") as file:
         for entry in left_out:
             file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
     info = dataclasses.replace(info, files=files)

@@ -1,4 +1,4 @@
-"""What is asked: image files, or images of the index; each with its answer, as they come."""
+"""Answers queries one after another. A query is an image file or an image of the index."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tripletmill.storage import storage
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is asked of each query.
+    """Which neighbours are wanted for each query.
 
     Attributes:
-      neighbours: how many, 1 or more.
-      class_name: only of this class, if any.
-      split: only of this split, if any.
+      neighbours: number of neighbours, 1 or more.
+      class_name: if given, only images of this class are searched.
+      split: if given, only images of this split are searched.
     """
 
     neighbours: int = 10
@@ -33,20 +33,22 @@ class Wanted:
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
-    """Files, and those below folders, sorted; without hidden ones.
+    """The given files, and all files below the given folders, sorted within each folder.
+
+    Hidden files, and files in hidden folders, are left out.
 
     Raises:
-      UsageError: a folder without a file, or one that cannot be read.
+      UsageError: a folder holds no file or cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"image {error.filename}: {error.strerror}") from error
 
-    found = []
+    chosen = []
     for path in paths:
         storage.require_local(path, "image")
         if not os.path.isdir(path):
-            found.append(path)
+            chosen.append(path)
             continue
         files = [
             os.path.join(folder, name)
@@ -56,8 +58,8 @@ def image_files(paths: Sequence[str]) -> list[str]:
         ]
         if not files:
             raise UsageError(f"image {path}: no file in this folder")
-        found += sorted(files)
-    return found
+        chosen += sorted(files)
+    return chosen
 
 
 def _is_hidden(path: str) -> bool:
@@ -65,7 +67,7 @@ def _is_hidden(path: str) -> bool:
 
 
 def require_same_model(index: SearchIndex, card: ModelCard) -> None:
-    """Raises UsageError unless a model is the one that made the index's embeddings."""
+    """Raises UsageError unless this model made the embeddings of the index."""
     if card.fingerprint != index.info.model:
         raise UsageError(
             f"model {card.directory}: is {card.fingerprint[:12]}, but index {index.info.directory}"
@@ -76,20 +78,20 @@ def require_same_model(index: SearchIndex, card: ModelCard) -> None:
 def by_source_id(
     index: SearchIndex, source_ids: Sequence[str], wanted: Wanted
 ) -> Iterator[tuple[Answer, None]]:
-    """An answer for each; those that are not in the index have a problem."""
+    """Yields an answer for each source id. One that is not in the index has a problem."""
     for source_id in source_ids:
         entry = index.find(source_id)
         if entry is None:
             yield Answer(source_id, problem=f"not in index {index.info.directory}"), None
         else:
-            found = index.nearest_of(source_id, **dataclasses.asdict(wanted))
-            yield Answer(source_id, found, entry), None
+            neighbours = index.nearest_of(source_id, **dataclasses.asdict(wanted))
+            yield Answer(source_id, neighbours, entry), None
 
 
 def by_image(
     index: SearchIndex, embedder: Embedder, files: Sequence[str], wanted: Wanted
 ) -> Iterator[tuple[Answer, bytes | None]]:
-    """An answer for each image file, and its bytes; a bad one has a problem."""
+    """Yields an answer for each image file, and the file's bytes. A bad file has a problem."""
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         read = [_read(path) for path in batch]
@@ -98,20 +100,20 @@ def by_image(
         results = [next(embedded) if isinstance(data, bytes) else data for data in read]
         vectors = [each for each in results if isinstance(each, np.ndarray)]
         queries = np.stack(vectors) if vectors else np.empty((0, index.info.dim), np.float32)
-        found = iter(index.nearest(queries, **dataclasses.asdict(wanted)))
+        answers = iter(index.nearest(queries, **dataclasses.asdict(wanted)))
         for path, data, result in zip(batch, read, results, strict=True):
             if isinstance(result, BadImage):
                 yield Answer(path, problem=result.reason), None
             else:
                 assert isinstance(data, bytes)
-                yield Answer(path, next(found)), data
+                yield Answer(path, next(answers)), data
 
 
 def _read(path: str) -> bytes | BadImage:
     try:
         with storage.open_read(path) as file:
             head = file.read(HEAD_BYTES)
-            require_image(head)  # a film among the images need not fit into memory
+            require_image(head)  # so that a large file that is no image is not read as a whole
             return head + file.read()
     except BadImage as error:
         return error

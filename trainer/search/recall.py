@@ -1,4 +1,4 @@
-"""How many of the true neighbours an approximate index finds, and the setting that finds enough."""
+"""The recall of an approximate index, and the search setting that reaches a wanted recall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.search.faiss_index import propose, settings
 
 NEIGHBOURS = 10
 QUERIES = 1_000
-ENOUGH = 0.999  # no higher setting is measured
+ENOUGH = 0.999  # once a setting has this recall, no higher setting is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +21,12 @@ class Recall:
     """Recall@10 of an approximate index against exact search.
 
     Attributes:
-      parameter: what was varied, "efSearch" or "nprobe".
-      by_setting: its values, ascending, and the mean share of the 10 nearest that were found.
-      target: what the setting must reach.
-      num_queries: that were searched for; none was in the index then.
-      num_rows: in the index then.
+      parameter: the FAISS parameter that was varied, "efSearch" or "nprobe".
+      by_setting: recall by value of the parameter, values ascending. Recall is the mean share, 0 to
+        1, of the 10 nearest rows that were found.
+      target: recall that the setting has to reach, in (0, 1].
+      num_queries: number of queries. None of them was in the index at that time.
+      num_rows: number of rows that were in the index at that time.
     """
 
     parameter: str
@@ -36,7 +37,7 @@ class Recall:
 
     @property
     def setting(self) -> int:
-        """The lowest that reaches the target; where none does, the best."""
+        """The lowest setting that reaches the target, or the best one if none does."""
         enough = [value for value, recall in self.by_setting.items() if recall >= self.target]
         return min(enough) if enough else max(self.by_setting, key=lambda v: self.by_setting[v])
 
@@ -54,25 +55,26 @@ def measure(
     target: float,
     threads: int,
 ) -> Recall:
-    """Recall of an hnsw or ivfpq index.
+    """Measures the recall of an hnsw or ivfpq index.
 
-    vectors: float32 [N, D], its rows.
-    queries: float32 [Q, D], Q at least 1, not among them: a row of the graph finds its neighbours
-        more easily than an image that is new.
+    vectors: float32 [N, D], the rows of the index.
+    queries: float32 [Q, D], Q at least 1. They should not be rows of the index, since a row of the
+        graph finds its neighbours more easily than a new image does.
 
-    A row as near as the tenth nearest counts as found, whichever of several equal ones it is.
+    A row counts as found if it is as near as the tenth nearest row, or nearer. So it does not
+    matter which of several rows at one distance is found.
     """
-    _, true = exact(vectors, queries, NEIGHBOURS, threads=threads)
-    k = true.shape[1]
+    _, true_distances = exact(vectors, queries, NEIGHBOURS, threads=threads)
+    k = true_distances.shape[1]
     parameter, values = settings(index)
-    found: dict[int, float] = {}
+    recall: dict[int, float] = {}
     for value in values:
         proposed = propose(index, queries, k, value, threads=threads)
         hits = 0
-        for query, rows, farthest in zip(queries, proposed, true[:, -1], strict=True):
+        for query, rows, farthest in zip(queries, proposed, true_distances[:, -1], strict=True):
             _, distances = closest(vectors, query, rows[rows >= 0], k)
             hits += int(np.count_nonzero(distances <= farthest))
-        found[value] = round(hits / true.size, 4)
-        if found[value] >= ENOUGH:
+        recall[value] = round(hits / true_distances.size, 4)
+        if recall[value] >= ENOUGH:
             break
-    return Recall(parameter, found, target, len(queries), len(vectors))
+    return Recall(parameter, recall, target, len(queries), len(vectors))

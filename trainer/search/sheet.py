@@ -1,4 +1,4 @@
-"""Queries with their answers, as a contact sheet."""
+"""Answers to queries, as a contact sheet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.search.answers import Answer
 from trainer.search.index import Entry
 from tripletmill.storage.storage import atomic_file
 
-# On a sheet; more would make a picture that little opens.
+# The largest numbers of queries and of neighbours on a sheet. Few programs open larger pictures.
 MOST, MOST_NEIGHBOURS = 200, 50
 _MISSING = np.full((96, 96, 3), 200, np.uint8)
 
@@ -27,18 +27,18 @@ def write_sheet(
     """Writes a PNG with a row for each query: the query, then its neighbours.
 
     Args:
-      path: where.
-      answers: each with a thumbnail of the image file that was asked about; None for an image of
-        the index, whose picture comes from `pictures` as those of the neighbours do.
-      pictures: where they come from.
-      title: of the sheet.
+      path: the file that is written.
+      answers: each answer with a thumbnail of the image file that is the query, uint8 [H, W, 3].
+        The thumbnail is None for an image of the index.
+      pictures: the source of the pictures of all images of the index.
+      title: title of the sheet.
 
     Returns:
-      Source ids of which there is no picture; they have a grey square.
+      The source ids that have no picture. The sheet shows a grey square for each of them.
     """
     missing: dict[str, None] = {}
 
-    def of(entry: Entry) -> np.ndarray:
+    def picture_of(entry: Entry) -> np.ndarray:
         picture = thumbnail_or_none(pictures.of(entry.source_id, entry.split))
         if picture is None:
             missing[entry.source_id] = None
@@ -47,13 +47,13 @@ def write_sheet(
     queries, neighbours = [], []
     for answer, thumbnail in answers:
         entry = answer.entry
-        picture = of(entry) if entry else thumbnail
+        picture = picture_of(entry) if entry else thumbnail
         caption = (entry and entry.class_name) or answer.query.rpartition("/")[2]
         queries.append(Tile(_MISSING if picture is None else picture, caption))
         neighbours.append(
             [
                 Tile(
-                    of(each.entry),
+                    picture_of(each.entry),
                     each.entry.class_name or each.entry.source_id.rpartition("/")[2],
                     _match(entry, each.entry),
                 )
@@ -67,7 +67,7 @@ def write_sheet(
 
 
 def _match(query: Entry | None, entry: Entry) -> bool | None:
-    """Whether both are of one class; None where that is not known."""
+    """Whether both images are of one class, None if a class is not known."""
     if query is None or query.class_name is None or entry.class_name is None:
         return None
     return query.class_name == entry.class_name

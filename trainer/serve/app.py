@@ -1,4 +1,4 @@
-"""The routes: the page, and the JSON under /api that it lives on (docs/serve.md)."""
+"""The HTTP routes: the page, and the JSON API that the page uses (docs/serve.md)."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from tripletmill.images import BadImage
 STATIC = Path(__file__).parent / "static"
 MAX_UPLOAD = 20_000_000  # bytes
 MAX_NEIGHBOURS = 100
-A_DAY = 86_400  # seconds
+PICTURE_MAX_AGE = 86_400  # seconds that a browser may keep a picture: a day
 
 
 def make_app(finder: Finder, *, names: Collection[str]) -> ASGIApp:
-    """The application.
+    """Makes the web application.
 
     Args:
-      finder: that answers.
-      names: of the hosts that it may be reached by, besides IP addresses.
+      finder: finds neighbours and pictures.
+      names: host names, in lower case, for which the application answers. It always answers for IP
+        addresses.
     """
-    # Endpoints without `async` run in threads.
+    # Starlette runs endpoints without `async` in threads.
     api = Api(finder)
     routes = [
         Route("/", _page),
@@ -46,15 +47,15 @@ def make_app(finder: Finder, *, names: Collection[str]) -> ASGIApp:
         Route("/api/info", api.info),
         Route("/api/classes", api.classes),
         Route("/api/examples", api.examples),
-        Route("/api/neighbours", api.of_source_id, methods=["GET"]),
-        Route("/api/neighbours", api.of_upload, methods=["POST"]),
+        Route("/api/neighbours", api.search_source_id, methods=["GET"]),
+        Route("/api/neighbours", api.search_upload, methods=["POST"]),
         Route("/api/picture", api.picture),
     ]
     handlers = {
-        UsageError: _wrong,
-        BadImage: _wrong,
-        HTTPException: _refused,
-        Exception: _broken,
+        UsageError: _bad_request,
+        BadImage: _bad_request,
+        HTTPException: _http_error,
+        Exception: _server_error,
     }
     return Guard(Starlette(routes=routes, exception_handlers=handlers), names)
 
@@ -63,19 +64,19 @@ def _page(request: Request) -> Response:
     return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
 
 
-def _wrong(request: Request, error: Exception) -> Response:
+def _bad_request(request: Request, error: Exception) -> Response:
     status = 422 if isinstance(error, BadImage) else 400
     return JSONResponse({"error": one_line(error)}, status)
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-def _broken(request: Request, error: Exception) -> Response:
-    """A defect: its traceback is on the server's standard error."""
-    return JSONResponse({"error": "the server failed; its output says why"}, 500)
+def _server_error(request: Request, error: Exception) -> Response:
+    """Answers after a defect. Starlette raises the error again, so that its traceback is logged."""
+    return JSONResponse({"error": "the server failed; its output shows the error"}, 500)
 
 
 class Api:
@@ -83,13 +84,15 @@ class Api:
 
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
-        # Pictures and searches by source id do not wait for images that are embedded.
-        self._embedding = anyio.CapacityLimiter(os.cpu_count() or 1)
-        # Part of the pictures' addresses: another start may serve another data set.
+        # Uploads have threads of their own, so that pictures and searches by source id do not wait
+        # for images that are being embedded.
+        self._upload_threads = anyio.CapacityLimiter(os.cpu_count() or 1)
+        # This is part of the URLs of pictures. After a restart with another data set, the browser
+        # then does not show the pictures that it has kept.
         self._start = secrets.token_hex(4)
 
     def info(self, request: Request) -> Response:
-        """What is served, and the limits."""
+        """Describes the index, and states the limits of requests."""
         index = self._finder.index
         content = {
             "images": len(index),
@@ -102,51 +105,53 @@ class Api:
         return _json(content)
 
     def classes(self, request: Request) -> Response:
-        """Names of all classes."""
+        """Lists the names of all classes."""
         return _json({"classes": self._finder.index.class_names})
 
     def examples(self, request: Request) -> Response:
-        """Some images to begin with."""
+        """Lists some images from which a search can begin."""
         return _json({"images": [entry_content(each) for each in self._finder.examples()]})
 
-    def of_source_id(self, request: Request) -> Response:
-        """Neighbours of an image of the index."""
+    def search_source_id(self, request: Request) -> Response:
+        """Finds the neighbours of an image of the index."""
         source_id = _source_id(request)
-        found = self._finder.of_source_id(source_id, _wanted(request))
-        if found is None:
+        answer = self._finder.search_source_id(source_id, _wanted(request))
+        if answer is None:
             raise HTTPException(404, f"no image {source_id!r} in the index")
-        entry, neighbours = found
+        entry, neighbours = answer
         content = {"query": entry_content(entry), "neighbours": neighbours_content(neighbours)}
         return _json(content)
 
-    async def of_upload(self, request: Request) -> Response:
-        """Neighbours of the image file that is the request's body."""
+    async def search_upload(self, request: Request) -> Response:
+        """Finds the neighbours of the image file that is the request's body."""
         wanted = _wanted(request)
         kind = request.headers.get("content-type", "")
-        # Neither can another site's page send without asking first, which is not answered.
+        # A page of another site can send these types only if this server permits it first, which
+        # the server never does.
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise HTTPException(415, "Content-Type: image/... or application/octet-stream")
         try:
             image = await _body(request)
-        except ClientDisconnect:  # nobody is there to read an answer
-            return Response(status_code=400)
-        of_image = self._finder.of_image
-        found = await to_thread.run_sync(of_image, image, wanted, limiter=self._embedding)
-        return _json({"query": None, "neighbours": neighbours_content(found)})
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody receives it
+        neighbours = await to_thread.run_sync(
+            self._finder.search_image, image, wanted, limiter=self._upload_threads
+        )
+        return _json({"query": None, "neighbours": neighbours_content(neighbours)})
 
     def picture(self, request: Request) -> Response:
-        """A small JPEG of an image of the index."""
+        """Returns a small JPEG of an image of the index."""
         source_id = _source_id(request)
         jpeg = self._finder.picture(source_id)
         if jpeg is None:
             raise HTTPException(404, f"no picture of {source_id!r}")
-        known = request.query_params.get("start") == self._start
-        cache = f"private, max-age={A_DAY}, immutable" if known else "no-store"
+        is_current = request.query_params.get("start") == self._start
+        cache = f"private, max-age={PICTURE_MAX_AGE}, immutable" if is_current else "no-store"
         return Response(jpeg, media_type="image/jpeg", headers={"cache-control": cache})
 
 
 def _json(content: Mapping[str, object]) -> Response:
-    # Escaped to ASCII, so that every name that an index can hold comes through.
+    # JSON escapes all but ASCII here, so that UTF-8 can encode every name that an index can hold.
     body = json.dumps(content, allow_nan=False)
     return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
@@ -159,20 +164,21 @@ def _source_id(request: Request) -> str:
 
 
 def _wanted(request: Request) -> Wanted:
-    """From the query string; an empty value is none."""
+    """The parameters of the query string. An empty value stands for no value."""
     given = {name: value for name, value in request.query_params.items() if value}
     number = given.get("neighbours", "10")
     is_number = number.isascii() and number.isdecimal() and len(number) <= 9
     if not (is_number and 1 <= int(number) <= MAX_NEIGHBOURS):
-        raise HTTPException(400, f"neighbours {number!r}: whole numbers, 1 to {MAX_NEIGHBOURS}")
+        text = f"neighbours {number!r}: must be a whole number, 1 to {MAX_NEIGHBOURS}"
+        raise HTTPException(400, text)
     return Wanted(int(number), given.get("class"), given.get("split"))
 
 
 async def _body(request: Request) -> bytes:
-    """All of it; what is too large is not read to its end.
+    """The body of a request. Reading stops when the body exceeds MAX_UPLOAD.
 
     Raises:
-      HTTPException: it is too large.
+      HTTPException: the body is too large.
     """
     declared = request.headers.get("content-length", "")
     chunks = bytearray()

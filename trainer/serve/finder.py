@@ -1,4 +1,4 @@
-"""What the page asks: an exported model, its index, and the pictures behind both."""
+"""Finds neighbours and pictures for the web page, with an exported model and an index."""
 
 from __future__ import annotations
 
@@ -17,45 +17,42 @@ from tripletmill.formats.model_card import load_card
 from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
 from tripletmill.storage import storage
 
-MAX_PIXELS = 50_000_000  # of an upload: decoded, up to 200 MB
-SIDE = 224  # of a picture's shorter side: 112 on the page, sharp on dense screens too
+MAX_PIXELS = 50_000_000  # largest upload, which takes up to 200 MB when it is decoded
+SIDE = 224  # pixels of a picture's shorter side; the page shows 112, and dense screens need more
 SHOWN = ImageSettings(short_side=SIDE)
 EXAMPLES = 12
 
 
 class Finder:
-    """Answers from one index; may be used from several threads at once.
+    """Searches one index. Several threads may use it at once.
 
     Attributes:
-      index: that is searched.
-
-    Raises:
-      UsageError: the model and the index do not belong together.
+      index: the index that is searched.
     """
 
     def __init__(self, index: SearchIndex, embedder: Embedder, pictures: SourceImages) -> None:
         self.index = index
         self._embedder = embedder
         self._pictures = pictures
-        # The first image takes longest: the graph is built for it.
+        # TensorFlow builds its graph for the first image, which takes longest. That is done here.
         grey = io.BytesIO()
         Image.new("RGB", (SIDE, SIDE), (128, 128, 128)).save(grey, "PNG")
-        self.of_image(grey.getvalue(), Wanted(neighbours=1))
+        self.search_image(grey.getvalue(), Wanted(neighbours=1))
 
     @classmethod
     def load(
         cls, *, model: str, index: str, data: str | None = None, images: str | None = None
     ) -> Finder:
-        """Reads all that is needed.
+        """Loads the model and the index, and opens the pictures.
 
         Args:
-          model: the export that the index's embeddings are of, or its run.
-          index: what `python -m trainer.search build` wrote.
-          data: the data set with the index's pictures, or
-          images: the folder, or list, that was embedded.
+          model: folder of the exported model that made the embeddings, or of its run.
+          index: folder that `python -m trainer.search build` wrote.
+          data: the data set that has the pictures of the index. Either this or `images` is given.
+          images: the folder or manifest that was embedded.
 
         Raises:
-          UsageError: one of them is missing, damaged, or of another model.
+          UsageError: one of them is missing or damaged, or the index is of another model.
         """
         storage.require_local(model, "model")
         card = load_card(model)
@@ -65,20 +62,22 @@ class Finder:
         limits = dataclasses.replace(card.image, max_pixels=MAX_PIXELS)
         return cls(searched, Embedder(dataclasses.replace(card, image=limits)), pictures)
 
-    def of_image(self, image: bytes, wanted: Wanted) -> list[Neighbour]:
-        """Neighbours of an image file.
+    def search_image(self, image: bytes, wanted: Wanted) -> list[Neighbour]:
+        """The neighbours of an image file.
 
         Raises:
-          BadImage: it is none, or has more than MAX_PIXELS.
+          BadImage: the file is not an image, or has more than MAX_PIXELS.
           UsageError: no image is of the wanted class or split.
         """
-        # Before the work.
+        # A wrong filter is reported before the image is embedded, since that takes time.
         self.index.check_filter(class_name=wanted.class_name, split=wanted.split)
         vector = self._embedder.embed(image)
         return self.index.nearest(vector[None], **dataclasses.asdict(wanted))[0]
 
-    def of_source_id(self, source_id: str, wanted: Wanted) -> tuple[Entry, list[Neighbour]] | None:
-        """An image of the index with its neighbours, None where there is no such image.
+    def search_source_id(
+        self, source_id: str, wanted: Wanted
+    ) -> tuple[Entry, list[Neighbour]] | None:
+        """An image of the index and its neighbours, None if there is no image with this source id.
 
         Raises:
           UsageError: no image is of the wanted class or split.
@@ -89,7 +88,7 @@ class Finder:
         return entry, self.index.nearest_of(source_id, **dataclasses.asdict(wanted))
 
     def picture(self, source_id: str) -> bytes | None:
-        """A small JPEG of an image of the index, None where there is none or it is bad."""
+        """A small JPEG of an image of the index, None if it is missing or damaged."""
         entry = self.index.find(source_id)
         image = entry and self._pictures.of(source_id, entry.split)
         try:
@@ -98,6 +97,6 @@ class Finder:
             return None
 
     def examples(self) -> Sequence[Entry]:
-        """Images to begin with: EXAMPLES, or all of fewer, evenly over the rows."""
+        """Images from which a search can begin: at most EXAMPLES, spread evenly over the rows."""
         rows = np.linspace(0, len(self.index) - 1, min(EXAMPLES, len(self.index)))
         return self.index.entries(rows.astype(int).tolist())

@@ -1,8 +1,9 @@
-"""Keeps other sites out of a server that has no password: which hosts it answers for, and headers.
+"""Keeps other web sites out of a server without a password.
 
-A page of any site may send requests to this machine, but not read the answers: no CORS header
-allows it. DNS rebinding would go around that: the site's own name is made to lead here, and the
-browser takes the answers for the site's. So the Host header must not be a name that others own.
+Pages of any site can send requests to this machine. They cannot read the answers, since no answer
+has a CORS header that allows it. DNS rebinding could circumvent this: a site makes its own host
+name resolve to this machine, and the browser then takes the answers for the site's own. Therefore
+the server refuses requests whose Host header is a name that others can own.
 """
 
 import ipaddress
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# blob: is the image that was chosen, shown before its neighbours.
+# The page shows an image that the user has chosen by a blob: URL.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -30,7 +31,7 @@ HOST = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<name>[^:@]+))(?::\d+)?")
 
 
 def is_own_host(header: str, names: Collection[str]) -> bool:
-    """Whether a Host header is an IP address, which no site owns, or one of our names."""
+    """Whether a Host header is an IP address, which no site owns, or one of the names."""
     match = HOST.fullmatch(header.lower())
     if match is None:
         return False
@@ -42,11 +43,11 @@ def is_own_host(header: str, names: Collection[str]) -> bool:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign hosts, and adds HEADERS to every answer.
+    """ASGI middleware that refuses other Host headers, and adds HEADERS to every answer.
 
     Args:
-      app: that is guarded.
-      names: that this server is reached by, in lower case, besides IP addresses.
+      app: the application that is guarded.
+      names: accepted host names, in lower case. IP addresses are always accepted.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
@@ -54,7 +55,7 @@ class Guard:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or has it answered."""
+        """Answers a request, or passes it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -66,6 +67,6 @@ class Guard:
 
         app = self._app
         if not is_own_host(Headers(scope=scope).get("host", ""), self._names):
-            text = "this server is not of that host name; open it by its IP address or --host\n"
+            text = "this server does not answer for this host name; use its IP address, or --host\n"
             app = PlainTextResponse(text, 403)
         await app(scope, receive, send_guarded)

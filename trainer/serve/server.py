@@ -1,4 +1,4 @@
-"""Runs the application on a port of this machine until it is told to stop."""
+"""Runs the web application on a port of this machine until it is stopped."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
-    """Serves the page until SIGINT, which raises KeyboardInterrupt, or SIGTERM.
+    """Serves the page until SIGTERM, or until SIGINT, which raises KeyboardInterrupt.
 
     Args:
-      model: the export that the index's embeddings are of, or its run.
-      index: what `python -m trainer.search build` wrote.
-      data: the data set with the index's pictures, or
-      images: the folder, or list, that was embedded.
-      host: address or name to listen on.
-      port: 0 for one that is free.
+      model: folder of the exported model, or of its run.
+      index: folder of the index.
+      data: the data set that has the pictures, or None.
+      images: the folder or manifest that has the pictures, or None.
+      host: address or host name on which the server listens.
+      port: port on which the server listens, or 0 for a free port.
 
     Raises:
-      UsageError: something cannot be loaded; the address cannot be had.
+      UsageError: something cannot be loaded, or the server cannot listen on this address.
     """
-    # First, so that a port that is taken is known at once. Who comes too early waits.
+    # Listening begins before anything is loaded, so that a port that is taken is reported at once.
+    # A browser that connects earlier than the server is ready waits.
     with _listen(host, port) as listening:
         address, port = listening.getsockname()[:2]
         names = {"localhost", host.lower()}
         if not ipaddress.ip_address(address).is_loopback:
             names.add(socket.gethostname().lower())
             print(
-                f"warning: {host} is reached from other machines: whoever does may search here and"
-                " see the pictures, without a password",
+                f"warning: {host} is reached from other machines: everyone who can reach it can"
+                " search here and see the pictures, without a password",
                 file=sys.stderr,
             )
         print(f"loading index {index} and model {model}", flush=True)
@@ -54,7 +55,7 @@ def serve(
         settings = uvicorn.Config(
             make_app(finder, names=names),
             lifespan="off",
-            log_config=None,  # defects are logged, to standard error; nothing else
+            log_config=None,  # only defects are logged, to standard error
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -65,7 +66,7 @@ def serve(
 
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Does not wait for uploads that are still under way, as uvicorn would."""
+        """Closes all connections first, since uvicorn would wait for unfinished uploads."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
@@ -76,7 +77,7 @@ def _listen(host: str, port: int) -> socket.socket:
         [(family, *_), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise UsageError(
             f"--host={host} --port={port}: {reason}; choose others, or --port=0 for a free port"
         ) from error

@@ -48,21 +48,23 @@ def given(tmp_path) -> Inputs:
 
 def ranked(given: Inputs) -> list[list[int]]:
     """For each query, all rows of the gallery that count, nearest first."""
-    of, found = given.embeddings, []
+    of, ranked_rows = given.embeddings, []
     for query in given.queries:
-        kept = [
+        counted = [
             row
             for row in given.gallery.tolist()
             if of.label[row] != of.label[query]
             or given.group[query] is None
             or given.group[row] != given.group[query]
         ]
-        found.append([row for _, row in oracle.order(of.embedding[query], of.embedding, kept)])
-    return found
+        ranked_rows.append(
+            [row for _, row in oracle.order(of.embedding[query], of.embedding, counted)]
+        )
+    return ranked_rows
 
 
 def test_query_against_gallery_with_groups(given):
-    found = analyse(given)
+    analysis = analyse(given)
     of, q, g = given.embeddings, given.queries, given.gallery
     cutoffs = [1, 2, 5, DEEPEST]
     expected = oracle.metrics(
@@ -72,19 +74,19 @@ def test_query_against_gallery_with_groups(given):
         groups=given.group[q],
         gallery=(of.embedding[g], of.label[g].tolist(), given.group[g]),
     )
-    assert found.metrics.queries.tolist() == sorted(expected)
+    assert analysis.metrics.queries.tolist() == sorted(expected)
     names = [*(f"recall_at_{k}" for k in cutoffs), "map_at_r", "r_precision"]
     means = np.mean([*expected.values()], axis=0)
     for name, mean in zip([*names, "mean_reciprocal_rank"], means, strict=True):
-        assert found.metrics.mean[name] == pytest.approx(mean)
+        assert analysis.metrics.mean[name] == pytest.approx(mean)
     every = ranked(given)
-    for shown, rows in zip(found.neighbours, every, strict=True):
+    for shown, rows in zip(analysis.neighbours, every, strict=True):
         assert shown == rows[:10]
     wrong = [(query, rows[0]) for query, rows in enumerate(every)]
     wrong = [pair for pair in wrong if of.label[pair[0]] != of.label[pair[1]]]
     assert wrong
-    assert sorted(pair for each in found.confusions for pair in each.examples) == wrong
-    counts = [len(each.examples) for each in found.confusions]
+    assert sorted(pair for each in analysis.confusions for pair in each.examples) == wrong
+    counts = [len(each.examples) for each in analysis.confusions]
     assert counts == sorted(counts, reverse=True)
 
 

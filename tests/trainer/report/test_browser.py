@@ -39,10 +39,10 @@ def opened(page: str, tmp_path) -> tuple[int, int, int, list[str]]:
         text=True,
         timeout=120,
     )
-    found = re.search(r"(\d+) wide, (\d+) of (\d+) broken", done.stdout)
-    assert found, done.stderr
+    measured = re.search(r"(\d+) wide, (\d+) of (\d+) broken", done.stdout)
+    assert measured, done.stderr
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    return *map(int, found.groups()), console
+    return *map(int, measured.groups()), console
 
 
 def test_phone(reported, tmp_path):

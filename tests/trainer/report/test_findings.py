@@ -28,52 +28,52 @@ def test_a_planted_wrong_label_is_found():
     embedding, label = two_classes()
     label[2] = 3  # this image is at 2, among class 7
     rows, _ = nearest(embedding, 4)
-    found = findings.wrong_labels(embedding, label, rows)
-    assert found.row.tolist() == [2]
-    assert found.other.tolist() == [7]
-    assert found.votes.tolist() == [4]
+    wrong = findings.wrong_labels(embedding, label, rows)
+    assert wrong.row.tolist() == [2]
+    assert wrong.other.tolist() == [7]
+    assert wrong.votes.tolist() == [4]
     # The mean squared distance to 0, 1, 3, 4 is (4 + 1 + 1 + 4) / 4; that to 10, 11, 12, 13 is (64
     # + 81 + 100 + 121) / 4.
-    assert found.score.tolist() == pytest.approx([1 - 2.5 / 91.5])
-    assert found.num_alone == 0
+    assert wrong.score.tolist() == pytest.approx([1 - 2.5 / 91.5])
+    assert wrong.num_alone == 0
 
 
 def test_no_label_is_wrong_where_classes_are_apart():
     embedding, label = two_classes()
-    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
-    assert found.row.tolist() == found.score.tolist() == []
+    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert wrong.row.tolist() == wrong.score.tolist() == []
 
 
 def test_images_alone_in_their_class_are_counted_and_not_judged():
     embedding, label = two_classes()
     label[2] = 5
-    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
-    assert found.row.tolist() == []
-    assert found.num_alone == 1
+    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert wrong.row.tolist() == []
+    assert wrong.num_alone == 1
 
 
 def test_two_wrong_labels_the_surer_first():
     embedding, label = two_classes()
     label[[2, 9]] = 3, 7  # 14 is farther from 10, 11, 12, 13 than 2 is from 0, 1, 3, 4
-    found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
-    assert found.row.tolist() == [2, 9]
-    assert found.score[0] > found.score[1] > 0
+    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    assert wrong.row.tolist() == [2, 9]
+    assert wrong.score[0] > wrong.score[1] > 0
 
 
 def test_a_class_of_few_images_can_be_sat_in():
     """Two of ten neighbours are more than half of what the class has."""
     embedding = np.array([0, 0.1, 0.2, 50, 51, 52, 53, 54, 55, 56, 57, 58], np.float32)[:, None]
     label = np.array([1, 1, 2] + [2] * 9)
-    found = findings.wrong_labels(embedding, label, nearest(embedding, 10)[0])
-    assert found.row.tolist() == []  # eight others of its own class are among the ten neighbours
-    found = findings.wrong_labels(embedding, label, nearest(embedding, 3)[0])
-    assert found.row.tolist() == [2]
-    assert found.votes.tolist() == [2]
+    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 10)[0])
+    assert wrong.row.tolist() == []  # eight others of its own class are among the ten neighbours
+    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 3)[0])
+    assert wrong.row.tolist() == [2]
+    assert wrong.votes.tolist() == [2]
 
 
 def plain_wrong_labels(embedding, label, rows):
     """The rule of docs/report.md for wrong labels, one image at a time."""
-    found = {}
+    wrong = {}
     for i, near in enumerate(rows):
         votes = collections.Counter(label[j] for j in near)
         own = votes.pop(label[i], 0)
@@ -89,8 +89,8 @@ def plain_wrong_labels(embedding, label, rows):
         to_other = np.sort(square[label == other])
         m = min(len(near), len(to_own), len(to_other))
         if to_own[:m].mean() > 0 and (score := 1 - to_other[:m].mean() / to_own[:m].mean()) > 0:
-            found[i] = (other, most, score)
-    return found
+            wrong[i] = (other, most, score)
+    return wrong
 
 
 @settings(deadline=None, max_examples=60)
@@ -100,15 +100,15 @@ def test_wrong_labels_are_those_of_the_plain_rule(seed, num, k, chunk):
     embedding = rng.standard_normal((num, 3)).astype(np.float32)
     label = rng.integers(0, 4, num)
     rows, _ = nearest(embedding, k)
-    found = findings.wrong_labels(embedding, label, rows, chunk=chunk)
+    wrong = findings.wrong_labels(embedding, label, rows, chunk=chunk)
     expected = plain_wrong_labels(embedding, label, rows)
-    assert sorted(found.row) == sorted(expected)
+    assert sorted(wrong.row) == sorted(expected)
     for row, other, votes, score in zip(
-        found.row, found.other, found.votes, found.score, strict=True
+        wrong.row, wrong.other, wrong.votes, wrong.score, strict=True
     ):
         assert (other, votes) == expected[row][:2]
         assert score == pytest.approx(expected[row][2], abs=1e-6)
-    assert (np.diff(found.score) <= 0).all()
+    assert (np.diff(wrong.score) <= 0).all()
 
 
 def test_planted_near_duplicates_are_found():
@@ -120,14 +120,14 @@ def test_planted_near_duplicates_are_found():
     label = np.array([0] * 12 + [1] * 12)
     label[[5, 13]] = 2
     split = np.array(["train"] * 9 + ["test"] * 15, object)
-    found = findings.near_duplicates(label, split, *nearest(embedding, 4))
+    duplicates = findings.near_duplicates(label, split, *nearest(embedding, 4))
     # 8 and 9 have two splits, 4 and 5 have two classes, and 0 and 1 have one split and one class.
     # 12 and 13 are 1.69 apart; half of the usual distance around them is (2 x 3.69)^.5 / 2 = 1.36.
-    assert found.pairs.tolist() == [[8, 9], [4, 5]]
-    assert found.distance.tolist() == [0.0625**2, 0.125**2]
-    usual = [(2 * (2 + square)) ** 0.5 for square in found.distance.tolist()]
-    np.testing.assert_allclose(found.ratio, found.distance / usual, rtol=1e-6)
-    assert found.num_crowded == 0
+    assert duplicates.pairs.tolist() == [[8, 9], [4, 5]]
+    assert duplicates.distance.tolist() == [0.0625**2, 0.125**2]
+    usual = [(2 * (2 + square)) ** 0.5 for square in duplicates.distance.tolist()]
+    np.testing.assert_allclose(duplicates.ratio, duplicates.distance / usual, rtol=1e-6)
+    assert duplicates.num_crowded == 0
 
 
 def test_crowds_of_near_duplicates_are_counted():
@@ -135,26 +135,26 @@ def test_crowds_of_near_duplicates_are_counted():
     embedding[1:4] = embedding[0]
     label = np.arange(10)
     split = np.array(["train"] * 10, object)
-    found = findings.near_duplicates(label, split, *nearest(embedding, 2))
-    assert found.num_crowded == 4  # each of the four has three copies, and two are listed
-    found = findings.near_duplicates(label, split, *nearest(embedding, 4))
-    assert len(found.pairs) == 6
-    assert not found.ratio.any()
-    assert found.num_crowded == 0
+    duplicates = findings.near_duplicates(label, split, *nearest(embedding, 2))
+    assert duplicates.num_crowded == 4  # each of the four has three copies, and two are listed
+    duplicates = findings.near_duplicates(label, split, *nearest(embedding, 4))
+    assert len(duplicates.pairs) == 6
+    assert not duplicates.ratio.any()
+    assert duplicates.num_crowded == 0
 
 
 def plain_near_duplicates(embedding, label, split, k, alike=lambda i, j: 0.0):
     """The rule of docs/report.md for near-duplicates, one pair at a time."""
     rows, distance = nearest(embedding, k)
     usual = np.median(distance.astype(float), axis=1)
-    found = set()
+    pairs = set()
     for i in range(len(embedding)):
         for j, d in zip(rows[i].tolist(), distance[i].tolist(), strict=True):
             apart = (label[i], split[i]) != (label[j], split[j])
             share = 1 if apart and alike(i, j) >= 0.99 else 0.5
             if apart and d <= (usual[i] * usual[j]) ** 0.5 * share:
-                found.add((min(i, j), max(i, j)))
-    return found
+                pairs.add((min(i, j), max(i, j)))
+    return pairs
 
 
 @settings(deadline=None, max_examples=60)
@@ -165,22 +165,22 @@ def test_near_duplicates_are_those_of_the_plain_rule(seed, num, k, with_pictures
     label, split = rng.integers(0, 3, num), rng.choice(np.array(["a", "b"], object), num)
     table = rng.choice([0.2, 0.98, 0.99, 1.0], (num, num))
     table = np.maximum(table, table.T) if with_pictures else np.full((num, num), np.nan)
-    found = findings.near_duplicates(
+    duplicates = findings.near_duplicates(
         label,
         split,
         *nearest(embedding, k),
         alike=(lambda pairs: table[pairs[:, 0], pairs[:, 1]]) if with_pictures else None,
     )
-    pairs = [(i, j) for i, j in found.pairs.tolist()]
+    pairs = [(i, j) for i, j in duplicates.pairs.tolist()]
     assert len({*pairs}) == len(pairs)
     assert {*pairs} == plain_near_duplicates(
         embedding, label, split, k, lambda i, j: np.nan_to_num(table[i, j])
     )
-    np.testing.assert_array_equal(found.alike, [table[pair] for pair in pairs])
-    same = found.alike >= 0.99
+    np.testing.assert_array_equal(duplicates.alike, [table[pair] for pair in pairs])
+    same = duplicates.alike >= 0.99
     assert (np.diff(same.astype(int)) <= 0).all()  # these pairs come first
     for each in (same, ~same):
-        assert (np.diff(found.ratio[each]) >= 0).all()
+        assert (np.diff(duplicates.ratio[each]) >= 0).all()
 
 
 def test_pictures_that_were_not_compared_are_counted():
@@ -194,16 +194,17 @@ def test_pictures_that_were_not_compared_are_counted():
         asked.extend(pairs.tolist())
         return np.array([1.0, np.nan, 0.3])
 
-    found = findings.near_duplicates(label, label, rows, near, alike=alike, compared=3)
+    duplicates = findings.near_duplicates(label, label, rows, near, alike=alike, compared=3)
     assert asked == [[0, 1], [2, 3], [4, 5]]
-    assert found.pairs.tolist() == asked
-    assert found.num_not_compared == 2  # one picture is missing, and one pair is beyond the limit
-    found = findings.near_duplicates(
+    assert duplicates.pairs.tolist() == asked
+    # One picture is missing, and one pair is beyond the limit.
+    assert duplicates.num_not_compared == 2
+    duplicates = findings.near_duplicates(
         label, label, rows, near, alike=lambda _: np.array([0, 0, 0, 1])
     )
-    assert found.pairs.tolist() == [[6, 7], *asked]
-    np.testing.assert_allclose(found.ratio, [0.81, 0.01, 0.04, 0.09])
-    assert found.num_not_compared == 0
+    assert duplicates.pairs.tolist() == [[6, 7], *asked]
+    np.testing.assert_allclose(duplicates.ratio, [0.81, 0.01, 0.04, 0.09])
+    assert duplicates.num_not_compared == 0
 
 
 @pytest.mark.parametrize("num", [0, 1])
@@ -231,10 +232,10 @@ def test_pair_distances_are_all_pairs(seed, num, num_gallery):
     same = label[:, None] == of_gallery[None]
     counts = ~np.eye(num, dtype=bool) if not num_gallery else np.ones_like(same)
     both = findings.pair_distances(queries, label, *given_gallery)
-    for found, kind in zip(both, (same, ~same), strict=True):
+    for measured, kind in zip(both, (same, ~same), strict=True):
         expected = np.sort(square[kind & counts].astype(np.float32))
-        assert found.num_pairs == len(expected)
-        np.testing.assert_array_equal(np.sort(found.distance), expected)
+        assert measured.num_pairs == len(expected)
+        np.testing.assert_array_equal(np.sort(measured.distance), expected)
 
 
 def test_of_many_pairs_some_are_drawn():

@@ -14,10 +14,9 @@ from PIL import Image
 
 from tests.fixtures import jobs
 from tests.fixtures.retrieval import oracle
-from tests.fixtures.search.oracle import nearest
 from tests.fixtures.written import edit_rows
 from tests.trainer.report import conftest as planted
-from tests.trainer.report.test_findings import plain_near_duplicates, plain_wrong_labels
+from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
 from trainer.pictures.source_images import RecordPictures
 from trainer.report.__main__ import main
 from trainer.report.report import write_report
@@ -126,20 +125,23 @@ def test_others_are_those_of_the_evaluation(page, reported):
     assert page.cells["raw pixels", "r_precision"] == "–"
     assert page.cells["raw pixels", "recall_at_8"] == "–"
     # The evaluation is of another model, which its figure shows.
-    assert "MAP@R 0.312 of the trained model" in reported.html
+    assert "MAP@R 0.312 for the trained model" in reported.html
 
 
 def test_the_planted_wrong_label_is_first_but_for_the_copy(page, reported):
     of = reported.embeddings
     expected = plain_wrong_labels(of.embedding, of.label, nearest(of.embedding, 10)[0])
-    assert f"{len(expected):,} of {len(of)} images sit amid another class" in reported.html
+    assert (
+        f"{len(expected):,} of {len(of)} images lie among the images of another class"
+        in reported.html
+    )
     articles = page.articles["Likely wrong labels"]
     assert len(articles) == len(expected)
     firsts = [article["p"] for article in articles[:2]]
     assert any(planted.WRONG in text for text in firsts)
     assert any(planted.COPY in text for text in firsts)
     [article] = [each for each in articles if planted.WRONG in each["p"]]
-    assert article["h3"] == "labelled class_02, sits in class_06"
+    assert article["h3"] == "labelled class_02, lies in class_06"
     row = of.source_id.tolist().index(planted.WRONG)
     _, votes, score = expected[row]
     assert f"score {score:.3f}; {votes} of its 10 nearest are class_06" in article["p"]
@@ -156,7 +158,7 @@ def test_the_planted_near_duplicate_is_found(page, reported):
         return np.corrcoef([(each - each.mean((0, 1))).ravel() for each in small])[0, 1]
 
     count = len(plain_near_duplicates(of.embedding, of.label, of.split, 10, alike))
-    assert f"that correlate by .99): {count}." in " ".join(reported.html.split())
+    assert f"Number of near-duplicates: {count}." in " ".join(reported.html.split())
     articles = page.articles["Near-duplicates across classes and splits"]
     assert len(articles) == count
     both = (planted.COPY, planted.COPIED)
@@ -189,11 +191,11 @@ def test_pictures_are_those_of_the_images(page, reported):
     data = base64.b64decode(picture["src"].partition(",")[2])
     with Image.open(io.BytesIO(data)) as shown:
         assert max(shown.size) == 96
-        found = np.asarray(shown, float).mean((0, 1))
+        mean = np.asarray(shown, float).mean((0, 1))
     images = reported.data.parent / "images"
     with Image.open(images / planted.WRONG) as image:
         expected = np.asarray(image, float).mean((0, 1))
-    np.testing.assert_allclose(found, expected, atol=6)
+    np.testing.assert_allclose(mean, expected, atol=6)
 
 
 def test_what_is_left_out_is_counted(reported, tmp_path):
@@ -213,7 +215,9 @@ def test_what_is_left_out_is_counted(reported, tmp_path):
 
 
 def test_it_says_what_it_found(reported):
-    assert re.search(r"(?m)\d+ sit amid another class; .* splits: \d+$", reported.printed)
+    assert re.search(
+        r"(?m)\d+ lie among the images of another class; .* splits: \d+$", reported.printed
+    )
     assert f"wrote {reported.path}" in reported.printed
 
 
@@ -273,7 +277,7 @@ def test_an_evaluation_by_other_rules_is_not_beside_it(reported, tmp_path, capsy
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "images of a query's x_visit were left out" in " ".join(html.split())
     assert {name for name, _ in Page(html).cells} == {"trained model"}
-    assert "of the trained model: it is of another step" not in html
+    assert "So it was made at another step" not in html
 
 
 def test_damaged_pictures_are_counted(reported, tmp_path):

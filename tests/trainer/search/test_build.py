@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from trainer.search import index_files
-from trainer.search.build import add, build
+from trainer.search.build import add, build, summary
 from trainer.search.index import SearchIndex
-from trainer.search.summary import summary
 from tripletmill.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -42,8 +41,8 @@ def test_what_goes_in_is_held(tmp_path):
     given = {"source_id": names, "class_name": classes, "split": splits}
     collection = write_embeddings(tmp_path / "e", vectors, **given)
     info = build(directory=str(tmp_path / "i"), embeddings_dirs=[str(collection)])
-    rows, found = held(tmp_path / "i")
-    assert found == vectors.tolist()
+    rows, embeddings = held(tmp_path / "i")
+    assert embeddings == vectors.tolist()
     labels = [1, 1, None, 3, 1]
     expected = zip(names, splits, labels, classes, strict=True)
     keys = ("source_id", "split", "label", "class")
@@ -102,12 +101,12 @@ def test_adding_is_building_of_the_union(tmp_path_factory, collections):
     parts += [
         add(directory=str(root / "parts"), embeddings_dirs=[each]) for each in directories[1:]
     ]
-    rows, found = held(root / "whole")
-    assert (rows, found) == held(root / "parts")
+    rows, embeddings = held(root / "whole")
+    assert (rows, embeddings) == held(root / "parts")
     assert [(row["source_id"], row["class"]) for row in rows] == [
         (name, class_name) for name, (_, class_name) in first.items()
     ]
-    assert found == [vectors[pick].tolist() for pick, _ in first.values()]
+    assert embeddings == [vectors[pick].tolist() for pick, _ in first.values()]
     assert numbers(whole) == [numbers(info)[-1] for info in parts] == counts
     lines = Path(whole.path("left_out")).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["source_id"] for line in lines] == left_out
@@ -218,10 +217,10 @@ def test_killed_at_any_moment(tmp_path):
     killed = int(done.stdout)
     new = held(tmp_path / "copies" / str(killed))
     assert len(new[0]) == 7
-    found = [held(tmp_path / "copies" / str(access)) for access in range(killed)]
-    committed = found.index(new)
+    copies = [held(tmp_path / "copies" / str(access)) for access in range(killed)]
+    committed = copies.index(new)
     assert committed > 5
-    assert found == [old] * committed + [new] * (killed - committed)
+    assert copies == [old] * committed + [new] * (killed - committed)
     # Adding again repairs what the killed process left behind.
     for access in range(committed):
         copy = tmp_path / "copies" / str(access)
@@ -258,5 +257,5 @@ def test_no_images(tmp_path):
     assert index.nearest(unit_vectors(2)) == [[], []]
     add(directory=str(tmp_path / "i"), embeddings_dirs=[some])
     index = SearchIndex.load(str(tmp_path / "i"))
-    [[found]] = index.nearest(unit_vectors(3)[2:], 1)
-    assert (found.entry.source_id, found.distance) == ("00002.jpg", 0)
+    [[nearest]] = index.nearest(unit_vectors(3)[2:], 1)
+    assert (nearest.entry.source_id, nearest.distance) == ("00002.jpg", 0)

@@ -12,7 +12,7 @@ from trainer.search import exact
 from tripletmill.errors import UsageError
 
 
-def found(vectors, queries, k, threads=2):
+def pairs(vectors, queries, k, threads=2):
     rows, distances = exact.exact(vectors, queries, k, threads=threads)
     return [
         list(zip(*each, strict=True))
@@ -35,7 +35,7 @@ def test_by_hand():
 def test_random(num_queries, k):
     vectors = unit_vectors(400, 12)
     queries = unit_vectors(num_queries, 12, seed=1)
-    assert found(vectors, queries, k) == [oracle.nearest(vectors, q, k) for q in queries]
+    assert pairs(vectors, queries, k) == [oracle.nearest(vectors, q, k) for q in queries]
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,7 +48,7 @@ def test_ties_are_in_the_order_of_rows(data):
     queries = np.array(data.draw(st.lists(st.sampled_from(corners), max_size=30)), np.float32)
     k = data.draw(st.integers(0, 100))
     expected = [oracle.nearest(vectors, query, k) for query in queries]
-    assert found(vectors, queries.reshape(-1, 3), k) == expected
+    assert pairs(vectors, queries.reshape(-1, 3), k) == expected
 
 
 @pytest.mark.parametrize("k", [5, 150])
@@ -74,7 +74,7 @@ def test_more_near_ties_than_the_slack():
     _, by_faiss = faiss.knn(queries, vectors, 10 + exact.SLACK)
     rows, _ = exact.exact(vectors, queries, 10, threads=2)
     assert any(set(rows[i]) - set(by_faiss[i]) for i in range(1_000))
-    answers = found(vectors, queries, 10)
+    answers = pairs(vectors, queries, 10)
     for i in range(0, 1_000, 50):
         assert answers[i] == oracle.nearest(vectors, queries[i], 10)
 
@@ -83,7 +83,7 @@ def test_mapped_from_a_file(tmp_path):
     vectors = unit_vectors(50)
     np.save(tmp_path / "v.npy", vectors)
     mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
-    assert found(mapped, vectors[:3], 5) == found(vectors, vectors[:3], 5)
+    assert pairs(mapped, vectors[:3], 5) == pairs(vectors, vectors[:3], 5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1.1])

@@ -13,10 +13,9 @@ import pytest
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from tests.fixtures.search import oracle
 from trainer.search import faiss_index, index_files
-from trainer.search.build import add, build
+from trainer.search.build import add, build, summary
 from trainer.search.index import SearchIndex
 from trainer.search.recall import Recall, measure
-from trainer.search.summary import summary
 from tripletmill.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -89,14 +88,14 @@ def test_measured_recall_is_that_of_brute_force(kind):
     for value, share in recall.by_setting.items():
         if kind == "hnsw":
             index.hnsw.efSearch = value
-            found = [set(rows) for rows in index.search(queries, 10)[1].tolist()]
+            nearest = [set(rows) for rows in index.search(queries, 10)[1].tolist()]
         else:
             index.nprobe = value
-            found = []
+            nearest = []
             for query, rows in zip(queries, index.search(queries, 100)[1], strict=True):
                 near = oracle.nearest(vectors, query, 10, rows[rows >= 0].tolist())
-                found.append({row for row, _ in near})
-        hits = sum(len(a & b) for a, b in zip(true, found, strict=True))
+                nearest.append({row for row, _ in near})
+        hits = sum(len(a & b) for a, b in zip(true, nearest, strict=True))
         assert share == pytest.approx(hits / 400, abs=1e-4)
     assert min(recall.by_setting.values()) < 1
 
@@ -108,16 +107,16 @@ def test_answers(built):
     vectors = np.array(contents.vectors)
     queries = unit_vectors(40, DIM, clusters=40, seed=6)
     hits = 0
-    for query, found in zip(queries, index.nearest(queries, 10), strict=True):
+    for query, neighbours in zip(queries, index.nearest(queries, 10), strict=True):
         distances = oracle.distances(vectors, query)
-        pairs = [(each.distance, each.entry.row) for each in found]
+        pairs = [(each.distance, each.entry.row) for each in neighbours]
         assert pairs == sorted(pairs)
         assert all(distances[row] == distance for distance, row in pairs)
         hits += len(set(pairs) & {(d, row) for row, d in oracle.nearest(vectors, query, 10)})
     assert hits >= 400 * (index.info.recall.by_setting[index.info.recall.setting] - 0.05)
     # All rows are asked for. A graph need not have a path to each row, so the search is exact here.
-    [found] = index.nearest(queries[:1], ROWS[kind] + 5)
-    assert [e.entry.row for e in found] == [
+    [neighbours] = index.nearest(queries[:1], ROWS[kind] + 5)
+    assert [e.entry.row for e in neighbours] == [
         row for row, _ in oracle.nearest(vectors, queries[0], len(vectors))
     ]
     [alone] = [index.nearest_of(index.entries([7])[0].source_id, 3)]

@@ -30,8 +30,8 @@ def made(tmp_path_factory):
     return SearchIndex.load(str(root / "i")), vectors, classes, splits
 
 
-def pairs(found):
-    return [(each.entry.row, each.distance) for each in found]
+def pairs(neighbours):
+    return [(each.entry.row, each.distance) for each in neighbours]
 
 
 @settings(max_examples=80, deadline=None)
@@ -48,11 +48,11 @@ def test_filters(made, class_name, split, k, row):
     ]
     wanted = {"class_name": class_name, "split": split}
     query = unit_vectors(1, seed=row)
-    [found] = index.nearest(query, k, **wanted)
-    assert pairs(found) == oracle.nearest(vectors, query[0], k, rows)
+    [neighbours] = index.nearest(query, k, **wanted)
+    assert pairs(neighbours) == oracle.nearest(vectors, query[0], k, rows)
     others = [i for i in rows if i != row]
-    found = index.nearest_of(f"{row:05d}.jpg", k, **wanted)
-    assert pairs(found) == oracle.nearest(vectors, vectors[row], k, others)
+    neighbours = index.nearest_of(f"{row:05d}.jpg", k, **wanted)
+    assert pairs(neighbours) == oracle.nearest(vectors, vectors[row], k, others)
 
 
 def test_entries(made):

@@ -109,21 +109,21 @@ def test_json_lines_of_files_and_folders(ask, made, tmp_path):
     flags = ["--model_dir=run", "--format=jsonl", "--neighbours=3"]
     code, out, err = ask(str(tmp_path / "f"), str(alone), "gone.png", *flags)
     assert code == 0
-    found = {each["query"]: each for each in map(json.loads, out.splitlines())}
-    assert [*found] == [
+    answers = {each["query"]: each for each in map(json.loads, out.splitlines())}
+    assert [*answers] == [
         *(str(tmp_path / "f" / name) for name in ("notes.txt", "z.png")),
         str(alone),
         "gone.png",
     ]
     bad = f"{tmp_path}/f/notes.txt"
-    assert found[bad]["error"].startswith("not a JPEG")
-    assert "No such file" in found["gone.png"]["error"]
+    assert answers[bad]["error"].startswith("not a JPEG")
+    assert "No such file" in answers["gone.png"]["error"]
     assert f"{bad}: not a JPEG" in err
     assert err.endswith("2 of 4 could not be answered\n")
-    [nearest, *_] = found[f"{tmp_path}/f/z.png"]["neighbours"]
+    [nearest, *_] = answers[f"{tmp_path}/f/z.png"]["neighbours"]
     expected = {"source_id": "green/1.png", "class": "green", "label": 5, "split": None}
     assert {**expected, "distance": nearest["distance"]} == nearest
-    assert [e["class"] for e in found[str(alone)]["neighbours"][:2]] == ["blue", "blue"]
+    assert [e["class"] for e in answers[str(alone)]["neighbours"][:2]] == ["blue", "blue"]
 
 
 def test_an_image_of_the_collection_finds_itself(ask):
@@ -131,9 +131,9 @@ def test_an_image_of_the_collection_finds_itself(ask):
     flags = ["--model_dir=run/export", "--format=jsonl", "--neighbours=1"]
     for name in COLOURS:
         _, out, _ = ask(f"images/{name}", *flags)
-        [found] = json.loads(out)["neighbours"]
-        assert found["source_id"] == name
-        assert found["distance"] < 1e-9
+        [nearest] = json.loads(out)["neighbours"]
+        assert nearest["source_id"] == name
+        assert nearest["distance"] < 1e-9
 
 
 def test_filters(ask):
@@ -256,5 +256,5 @@ def test_image_by_process(made):
     flags = [f"--index_dir={made / 'index'}", f"--model_dir={made / 'run'}", str(made / "images")]
     done = by_process("query", *flags, "--neighbours=1", "--format=jsonl")
     assert (done.returncode, done.stderr) == (0, "")
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["neighbours"][0]["source_id"] for each in found] == sorted(COLOURS)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["neighbours"][0]["source_id"] for each in answers] == sorted(COLOURS)

@@ -57,8 +57,8 @@ class Collection:
         """Distances by brute force from the images themselves, nearest first."""
         vector = self.vectors[self.source_ids.index(source_id)]
         distances = ((self.vectors - vector) ** 2).sum(axis=1)
-        found = {each: float(distances[self.source_ids.index(each)]) for each in among}
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+        distance_of = {each: float(distances[self.source_ids.index(each)]) for each in among}
+        return dict(sorted(distance_of.items(), key=lambda item: item[1]))
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +120,9 @@ def ask(
         {**kind, **(headers or {})},
     )
     answer = connection.getresponse()
-    found = Answer(answer.status, dict(answer.getheaders()), answer.read())
+    received = Answer(answer.status, dict(answer.getheaders()), answer.read())
     connection.close()
-    return found
+    return received
 
 
 class Server:

@@ -168,19 +168,19 @@ def test_what_a_screen_reader_finds(page, collection):
     page.choose_file("#file", collection.folder / "images/class_00/00.png")
     until(page, query="00.png")
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    found = [
+    elements = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
         for node in nodes
         if not node["ignored"]
     ]
     for role in ("image", "link", "button", "combobox", "spinbutton"):
-        names = [name for found_role, name in found if found_role == role]
-        assert names, (role, found)
+        names = [name for each_role, name in elements if each_role == role]
+        assert names, (role, elements)
         assert all(names), (role, names)
-    assert {"Class", "Split", "Neighbours"} <= {name for _, name in found}
-    assert any(role == "button" and name.startswith("Choose an image") for role, name in found)
-    assert {"alert", "status", "main", "list"} <= {role for role, _ in found}
-    assert [name for role, name in found if role == "heading"] == [
+    assert {"Class", "Split", "Neighbours"} <= {name for _, name in elements}
+    assert any(role == "button" and name.startswith("Choose an image") for role, name in elements)
+    assert {"alert", "status", "main", "list"} <= {role for role, _ in elements}
+    assert [name for role, name in elements if role == "heading"] == [
         *("Similar images", "Query", "Nearest images")
     ]
     # The file button can be reached by keyboard and is visible then.

@@ -13,11 +13,17 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from pipeline.embedding.settings import IMAGES
-from tests.fixtures.browser import PATIENCE
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from tests.fixtures.replicas import CLASSES
-from tests.trainer.serve.conftest import NASTY, ROOT, Server, ask, connect
+from tests.trainer.serve.conftest import (
+    CLASSES,
+    IMAGES,
+    NASTY,
+    PATIENCE,
+    ROOT,
+    Server,
+    ask,
+    connect,
+)
 from trainer.pictures.source_images import FilePictures
 from trainer.search.build import build
 from trainer.search.index import SearchIndex
@@ -29,16 +35,16 @@ from trainer.serve.guard import HEADERS, is_own_host
 NEIGHBOURS = "/api/neighbours"
 
 
-def found(answer) -> list[tuple[str, float]]:
+def neighbours(answer) -> list[tuple[str, float]]:
     assert answer.status == 200, answer.body
     return [(each["source_id"], each["distance"]) for each in answer.json["neighbours"]]
 
 
 def assert_nearest(answer, distances: dict[str, float], number: int) -> None:
     """Asserts the first of the expected results, as many as there are; ties in any order."""
-    names = [name for name, _ in found(answer)]
+    names = [name for name, _ in neighbours(answer)]
     assert len({*names}) == len(names) == min(number, len(distances))
-    got = [distance for _, distance in found(answer)]
+    got = [distance for _, distance in neighbours(answer)]
     # The tolerance covers float32 embeddings and TensorFlow's JPEG decoder.
     np.testing.assert_allclose(got, [distances[name] for name in names], atol=2e-5)
     np.testing.assert_allclose(got, [*distances.values()][:number], atol=2e-5)
@@ -66,7 +72,7 @@ def test_neighbours_of_an_upload(server, collection):
     asked = collection.source_ids[7]
     answer = server.ask(NEIGHBOURS, collection.image(asked))
     assert_nearest(answer, collection.distances(asked, collection.source_ids), 10)
-    assert found(answer)[0][0] == asked
+    assert neighbours(answer)[0][0] == asked
     assert answer.json["query"] is None
 
 
@@ -121,7 +127,7 @@ def test_many_at_once(server, collection):
     source_ids = collection.source_ids
 
     def upload(source_id):
-        return found(server.ask(NEIGHBOURS, collection.image(source_id), neighbours=1))[0][0]
+        return neighbours(server.ask(NEIGHBOURS, collection.image(source_id), neighbours=1))[0][0]
 
     def search(source_id):
         return server.ask(NEIGHBOURS, source_id=source_id).json["query"]["source_id"]
@@ -388,7 +394,7 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
         "images nowhere: no such folder, and no list (.csv, .jsonl)"
     )
     assert error(capsys, model, index, data, free, "--host=a..b") == (
-        "--host=a..b --port=0: no name of a host; choose others, or --port=0 for a free port"
+        "--host=a..b --port=0: not a host name; choose others, or --port=0 for a free port"
     )
     assert "--host=no.example.invalid --port=0: " in error(
         capsys, model, index, data, free, "--host=no.example.invalid"

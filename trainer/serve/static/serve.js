@@ -1,16 +1,17 @@
-// The page: what is asked is in the address and in history.state, and is shown from there.
+// The search page. Its address and history.state hold the search that the page shows.
 
 const DEFAULT_NEIGHBOURS = 12;
 
-const at = (id) => document.getElementById(id);
-const fields = { class: at("class"), split: at("split"), neighbours: at("neighbours") };
+const byId = (id) => document.getElementById(id);
+const fields = { class: byId("class"), split: byId("split"), neighbours: byId("neighbours") };
 
-// Images that were chosen, by the number that history.state holds: back finds them again.
+// The image files that the user chose, by number. history.state holds the number of the file, so
+// that going back finds it again.
 const uploads = new Map();
 
 let info;
-let current = null; // AbortController of the search under way
-let previewed = null; // object URL of the image shown as the query
+let current = null; // AbortController of the current search
+let previewed = null; // object URL of the file that is shown as the query
 
 async function ask(path, options) {
   let answer;
@@ -35,20 +36,20 @@ async function send(file, path, signal) {
   }
 }
 
-// The query string that a search has in the API, or in the address of this page.
+// The query string of a search. The API needs all parameters; the address omits the default number.
 function parameters({ sourceId, filters, all = true }) {
-  const given = new URLSearchParams();
-  if (sourceId !== null) given.set("source_id", sourceId);
-  for (const name of ["class", "split"]) if (filters[name]) given.set(name, filters[name]);
+  const query = new URLSearchParams();
+  if (sourceId !== null) query.set("source_id", sourceId);
+  for (const name of ["class", "split"]) if (filters[name]) query.set(name, filters[name]);
   if (all || filters.neighbours !== String(DEFAULT_NEIGHBOURS)) {
-    given.set("neighbours", filters.neighbours);
+    query.set("neighbours", filters.neighbours);
   }
-  return given;
+  return query;
 }
 
 function addressOf(sourceId, filters) {
-  const given = parameters({ sourceId, filters, all: false }).toString();
-  return given ? `/?${given}` : "/";
+  const query = parameters({ sourceId, filters, all: false }).toString();
+  return query ? `/?${query}` : "/";
 }
 
 function filtersOfFields() {
@@ -60,14 +61,14 @@ function filtersOfFields() {
 }
 
 function stateOfAddress() {
-  const given = new URLSearchParams(location.search);
+  const query = new URLSearchParams(location.search);
   return {
-    sourceId: given.get("source_id"),
+    sourceId: query.get("source_id"),
     upload: history.state?.upload ?? null,
     filters: {
-      class: given.get("class") ?? "",
-      split: given.get("split") ?? "",
-      neighbours: given.get("neighbours") ?? String(DEFAULT_NEIGHBOURS),
+      class: query.get("class") ?? "",
+      split: query.get("split") ?? "",
+      neighbours: query.get("neighbours") ?? String(DEFAULT_NEIGHBOURS),
     },
   };
 }
@@ -77,25 +78,26 @@ function go({ sourceId = null, upload = null, filters = filtersOfFields() }) {
   return show();
 }
 
-// Shows what the address and history.state say; false if it could not, or another search began.
+// Runs the search that the address and history.state hold, and shows its result. Returns false if
+// the search failed, or if another search began in the meantime.
 async function show() {
   current?.abort();
   const search = (current = new AbortController());
   const { sourceId, upload, filters } = stateOfAddress();
   setFields(filters);
-  at("error").textContent = "";
-  at("status").textContent = "Searching…";
-  at("results").setAttribute("aria-busy", "true");
+  byId("error").textContent = "";
+  byId("status").textContent = "Searching…";
+  byId("results").setAttribute("aria-busy", "true");
   try {
     await load({ sourceId, upload, filters, signal: search.signal });
     return true;
   } catch (error) {
     if (search.signal.aborted) return false;
     clear();
-    at("error").textContent = error.message;
+    byId("error").textContent = error.message;
     return false;
   } finally {
-    if (!search.signal.aborted) at("results").setAttribute("aria-busy", "false");
+    if (!search.signal.aborted) byId("results").setAttribute("aria-busy", "false");
   }
 }
 
@@ -110,21 +112,21 @@ function setFields(filters) {
 async function load({ sourceId, upload, filters, signal }) {
   const path = `/api/neighbours?${parameters({ sourceId, filters })}`;
   if (sourceId !== null) {
-    const found = await ask(path, { signal });
-    showQuery({ name: sourceId, of: found.query, picture: pictureOf(sourceId) });
-    showNeighbours(found.neighbours, { name: sourceId, of: found.query.class });
+    const { query, neighbours } = await ask(path, { signal });
+    showQuery({ name: sourceId, image: query, picture: pictureOf(sourceId) });
+    showNeighbours(neighbours, { name: sourceId, queryClass: query.class });
   } else if (uploads.has(upload)) {
     const file = uploads.get(upload);
     const name = file.name;
-    const found = await send(file, path, signal);
-    showQuery({ name, of: null, picture: URL.createObjectURL(file) });
-    showNeighbours(found.neighbours, { name, of: null });
+    const { neighbours } = await send(file, path, signal);
+    showQuery({ name, image: null, picture: URL.createObjectURL(file) });
+    showNeighbours(neighbours, { name, queryClass: null });
   } else {
     const { images } = await ask("/api/examples", { signal });
     showQuery(null);
-    showResults(images, { title: "Or begin with one of these" });
+    showResults(images, { title: "Or begin with one of these images" });
     const lost = upload !== null;
-    at("status").textContent = lost ? "That image is no longer here; choose it again." : "";
+    byId("status").textContent = lost ? "This page no longer has the image. Choose it again." : "";
     document.title = "Similar images";
   }
 }
@@ -132,7 +134,7 @@ async function load({ sourceId, upload, filters, signal }) {
 function clear() {
   showQuery(null);
   showResults([], { title: "" });
-  at("status").textContent = "";
+  byId("status").textContent = "";
 }
 
 function pictureOf(sourceId) {
@@ -142,31 +144,33 @@ function pictureOf(sourceId) {
 function showQuery(query) {
   if (previewed) URL.revokeObjectURL(previewed);
   previewed = query?.picture.startsWith("blob:") ? query.picture : null;
-  at("query").hidden = !query;
-  const image = at("query-image");
+  byId("query").hidden = !query;
+  const image = byId("query-image");
   if (!query) {
     image.removeAttribute("src");
     return;
   }
   image.src = query.picture;
   image.alt = query.name;
-  at("query-name").textContent = query.name;
-  at("query-of").textContent = [query.of?.class, query.of?.split].filter(Boolean).join(", ");
+  byId("query-name").textContent = query.name;
+  const facts = [query.image?.class, query.image?.split];
+  byId("query-of").textContent = facts.filter(Boolean).join(", ");
 }
 
-function showNeighbours(neighbours, { name, of }) {
+function showNeighbours(neighbours, { name, queryClass }) {
   const number = neighbours.length;
-  showResults(neighbours, { title: "Nearest images", of });
-  const same = neighbours.filter((each) => of !== null && each.class === of).length;
-  const found = number > 1 ? `The ${number} nearest images` : number ? "1 image" : "No other image";
-  at("status").textContent = of !== null && number ? `${found}, ${same} of its class` : found;
+  showResults(neighbours, { title: "Nearest images", queryClass });
+  const text = number > 1 ? `The ${number} nearest images` : number ? "1 image" : "No other image";
+  const same = neighbours.filter((each) => each.class === queryClass).length;
+  const known = queryClass !== null && number;
+  byId("status").textContent = known ? `${text}, ${same} of its class` : text;
   document.title = `${name} – Similar images`;
 }
 
-function showResults(images, { title, of = null }) {
-  at("results-title").textContent = title;
-  at("results").replaceChildren(
-    ...images.map((each, place) => result(each, { place: place + 1, of })),
+function showResults(images, { title, queryClass = null }) {
+  byId("results-title").textContent = title;
+  byId("results").replaceChildren(
+    ...images.map((each, index) => result(each, { rank: index + 1, queryClass })),
   );
 }
 
@@ -177,7 +181,7 @@ function element(tag, { class: name, text = "", ...attributes } = {}) {
   return Object.assign(made, attributes);
 }
 
-function result(each, { place, of }) {
+function result(each, { rank, queryClass }) {
   const link = element("a", {
     href: addressOf(each.source_id, filtersOfFields()),
     title: each.source_id,
@@ -192,7 +196,7 @@ function result(each, { place, of }) {
   const facts = element("span", { class: "facts" });
   if (each.distance !== undefined) {
     facts.append(
-      element("span", { class: "rank", text: `${place}.` }),
+      element("span", { class: "rank", text: `${rank}.` }),
       element("span", {
         class: "distance",
         text: each.distance.toFixed(3),
@@ -201,7 +205,7 @@ function result(each, { place, of }) {
     );
   }
   link.append(picture, facts, element("span", { class: "class", text: each.class ?? each.source_id }));
-  if (of !== null && each.class === of) {
+  if (queryClass !== null && each.class === queryClass) {
     link.classList.add("same");
     link.append(element("span", { class: "unseen", text: ", same class" }));
   }
@@ -217,7 +221,7 @@ async function search(file) {
     current?.abort();
     clear();
     const most = info.max_upload_bytes / 1e6;
-    at("error").textContent = `${file.name}: the file is larger than ${most} MB`;
+    byId("error").textContent = `${file.name}: the file is larger than ${most} MB`;
     return;
   }
   const upload = Date.now() + Math.random();
@@ -225,9 +229,9 @@ async function search(file) {
   go({ upload });
 }
 
-at("file").addEventListener("change", ({ target }) => {
+byId("file").addEventListener("change", ({ target }) => {
   search(target.files[0]);
-  target.value = ""; // so that the same file may be chosen again
+  target.value = ""; // without this, choosing the same file again would not count as a change
 });
 
 document.addEventListener("paste", ({ clipboardData }) => search(clipboardData.files[0]));
@@ -249,24 +253,26 @@ document.addEventListener("drop", (event) => {
   search(event.dataTransfer.files[0]);
 });
 
-at("search").addEventListener("submit", (event) => event.preventDefault());
-at("search").addEventListener("change", ({ target }) => {
-  if (!Object.values(fields).includes(target) || !at("search").reportValidity()) return;
+// With a modifier key, a click opens a link in another tab or window, or saves it.
+const hasModifier = (event) => event.ctrlKey || event.metaKey || event.shiftKey || event.altKey;
+
+byId("search").addEventListener("submit", (event) => event.preventDefault());
+byId("search").addEventListener("change", ({ target }) => {
+  if (!Object.values(fields).includes(target) || !byId("search").reportValidity()) return;
   const { sourceId, upload } = stateOfAddress();
   go({ sourceId, upload });
 });
 
-at("results").addEventListener("click", async (event) => {
+byId("results").addEventListener("click", async (event) => {
   const link = event.target.closest("a");
-  const elsewhere = event.ctrlKey || event.metaKey || event.shiftKey || event.altKey;
-  if (!link || elsewhere) return;
+  if (!link || hasModifier(event)) return;
   event.preventDefault();
-  // The link that had the focus is gone then.
-  if (await go({ sourceId: link.dataset.sourceId })) at("results-title").focus();
+  // The results are replaced, and the link that had the focus is gone.
+  if (await go({ sourceId: link.dataset.sourceId })) byId("results-title").focus();
 });
 
-at("home").addEventListener("click", (event) => {
-  if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+byId("home").addEventListener("click", (event) => {
+  if (hasModifier(event)) return;
   event.preventDefault();
   go({ filters: { class: "", split: "", neighbours: String(DEFAULT_NEIGHBOURS) } });
 });
@@ -278,12 +284,12 @@ async function start() {
   try {
     [info, { classes }] = await Promise.all([ask("/api/info"), ask("/api/classes")]);
   } catch (error) {
-    at("error").textContent = error.message;
+    byId("error").textContent = error.message;
     return;
   }
-  at("about").textContent =
+  byId("about").textContent =
     `${info.images.toLocaleString()} images, ${classes.length.toLocaleString()} classes`;
-  at("classes").replaceChildren(...classes.map((name) => element("option", { value: name })));
+  byId("classes").replaceChildren(...classes.map((name) => element("option", { value: name })));
   for (const split of info.splits) fields.split.add(new Option(split, split));
   fields.class.disabled = !classes.length;
   fields.split.disabled = !info.splits.length;

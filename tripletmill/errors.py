@@ -12,12 +12,12 @@ def require_positive(owner: str, **values: int) -> None:
             raise UsageError(f"{owner}.{name} {value}: 1 or more")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
 def one_line(error: Exception) -> str:
     """What an exception says, as an error is shown."""
     # Gin appends the call that an exception passed through.
     return " ".join(str(error).split("\n  In call to configurable")[0].split())
-
-
-def first_line(error: BaseException) -> str:
-    """Of its message; TensorFlow's go on with where it was."""
-    return str(error).strip().partition("\n")[0]

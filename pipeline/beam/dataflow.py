@@ -71,10 +71,8 @@ def _check_bucket(flag: str, path: str, project: str) -> None:
         raise UsageError(f"--{flag}={path}: {error}") from error
 
 
-def check_paths(options: PipelineOptions, **paths: str) -> None:
+def check_paths(**paths: str) -> None:
     """Raises UsageError for a local path: workers would each look on a disk of their own."""
-    if "//localhost" in options.view_as(GoogleCloudOptions).dataflow_endpoint:
-        return  # a stand-in for Dataflow, on this machine
     for what, path in paths.items():
         if not storage.is_bucket(path):
             raise UsageError(f"{what} {path}: Dataflow's workers need it in a bucket (gs://)")

@@ -43,14 +43,13 @@ ONLY_WITH = {
 }
 # A job server that runs answers in milliseconds; Beam itself waits for 300 seconds.
 ANSWER_SECONDS = 10.0
-# What a worker's UsageError looks like in the text of the runner's error.
-WORKER_ERROR = re.compile(r"UsageError: (.*?)(?: \[while running|\\n|\n|$)")
-# A disk that is full, a file that cannot be had: Beam cannot hand these on as what they are.
-FILE_ERROR = re.compile(r"\w+Error: \[Errno -?\d+\] (.*?)(?: \[while running|\\n|\n|$)")
-STEP = re.compile(r" \[while running .*", re.DOTALL)
-# The line of a traceback that says what happened, and the detail of a gRPC error below it.
-EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Rendezvous|Interrupt)\b.*", re.M)
-DETAILS = re.compile(r'details = "(.*?)"')
+# What Beam appends to an exception that a step of the job raised.
+STEP = " [while running"
+# What a UsageError of ours looks like in the text of a runner's error.
+OUR_ERROR = re.compile(r"UsageError: (.*?)(?: \[while running|\\n|\n|$)")
+# Characters of any other error of Beam's that are shown: its end, since a traceback says there what
+# happened.
+SHOWN = 600
 
 
 def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner, PipelineOptions]:
@@ -135,9 +134,10 @@ def _check_dry_run(options: PipelineOptions) -> None:
 
 def _local(options: PipelineOptions) -> FnApiRunner:
     direct = options.view_as(DirectOptions)
-    workers = direct.direct_num_workers
-    if workers < 0:
-        raise UsageError(f"--direct_num_workers={workers}: 0 (one a core) or more")
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers={direct.direct_num_workers}: 0 (one for each core) or more"
+        )
     # The run is over when Beam returns, whatever this says.
     options.view_as(StandardOptions).no_wait_until_finish = False
     if direct.direct_running_mode != "multi_processing":
@@ -177,7 +177,7 @@ def check_paths(options: PipelineOptions, **paths: str) -> None:
     Other runners' workers may share a file system with this machine; Dataflow's do not.
     """
     if _kind(options) == "dataflow":
-        dataflow.check_paths(options, **paths)
+        dataflow.check_paths(**paths)
 
 
 def instead_of_output(options: PipelineOptions, what: str = "its data set is") -> str | None:
@@ -200,8 +200,8 @@ def pipeline_on(runner: PipelineRunner, options: PipelineOptions) -> Iterator[be
     """A pipeline that the block builds, and that runs to its end when the block is left.
 
     Raises:
-      UsageError: Beam refuses the options; or, on a runner elsewhere, the job cannot be started,
-        or has failed. What fails here keeps its traceback.
+      UsageError: Beam refuses the options; a worker raised it; or the job cannot be started, or has
+        failed. A defect that this process itself meets keeps its type and its traceback.
     """
     try:
         job = _Job(runner=runner, options=options)
@@ -213,8 +213,10 @@ def pipeline_on(runner: PipelineRunner, options: PipelineOptions) -> Iterator[be
         with job:
             yield job
             built = True
+    except UsageError as error:
+        raise UsageError(str(error).partition(STEP)[0]) from error
     except Exception as error:
-        if not built or is_local(runner) or isinstance(error, UsageError):
+        if not built or (is_local(runner) and not isinstance(error, RuntimeError)):
             raise
         raise UsageError(job.failure(error)) from error
 
@@ -234,13 +236,18 @@ class _Job(beam.Pipeline):
         return result
 
     def failure(self, error: Exception) -> str:
-        """What there is to say about a job elsewhere that has failed, or could not start."""
-        said = _said_by_worker(error)
-        if said is not None:
-            return said
+        """What to say about a job that has failed or could not start."""
+        text = str(error)
+        if ours := OUR_ERROR.search(text):
+            return ours.group(1)
+        shown = " ".join(text.split()) or type(error).__name__
+        if len(shown) > SHOWN:
+            shown = f"... {shown[-SHOWN:]}"
+        if is_local(self.runner):
+            return f"the job failed: {shown}; the same command goes on from the finished shards"
         if not self.started:
-            return f"--runner={type(self.runner).__name__}: cannot start the job: {_cause(error)}"
-        return f"the job failed: {_cause(error)}; see {self.where or 'the log of the job server'}"
+            return f"--runner={type(self.runner).__name__}: cannot start the job: {shown}"
+        return f"the job failed: {shown}; see {self.where or 'the log of the job server'}"
 
 
 def counted(job: beam.Pipeline, namespace: str, name: str) -> int:
@@ -254,26 +261,6 @@ def counted(job: beam.Pipeline, namespace: str, name: str) -> int:
             raise
         return 0
     return sum(counter.committed or 0 for counter in found["counters"])
-
-
-def _said_by_worker(error: Exception) -> str | None:
-    found = WORKER_ERROR.search(str(error))
-    return found.group(1) if found else None
-
-
-def _said_of_file(error: Exception) -> str | None:
-    """What a worker here ended with, if that is a file or a disk in trouble."""
-    text = str(error)
-    found = FILE_ERROR.match((EXCEPTION.findall(text) or [text])[-1])
-    return found and f"{found.group(1)}; the same command goes on from the finished shards"
-
-
-def _cause(error: Exception) -> str:
-    """What a remote error comes down to: the end of its last traceback, if it has one."""
-    text = str(error)
-    details = DETAILS.findall(text)
-    said = details or EXCEPTION.findall(text) or [text or type(error).__name__]
-    return " ".join(STEP.sub("", said[-1]).split())[:800]
 
 
 def stop_at_once_on_interrupt(runner: PipelineRunner | None = None) -> None:
@@ -314,7 +301,7 @@ class _WithoutTracebacks:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Brings a UsageError that a worker raised back as one, without the runner's logging."""
+    """Keeps Beam from printing tracebacks and log lines of errors that it also raises."""
     # Beam's portable runner logs what went wrong to the root.
     logger = logging.getLogger()
     level, hook = logger.level, threading.excepthook
@@ -324,18 +311,6 @@ def clean_errors() -> Iterator[None]:
     try:
         with contextlib.redirect_stderr(_WithoutTracebacks(sys.stderr)):
             yield
-    except UsageError as error:
-        raise UsageError(STEP.sub("", str(error))) from error
-    except RuntimeError as error:
-        if str(error).startswith("Channel closed prematurely."):
-            raise UsageError(
-                "a worker process has died, perhaps for lack of memory; the same command goes on"
-                " from the finished shards"
-            ) from error
-        said = _said_by_worker(error) or _said_of_file(error)
-        if said is None:
-            raise
-        raise UsageError(said) from error
     finally:
         logger.setLevel(level)
         threading.excepthook = hook

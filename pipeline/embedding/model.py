@@ -14,7 +14,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from pipeline.embedding.tasks import Image, Task
 from preprocessing.writing import sidecars
 from preprocessing.writing.claim import Claim
-from tripletmill.cli.notices import without_notices
+from tripletmill.cli.notices import import_tensorflow
 from tripletmill.errors import UsageError
 from tripletmill.formats.model_card import ModelCard
 from tripletmill.storage import bucket, storage
@@ -80,10 +80,6 @@ class EmbeddingHandler(ModelHandler[LoadedShard, PredictionResult, Any]):
         """Of the images, for RunInference's metrics."""
         return sum(len(jpeg) for shard in batch for jpeg in shard.jpegs)
 
-    def get_metrics_namespace(self) -> str:
-        """For RunInference's metrics."""
-        return "tripletmill_embed"
-
 
 class Model:
     """An exported model, loaded when it is first needed.
@@ -139,10 +135,8 @@ class Model:
 def _load(card: ModelCard) -> Any:
     """TensorFlow, the model, which its signature does not keep alive, and the signature."""
     try:
-        with without_notices():
-            import tensorflow as tf
-
-            tf.get_logger().setLevel("ERROR")
+        import_tensorflow()
+        import tensorflow as tf
     except ImportError as error:
         raise UsageError(f"TensorFlow cannot be imported on a worker: {error}") from error
     if tf.config.list_physical_devices("GPU"):

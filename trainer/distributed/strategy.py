@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.distributed.cluster import cluster
 from trainer.distributed.lost_workers import await_all, joining
-from tripletmill.errors import UsageError
+from tripletmill.errors import UsageError, first_line
 
 NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -132,8 +132,9 @@ def _tpu(address: str) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except Exception as error:  # a look-up by name raises whatever Google's clients do
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"make_strategy.tpu {address!r}: no TPU there ({reason})") from error
+        raise UsageError(
+            f"make_strategy.tpu {address!r}: no TPU there ({first_line(error)})"
+        ) from error
 
 
 def _split_cpu(replicas: int) -> None:

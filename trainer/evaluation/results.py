@@ -22,7 +22,7 @@ from tripletmill.storage.storage import write_file
 RECALL_AT = (1, 2, 4, 8)
 TRAINED = "trained model"
 _WRITTEN = {"step", "num_classes", "num_queries", "results"}
-_COLUMNS = {
+COLUMNS = {
     **{recall_name(k): f"Recall@{k}" for k in RECALL_AT},
     MAP_AT_R: "MAP@R",
     R_PRECISION: "R-prec.",
@@ -97,7 +97,7 @@ class Results:
             print(f"  {trained.num_without_match:,} images {why} are no queries")
         if self.num_damaged:
             print(f"  {self.num_damaged:,} images with damaged records are left out")
-        print(f"  {'':26}" + "".join(f"{head:>10}" for head in _COLUMNS.values()))
+        print(f"  {'':26}" + "".join(f"{head:>10}" for head in COLUMNS.values()))
         for name, metrics in self.metrics.items():
             _print_row(name, metrics.mean)
         ends = confidence_intervals(trained)
@@ -163,7 +163,7 @@ def worse(split: str, map_at_r: Mapping[str, float]) -> str | None:
 
 
 def _print_row(name: str, values: Mapping[str, float]) -> None:
-    print(f"  {name:26}" + "".join(f"{values[column]:>10.3f}" for column in _COLUMNS))
+    print(f"  {name:26}" + "".join(f"{values[column]:>10.3f}" for column in COLUMNS))
 
 
 def _known(values: Mapping[str, float]) -> dict[str, float | None]:

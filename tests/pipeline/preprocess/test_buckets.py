@@ -196,7 +196,8 @@ def test_a_network_that_is_down_at_the_end(emulator, images, tmp_path):
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     last = log.splitlines()[-1]
-    assert last.startswith("error: Cloud Storage: 403")
+    assert last.startswith("error: the job failed: ")
+    assert "Cloud Storage: 403" in last
     assert last.endswith("; the same command goes on from the finished shards")
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -228,8 +229,10 @@ def test_a_full_disk_is_one_line(images, tmp_path, monkeypatch):
         patch.setattr("os.fsync", full)
         with pytest.raises(UsageError) as raised:
             run(images, tmp_path / "data")
-    assert str(raised.value) == (
-        "No space left on device; the same command goes on from the finished shards"
+    assert re.fullmatch(
+        r"the job failed: OSError: \[Errno 28\] No space left on device \[while running .*\];"
+        " the same command goes on from the finished shards",
+        str(raised.value),
     )
     run(images, tmp_path / "data")
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from PIL import ImageFont
 
 from trainer.pictures.contact_sheet import (
     COLOURS,
@@ -139,45 +138,26 @@ def test_captions_stay_within_their_cells():
     [
         ("Golden Delicious", "Golden Delicious"),
         ("Smörgås, café", "Smorgas, cafe"),
-        ("Straße Ærø", "Strasse AEro"),
-        ("Αλφα", "[391 3BB 3C6 3B1]"),
-        ("猫 cat", "[732B] cat"),
-        ("a 猫", "a [732B]"),
-        ("\U0001f408\u200d\u2b1b", "[1F408 2B1B]"),
-        ("ﬁg ｆｕｌｌ", "ﬁg full"),
-        ("a–b\tc\n d\x00", "a-b c d"),
-        ("file\udc80", "file[DC80]"),
+        ("猫 cat", "? cat"),
+        ("\U0001f408\u200d\u2b1b", "??"),
+        ("ﬁg ｆｕｌｌ", "fig full"),
+        ("a\tb\n c\x00", "a b c"),
+        ("file\udc80", "file?"),
         ("", ""),
     ],
 )
 def test_what_the_font_cannot_draw_is_replaced(text, shown):
-    assert _Text(None, TEXT_SIZE).drawable(text) == shown
-
-
-def test_drawn_text_has_no_box():
-    text = _Text(None, TEXT_SIZE)
-    font = ImageFont.load_default(TEXT_SIZE)
-    box = bytes(font.getmask("\U0010ffff"))
-    every = "".join(chr(c) for c in range(0x20, 0x3100)) + "\U0001f600\ud800"
-    assert all(bytes(font.getmask(char)) != box for char in set(text.drawable(every)) - {" "})
+    assert _Text(TEXT_SIZE).fit(text, 1000) == shown
 
 
 def test_shortening():
-    text = _Text(None, TEXT_SIZE)
+    text = _Text(TEXT_SIZE)
     assert text.fit("short", 100) == "short"
     cut = text.fit("Golden Delicious Apples of the North", 100)
     assert cut.endswith("…")
     assert "Golden Delicious Apples".startswith(cut[:-1])
     assert 80 < text.width(cut) <= 100
     assert text.fit("anything", 0) == "…"
-
-
-def test_another_font_draws_more():
-    matplotlib = pytest.importorskip("matplotlib")
-    file = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    assert _Text(file, TEXT_SIZE).drawable("Αλφα é ß – 猫") == "Αλφα é ß – [732B]"
-    rows = [tile("Αλφα"), tile("é", True)]
-    assert sheet_of(rows, font_file=file).tobytes() != sheet_of(rows).tobytes()
 
 
 def test_same_arguments_same_bytes():

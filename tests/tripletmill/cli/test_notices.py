@@ -1,35 +1,28 @@
-"""What is held back of standard error, and what is not."""
+"""TensorFlow's start leaves standard error alone, and what comes later is printed."""
 
 import os
+import subprocess
+import sys
 
-from tripletmill.cli.notices import without_notices
+import pytest
 
-NOTICES = (
-    "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
-    "I0000 00:00:1795651676.998101   10657 port.cc:153] oneDNN custom operations are on.\n"
-    "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow.\n"
-)
-
-
-def test_only_notices_are_dropped(capfd):
-    with without_notices():
-        os.write(2, NOTICES.encode())
-        os.write(2, b"E0000 00:00:1795651676.998101 10657 cuda.cc:1] no device\n")
-        # As another thread's progress, which ends in no line.
-        os.write(2, b"\r\x1b[2Kembedded 1 of 2" + NOTICES.splitlines(keepends=True)[1].encode())
-        os.write(2, "image I0001 \xfc".encode())
-    os.write(2, b", after")
-    assert capfd.readouterr().err == (
-        "E0000 00:00:1795651676.998101 10657 cuda.cc:1] no device\n"
-        "\r\x1b[2Kembedded 1 of 2image I0001 \xfc, after"
-    )
+from tests.fixtures.project import ROOT
+from tripletmill.cli.notices import without_stderr
 
 
-def test_an_error_in_between_is_told(capfd):
-    try:
-        with without_notices():
-            os.write(2, b"first\n" + NOTICES.encode())
+def test_tensorflow_starts_without_a_word():
+    code = "from tripletmill.cli.notices import import_tensorflow; import_tensorflow()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_comes_after_an_error_is_printed(capfd):
+    def fail():
+        with without_stderr():
+            os.write(2, b"dropped\n")
             raise ImportError("no TensorFlow")
-    except ImportError:
-        os.write(2, b"then\n")
-    assert capfd.readouterr().err == "first\nthen\n"
+
+    with pytest.raises(ImportError):
+        fail()
+    os.write(2, b"then\n")
+    assert capfd.readouterr().err == "then\n"

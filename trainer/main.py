@@ -29,6 +29,7 @@ def main(_: list[str]) -> None:
 
     from trainer import config
     from trainer.distributed import lost_workers
+    from trainer.evaluation.evaluate import check_evaluation
     from trainer.runs import stop_signals
 
     called = {
@@ -44,7 +45,7 @@ def main(_: list[str]) -> None:
     configuration = f"--mode={FLAGS.mode}\n{config.common()}"
     with lost_workers.ended_if_lost():
         if FLAGS.mode == "train":
-            gin.get_configurable("evaluate")(check_only=True)
+            check_evaluation(**gin.get_bindings("evaluate"))
             finished = gin.get_configurable("train")(
                 configuration=configuration,
                 before_restoring=lambda: config.show_changes(model_dir),

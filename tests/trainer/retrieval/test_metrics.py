@@ -16,9 +16,9 @@ from trainer.retrieval.metrics import retrieval_metrics
 CUTOFFS = (1, 2, 4, 8)
 
 
-def columns(found, cutoffs=CUTOFFS):
+def columns(values_by_name, cutoffs=CUTOFFS):
     names = [*(f"recall_at_{k}" for k in cutoffs), "map_at_r", "r_precision"]
-    return [found[name] for name in [*names, "mean_reciprocal_rank"]]
+    return [values_by_name[name] for name in [*names, "mean_reciprocal_rank"]]
 
 
 def check(embeddings, labels, cutoffs=CUTOFFS, *, groups=None, gallery=None, **tiles):
@@ -178,7 +178,7 @@ def test_ties_of_thousands_by_formulas():
 
 
 def test_rows_of_the_same_class_and_group_are_left_out():
-    """A session's other shots are neither found nor in the way."""
+    """Other images of a query's session are left out, both as matches and as misses."""
     places = np.array([[0.0], [1.0], [2.5], [3.0], [9.0]])
     labels = [5, 5, 6, 5, 6]
     free = retrieval_metrics(places, labels)

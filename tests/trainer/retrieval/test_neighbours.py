@@ -71,7 +71,7 @@ def test_rows_that_matches_leave_out(seed, within, k, tile):
         labels[:count], groups[:count], None if within else (labels[first:], groups[first:])
     )
     queries = rng.integers(0, count, 6)
-    found = nearest_neighbours(
+    neighbours = nearest_neighbours(
         rows[:count],
         k,
         queries=queries,
@@ -80,8 +80,8 @@ def test_rows_that_matches_leave_out(seed, within, k, tile):
         query_tile=tile,
         gallery_tile=tile,
     )
-    for query, nearest, distances in zip(queries.tolist(), *found, strict=True):
-        kept = [
+    for query, nearest, distances in zip(queries.tolist(), *neighbours, strict=True):
+        candidates = [
             row
             for row in range(25 - first)
             if not (within and row == query)
@@ -91,7 +91,7 @@ def test_rows_that_matches_leave_out(seed, within, k, tile):
                 and groups[first + row] == groups[query]
             )
         ]
-        expected = order(rows[query], rows[first:], kept)[:k]
+        expected = order(rows[query], rows[first:], candidates)[:k]
         none = min(k, 25 - first - within) - len(expected)
         assert nearest.tolist() == [row for _, row in expected] + [-1] * none
         np.testing.assert_array_equal(distances, [d for d, _ in expected] + [np.inf] * none)
@@ -211,8 +211,10 @@ def test_some_queries():
 
 def test_of_tensors():
     half = tf.cast(np.random.default_rng(0).normal(size=(9, 4)), tf.bfloat16)
-    found = nearest_neighbours(half, 3)
-    np.testing.assert_array_equal(found.rows, nearest_neighbours(tf.cast(half, "float64"), 3).rows)
+    neighbours = nearest_neighbours(half, 3)
+    np.testing.assert_array_equal(
+        neighbours.rows, nearest_neighbours(tf.cast(half, "float64"), 3).rows
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ def test_pytorch_metric_learning_itself():
     python = interpreter("torch", Path(ROOT, ".peers"))
     if python is None:
         pytest.skip("not installed: make peers")
-    found = theirs(example(), python)
-    check(found, 1e-6)
+    measured = theirs(example(), python)
+    check(measured, 1e-6)
     for case, values in PUBLISHED.items():
-        assert found[case] == pytest.approx(values, abs=1e-6)
+        assert measured[case] == pytest.approx(values, abs=1e-6)
 
 
 def check(expected, tolerance):
@@ -35,6 +35,6 @@ def check(expected, tolerance):
     assert set(metrics) == set(expected)
     assert metrics["all against all"].num_without_match == 1
     for case, values in expected.items():
-        found = [metrics[case].mean[name] for name in NAMES.values()]
-        assert found == pytest.approx(values, abs=tolerance)
+        measured = [metrics[case].mean[name] for name in NAMES.values()]
+        assert measured == pytest.approx(values, abs=tolerance)
         assert 0.2 < min(values) < max(values) < 0.99

@@ -57,9 +57,9 @@ def evaluate(
 ) -> None:
     """Evaluates the best checkpoint of a run, beside raw pixels and the untrained model.
 
-    Prints a table, and writes it to model_dir/evaluation/SPLIT.json or QUERIES-GALLERY.json. Beside
-    it, writes a contact sheet of queries with their nearest neighbours. docs/evaluation.md says
-    what is measured.
+    Prints a table, and writes it to model_dir/evaluation/SPLIT.json or QUERIES-GALLERY.json, beside
+    a contact sheet of queries with their nearest neighbours. docs/evaluation.md says what is
+    measured.
 
     Args:
       data_dir: a finished data set.
@@ -69,11 +69,9 @@ def evaluate(
         data set has both, otherwise `test`.
       gallery: the split that is searched. None: the queries' split, where each query is left out of
         its own ranking.
-      group: column of the index, such as 'x_camera'. Images that have a query's class and its group
-        are left out of its ranking. By default the column that the data set names as its group;
-        None for no column.
-      central_share: side of the central square of an image that is used, as a share of its short
-        side, in (0, 1].
+      group: column of the index, such as 'x_camera', or None. Images that have a query's class and
+        its group are left out of its ranking. By default the data set's own group column.
+      central_share: side of the image's central square that is used, as a share of its short side.
       batch_size: images at a time, over all replicas.
       seed: seed of the training, so that the untrained model is the one that training began with.
       num_queries: rows of the contact sheet.

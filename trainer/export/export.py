@@ -18,10 +18,10 @@ from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.folder import data_of
 from trainer.runs.write_errors import naming_write_errors
 from tripletmill.errors import UsageError
-from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER
+from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER, SAVED_MODEL
 from tripletmill.storage.storage import atomic_folder, exclusive, require_local, write_file
 
-SAVED_MODEL, KERAS, TFLITE = "saved_model", "model.keras", "model.tflite"
+KERAS, TFLITE = "model.keras", "model.tflite"
 CARD_FOR_PEOPLE = "model_card.md"
 _FILES = {SAVED_MODEL, KERAS, TFLITE, CARD_FILE, CARD_FOR_PEOPLE}
 LOCK_FILE = ".export.lock"

@@ -136,23 +136,34 @@ def retrieval_metrics(
     queries = np.flatnonzero(matches.num_matches)
     tiles = [queries[places] for places in matches.query_tiles(queries, query_tile)]
     for_each_tile(strategy, tiles, measure, progress_name)
-    values = merge_workers(strategy, values)[queries]
+    values = merge_workers(strategy, values)
+    return _aggregate(dict(zip(names, values.T, strict=True)), labels, matches, len(gallery_rows))
+
+
+def _aggregate(
+    values: Mapping[str, np.ndarray], labels: np.ndarray, matches: Matches, num_gallery: int
+) -> RetrievalMetrics:
+    """Averages metrics [Q] over the queries that have a match, and over each of their classes."""
+    queries = np.flatnonzero(matches.num_matches)
+    of_queries = {name: column[queries] for name, column in values.items()}
     class_labels, classes, counts = np.unique(
         labels[queries], return_inverse=True, return_counts=True
     )
-    by_class = [np.bincount(classes, column, len(counts)) / counts for column in values.T]
     return RetrievalMetrics(
         mean={
             name: float(column.mean()) if len(column) else float("nan")
-            for name, column in zip(names, values.T, strict=True)
+            for name, column in of_queries.items()
         },
-        of_queries=dict(zip(names, values.T, strict=True)),
-        of_classes=dict(zip(names, by_class, strict=True)),
+        of_queries=of_queries,
+        of_classes={
+            name: np.bincount(classes, column, len(counts)) / counts
+            for name, column in of_queries.items()
+        },
         queries=queries,
         labels=labels[queries],
         num_matches=matches.num_matches[queries],
         class_labels=class_labels,
         class_counts=counts,
-        num_without_match=len(query_rows) - len(queries),
-        num_gallery=len(gallery_rows),
+        num_without_match=len(labels) - len(queries),
+        num_gallery=num_gallery,
     )

@@ -9,7 +9,8 @@ from tripletmill.images import ImageSettings
 from tripletmill.storage import storage
 
 CARD_FILE = "model_card.json"
-EXPORT_FOLDER = "export"  # of a run
+EXPORT_FOLDER = "export"  # In the folder of a run.
+SAVED_MODEL = "saved_model"  # In the folder of an export.
 FORMAT_VERSION = 1
 
 _CARD = InfoFile(
@@ -42,7 +43,7 @@ class ModelCard:
     @property
     def saved_model(self) -> str:
         """The folder that TensorFlow loads."""
-        return storage.join(self.directory, "saved_model")
+        return storage.join(self.directory, SAVED_MODEL)
 
 
 def load_card(model: str) -> ModelCard:

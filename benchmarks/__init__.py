@@ -1,1 +1,0 @@
-"""One script a claim; each prints a table, none asserts a time."""

@@ -1,4 +1,4 @@
-"""Canonical JPEGs from 1600 x 1200 photos: Pillow with and without draft and reducing_gap.
+"""Times canonical_jpeg on 1600 x 1200 photos, with and without Pillow's draft and reducing_gap.
 
 python -m benchmarks.images
 """
@@ -8,7 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from benchmarks.timing import print_table, rates
+from benchmarks.tables import print_rates
+from benchmarks.timing import rates
 from tripletmill.images import ImageSettings, canonical_jpeg
 
 SETTINGS = ImageSettings(short_side=256)
@@ -16,7 +17,7 @@ NUM_PHOTOS = 8
 
 
 def photos() -> list[bytes]:
-    """Smooth noise with some detail, which JPEG finds about as hard as a photo."""
+    """Makes JPEGs of smooth noise with some detail, about as hard to decode as photos."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(NUM_PHOTOS):
@@ -29,8 +30,8 @@ def photos() -> list[bytes]:
     return files
 
 
-def plain(data: bytes) -> None:
-    """The same without the two."""
+def convert_plainly(data: bytes) -> None:
+    """Converts an image as canonical_jpeg does, but without draft and reducing_gap."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = SETTINGS.short_side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
@@ -45,13 +46,14 @@ def main() -> None:
             canonical_jpeg(data, SETTINGS)
         return len(files)
 
-    def theirs() -> int:
+    def plain() -> int:
         for data in files:
-            plain(data)
+            convert_plainly(data)
         return len(files)
 
-    found = rates({"canonical_jpeg": ours, "without draft and reducing_gap": theirs}, rounds=5)
-    print_table("1600 x 1200 to short side 256, one thread", found, unit="images")
+    contestants = {"canonical_jpeg": ours, "without draft and reducing_gap": plain}
+    title = "1600 x 1200 to short side 256, one thread"
+    print_rates(title, rates(contestants, rounds=5), unit="images")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""The trainer against a bare loop, what mining takes of a step, and how long a run takes to start.
+"""Measures the trainer: its speed, the share of mining in a step, and the time to start a run.
 
 python -m benchmarks.train [--parts speed step start] [--images=FOLDER]
+
+speed: images per second of the trainer and of a bare training loop.
+step: the time for gathering, mining and loss, beside that of a ResNet-50.
+start: seconds from the command to the end of the first training step.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import statistics
 import subprocess
@@ -19,27 +24,53 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.input.data import SPLIT, DataSet, make
-from benchmarks.timing import machine, print_columns, rates, turns
+from benchmarks.processes import trainer_command
+from benchmarks.tables import Row, machine, print_columns, progress
+from benchmarks.timing import median_seconds, rates
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
-from trainer.data.damaged_records import STOP
 from trainer.data.reading import FileRecords
 from trainer.distributed.strategy import make_strategy
+from trainer.evaluation.inference import SplitImages
 from trainer.models.embedding_model import build_model
 from trainer.training.gradients import make_gradients
 from trainer.training.optimizers import Optimizers
 from trainer.training.telemetry import Telemetry
 from trainer.training.train_loop import TrainLoop
-from trainer.training.train_step import make_train_steps
 from tripletmill.cli.arguments import Parser, positive
 from tripletmill.formats.index import load_index
 from tripletmill.losses.triplet import semihard_triplets
 
 TRIPLETS = functools.partial(semihard_triplets, margin=0.2, distance_metric="squared-L2")
-# Backbone, side of the crops, classes and images of each in a batch, steps of a turn.
-MODELS = {
-    "small_conv, 48 px, 32 x 8": ("small_conv", 48, 32, 8, 40),
-    "efficientnet_lite0, 128 px, 16 x 4": ("efficientnet_lite0", 128, 16, 4, 20),
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is trained, and on which batches.
+
+    Attributes:
+      backbone: the name that `build_model` takes.
+      image_size: pixels.
+      classes: classes in a batch.
+      images: images of each class in a batch.
+      steps: training steps in one turn.
+    """
+
+    backbone: str
+    image_size: int
+    classes: int
+    images: int
+    steps: int
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+        return self.classes * self.images
+
+
+SETUPS = {
+    "small_conv, 48 px, 32 x 8": Setup("small_conv", 48, 32, 8, steps=40),
+    "efficientnet_lite0, 128 px, 16 x 4": Setup("efficientnet_lite0", 128, 16, 4, steps=20),
 }
 STEPS_PER_LOOP = 10
 DIM, GLOBAL_BATCH, RESNET_IMAGES = 128, 1024, 8
@@ -48,92 +79,100 @@ PARTS = ("speed", "step", "start")
 
 
 def speed(flags: argparse.Namespace, data: Path) -> None:
-    """The whole trainer and a bare loop, in turns."""
-    rows = []
-    for name, (backbone, side, classes, images, steps) in MODELS.items():
-        folder = data.parent / backbone
-        folder.mkdir()
+    """Prints the images per second of the whole trainer and of a bare loop."""
+    rows: list[Row] = []
+    for name, setup in SETUPS.items():
+        model_dir = data.parent / setup.backbone
+        model_dir.mkdir()
         contestants = {
-            "the trainer": trainer(data, folder, backbone, side, classes, images, steps),
-            "bare loop, random images in memory": bare(backbone, side, classes, images, steps),
+            "the trainer": trainer_turn(setup, data, model_dir),
+            "bare loop, random images in memory": bare_turn(setup),
         }
-        print(f"speed: {name}", file=sys.stderr)
-        found = rates(contestants, rounds=flags.rounds)
-        base = [*found.values()][-1]
-        rows += [(f"{name}: {who}", (rate, rate / base)) for who, rate in found.items()]
+        progress(f"speed: {name}")
+        images_per_second = rates(contestants, rounds=flags.rounds)
+        base = [*images_per_second.values()][-1]
+        rows += [
+            (f"{name}: {contestant}", (rate, rate / base))
+            for contestant, rate in images_per_second.items()
+        ]
     print_columns("Images a second", ("images/s", "x"), rows)
 
 
-def trainer(
-    data: Path, folder: Path, backbone: str, side: int, classes: int, images: int, steps: int
-) -> Callable[[], int]:
-    """Training as `trainer.main` does between two evaluations, with its telemetry."""
+def trainer_turn(setup: Setup, data: Path, model_dir: Path) -> Callable[[], int]:
+    """Returns a function that trains as `trainer.main` does between two evaluations.
+
+    Telemetry is included. The function returns the number of images.
+    """
     index = load_index(str(data), SPLIT)
-    plan = BatchPlan(index, classes_per_batch=classes, images_per_class=images)
+    plan = BatchPlan(index, classes_per_batch=setup.classes, images_per_class=setup.images)
     strategy = make_strategy(name="one_device")
     with strategy.scope():
-        model = build_model(backbone=backbone, image_size=side, embedding_dim=DIM)
+        model = build_model(backbone=setup.backbone, image_size=setup.image_size, embedding_dim=DIM)
         optimizers = Optimizers(model, lambda: keras.optimizers.AdamW(1e-4))
     training = TrainLoop(
-        strategy=strategy,
-        run_steps=make_train_steps(
-            strategy,
-            make_gradients(model, TRIPLETS),
-            optimizers,
-            batch_size=plan.batch_size,
-            embedding_dim=DIM,
-        ),
+        model=model,
+        gradients=make_gradients(model, TRIPLETS),
         optimizers=optimizers,
-        index=index,
+        images=SplitImages(
+            index,
+            FileRecords(index),
+            image_size=setup.image_size,
+            central_share=1.0,
+            batch_size=plan.batch_size,
+            strategy=strategy,
+        ),
         plan=plan,
-        records=FileRecords(index),
         augmentation=Augmentation(),
-        image_size=side,
         steps_per_loop=STEPS_PER_LOOP,
-        damaged=STOP,
-        model_dir=str(folder),
-        telemetry=Telemetry(str(folder), first_step=0, steps=10**6),
+        telemetry=Telemetry(str(model_dir), first_step=0, steps=10**6),
+        model_dir=str(model_dir),
         should_stop=lambda: False,
     )
-    done = 0
+    step = 0
 
     def run() -> int:
-        nonlocal done
-        done, _ = training.run(done, done + steps, None)
-        return steps * plan.batch_size
+        nonlocal step
+        step, _ = training.run(step, step + setup.steps, None)
+        return setup.steps * setup.batch_size
 
     return run
 
 
-def bare(backbone: str, side: int, classes: int, images: int, steps: int) -> Callable[[], int]:
-    """The same forward and backward pass, as few lines as anyone would write."""
-    model = build_model(backbone=backbone, image_size=side, embedding_dim=DIM)
+def bare_turn(setup: Setup) -> Callable[[], int]:
+    """Returns a function that trains the model of `trainer_turn` in a minimal loop.
+
+    The images are random and stay in memory. The function returns the number of images.
+    """
+    model = build_model(backbone=setup.backbone, image_size=setup.image_size, embedding_dim=DIM)
     optimizer = keras.optimizers.AdamW(1e-4)
     optimizer.build(model.trainable_variables)
-    batch = classes * images
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
-    inputs, labels = tf.constant(pixels), tf.constant(np.arange(batch) // images, tf.int32)
+    shape = (setup.batch_size, setup.image_size, setup.image_size, 3)
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    labels = tf.constant(np.arange(setup.batch_size) // setup.images, tf.int32)
 
     @tf.function
     def loop(count: tf.Tensor) -> tf.Tensor:
         loss = 0.0
         for _ in tf.range(count):
             with tf.GradientTape() as tape:
-                loss = TRIPLETS(labels, model(inputs, training=True)).loss
+                loss = TRIPLETS(labels, model(images, training=True)).loss
             gradients = tape.gradient(loss, model.trainable_variables)
             optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
     def run() -> int:
-        for _ in range(steps // STEPS_PER_LOOP):
+        for _ in range(setup.steps // STEPS_PER_LOOP):
             loop(tf.constant(STEPS_PER_LOOP)).numpy()
-        return steps * batch
+        return setup.steps * setup.batch_size
 
     return run
 
 
 def step(flags: argparse.Namespace, _: Path) -> None:
-    """Gather, mining and loss at a large batch beside a ResNet-50."""
+    """Prints how much of a large batch's step goes to gathering, mining and loss.
+
+    The rest of the step is a ResNet-50, which is timed on RESNET_IMAGES images and scaled up.
+    """
     model = build_model(backbone="resnet50", image_size=224, embedding_dim=DIM)
     multiply_adds = forward_flops(model) / 2
     weights = [v.value for v in model.trainable_variables]
@@ -147,32 +186,32 @@ def step(flags: argparse.Namespace, _: Path) -> None:
             total = tf.reduce_sum(model(images, training=True)[:, 0])
         return tf.add_n([tf.reduce_sum(g) for g in tape.gradient(total, weights)])
 
-    print("step: ResNet-50", file=sys.stderr)
-    seconds = timed(lambda: forward_and_backward().numpy(), flags.rounds)
-    network = seconds / RESNET_IMAGES * GLOBAL_BATCH
-    # Distances, and their gradient to anchors and to candidates.
+    progress("step: ResNet-50")
+    seconds = median_seconds(lambda: forward_and_backward().numpy(), rounds=flags.rounds)
+    network_seconds = seconds / RESNET_IMAGES * GLOBAL_BATCH
+    # One product for the distances, and two for their gradients (anchors and candidates).
     flops = 3 * 2 * GLOBAL_BATCH**2 * DIM
-    share = flops / (3 * 2 * multiply_adds * GLOBAL_BATCH)
-    rows: list[tuple[str, tuple[float | str | None, ...]]] = [
-        (f"ResNet-50, 224 px, {GLOBAL_BATCH:,} images", (network, None, None))
+    share_of_flops = flops / (3 * 2 * multiply_adds * GLOBAL_BATCH)
+    rows: list[Row] = [
+        (f"ResNet-50, 224 px, {GLOBAL_BATCH:,} images", (network_seconds, None, None))
     ]
     for replicas in (1, 4):
-        print(f"step: {replicas} replicas", file=sys.stderr)
+        progress(f"step: {replicas} replicas")
         command = [sys.executable, "-m", "benchmarks.train", "--replicas", str(replicas)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        taken = float(done.stdout.split()[-1])
-        shown = (taken, f"{taken / network:.3%}", f"{share:.4%}")
-        rows.append((f"gather, mining, loss, gradient, {replicas} replicas", shown))
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds = float(process.stdout.split()[-1])
+        cells = (seconds, f"{seconds / network_seconds:.3%}", f"{share_of_flops:.4%}")
+        rows.append((f"gather, mining, loss, gradient, {replicas} replicas", cells))
     print_columns(f"Of a step of {GLOBAL_BATCH:,} images", ("seconds", "of time", "of flops"), rows)
     print(
-        f"  ResNet-50: {multiply_adds / 1e9:.1f} billion multiply-adds forward an image, thrice for"
-        f" both ways; timed with {RESNET_IMAGES}\n  images; replicas are logical devices of the"
-        " same cores"
+        f"  ResNet-50: {multiply_adds / 1e9:.1f} billion multiply-adds per image forward, three"
+        f" times as many forward and backward;\n  timed with {RESNET_IMAGES} images. Replicas are"
+        " logical devices on the same cores."
     )
 
 
 def forward_flops(model: keras.Model) -> float:
-    """Of one image."""
+    """Returns the floating-point operations of one image's forward pass."""
     shape = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(shape).graph
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
@@ -181,13 +220,17 @@ def forward_flops(model: keras.Model) -> float:
 
 
 def mining_seconds(replicas: int) -> float:
-    """Of gathering, mining, loss and gradient of a global batch."""
+    """Returns the seconds for gathering, mining, loss and gradient of one global batch.
+
+    TensorFlow's collectives accept only one number of replicas per process, so each number is
+    measured in its own process.
+    """
     strategy = make_strategy(cpu_replicas=replicas)
     rows = GLOBAL_BATCH // replicas
     rng = np.random.default_rng(0)
-    parts = rng.normal(size=(replicas, rows, DIM)).astype(np.float32)
+    values = rng.normal(size=(replicas, rows, DIM)).astype(np.float32)
     embeddings = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+        lambda context: tf.constant(values[context.replica_id_in_sync_group])
     )
     labels = tf.constant(np.arange(rows) // 4, tf.int32)
 
@@ -201,64 +244,50 @@ def mining_seconds(replicas: int) -> float:
     run = tf.function(lambda x: strategy.run(replica, args=(x,)), autograph=False)
 
     def once() -> None:
-        for share in strategy.experimental_local_results(run(embeddings)):
-            share.numpy()
+        for gradient_sum in strategy.experimental_local_results(run(embeddings)):
+            gradient_sum.numpy()
 
-    return timed(once, CHILD_STEPS)
-
-
-def timed(run: Callable[[], object], rounds: int) -> float:
-    """Median seconds."""
-
-    def turn() -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    return statistics.median(turns({"": turn}, rounds=rounds)[""])
+    return median_seconds(once, rounds=CHILD_STEPS)
 
 
 def start(flags: argparse.Namespace, data: Path) -> None:
-    """Seconds from the command to the end of its first step, by what it has written by then."""
-    found: dict[str, list[float]] = {}
+    """Prints the seconds from the command to the end of the first step.
+
+    The first step has ended when metrics.jsonl has content.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in SETUPS}
     for turn in range(flags.rounds):
-        for name, (backbone, side, classes, images, _) in MODELS.items():
-            print(f"start: round {turn + 1} of {flags.rounds}: {name}", file=sys.stderr)
-            with tempfile.TemporaryDirectory(prefix="train-") as folder:
-                began = time.perf_counter()
-                metrics = Path(folder, "metrics.jsonl")
-                with running(start_command(data, folder, backbone, side, classes, images)) as run:
+        for name, setup in SETUPS.items():
+            progress(f"start: round {turn + 1} of {flags.rounds}: {name}")
+            with tempfile.TemporaryDirectory(prefix="train-") as model_dir:
+                start_time = time.perf_counter()
+                metrics = Path(model_dir, "metrics.jsonl")
+                with running(start_command(setup, data, model_dir)) as process:
                     while not (metrics.exists() and metrics.stat().st_size):
-                        if run.poll() is not None:
-                            raise RuntimeError(f"{name}: ended before its first step")
+                        if process.poll() is not None:
+                            raise RuntimeError(f"{name}: the trainer ended before its first step")
                         time.sleep(0.01)
-                    found.setdefault(name, []).append(time.perf_counter() - began)
-    rows = [(name, (statistics.median(seconds),)) for name, seconds in found.items()]
+                    seconds[name].append(time.perf_counter() - start_time)
+    rows = [(name, (statistics.median(values),)) for name, values in seconds.items()]
     print_columns("From the command to the end of the first step", ("seconds",), rows)
 
 
-def start_command(
-    data: Path, folder: str, backbone: str, side: int, classes: int, images: int
-) -> list[str]:
+def start_command(setup: Setup, data: Path, model_dir: str) -> list[str]:
+    """Returns the command that trains a setup and writes metrics after each step."""
     params = {
-        "build_model.backbone": repr(backbone),
-        "build_model.image_size": side,
-        "BatchPlan.classes_per_batch": classes,
-        "BatchPlan.images_per_class": images,
+        "build_model.backbone": repr(setup.backbone),
+        "build_model.image_size": setup.image_size,
+        "BatchPlan.classes_per_batch": setup.classes,
+        "BatchPlan.images_per_class": setup.images,
         "train.steps_per_loop": 1,
         "evaluate.split": "'train'",
     }
-    return [
-        sys.executable,
-        *("-m", "trainer.main", "--gin_file=gin/small_conv.gin"),
-        *(f"--data_dir={data}", f"--model_dir={folder}"),
-        *(f"--gin_param={name} = {value}" for name, value in params.items()),
-    ]
+    return trainer_command("gin/small_conv.gin", data_dir=data, model_dir=model_dir, params=params)
 
 
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen]:
-    """A process that does not outlive the block."""
+    """Starts a process and kills it when the block ends."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         yield process
@@ -274,9 +303,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--parts", default=[*PARTS], choices=PARTS, nargs="+", help="all without it")
-    add("--images", type=Path, help="a folder of JPEGs, in any folders; synthetic ones without")
-    add("--rounds", default=5, type=positive, metavar="N", help="turns of each (5)")
+    add("--parts", default=[*PARTS], choices=PARTS, nargs="+", help="default: all")
+    add("--images", type=Path, help="a folder with JPEGs, at any depth; default: synthetic")
+    add("--rounds", default=5, type=positive, metavar="N", help="turns of each contestant (5)")
     add("--replicas", type=positive, metavar="N", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -1,10 +1,13 @@
-"""How rows get from replica to replica: all_gather against all_reduce of zeros with own rows in.
+"""Compares two ways to gather all replicas' rows: all_gather, and all_reduce of padded rows.
 
 python -m benchmarks.transports [REPLICAS ...]
 
-Each number of replicas runs in a process of its own: TensorFlow's collectives take only one.
+For all_reduce, each replica puts its rows into a tensor of zeros; the sum holds the rows of all
+replicas. Each number of replicas runs in its own process, because TensorFlow's collectives accept
+only one number of replicas per process.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -12,7 +15,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from benchmarks.timing import print_table, rates
+from benchmarks.tables import print_rates
+from benchmarks.timing import rates
 from trainer.distributed.strategy import make_strategy
 from tripletmill.cli.arguments import Parser, positive
 from tripletmill.losses.global_batch import gather
@@ -22,7 +26,7 @@ TRANSPORTS = ("all_gather", "all_reduce")
 
 
 def contestant(strategy: tf.distribute.Strategy, transport: str) -> Callable[[], int]:
-    """Steps of gathering and of the gradient's way back."""
+    """Returns a function that runs STEPS steps of gathering and its gradient."""
     rows = ROWS // strategy.num_replicas_in_sync
 
     def replica_step(embeddings: tf.Tensor) -> tf.Tensor:
@@ -41,30 +45,36 @@ def contestant(strategy: tf.distribute.Strategy, transport: str) -> Callable[[],
 
     def run() -> int:
         for _ in range(STEPS):
-            for share in strategy.experimental_local_results(step(embeddings)):
-                share.numpy()
+            for replica_sum in strategy.experimental_local_results(step(embeddings)):
+                replica_sum.numpy()
         return STEPS
 
     return run
 
 
 def measure(replicas: int) -> None:
+    """Prints the table for one number of replicas: GPUs, or logical CPU devices without a GPU."""
     gpus = tf.config.list_physical_devices("GPU")
     strategy = (
         tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas)])
         if gpus
         else make_strategy(cpu_replicas=replicas)
     )
-    names = {f"{name}, with gradient": contestant(strategy, name) for name in TRANSPORTS}
-    kind = "GPUs" if gpus else "logical CPU devices"
-    print_table(
-        f"[{ROWS}, {DIM}] float32 on {replicas} {kind}", rates(names, rounds=20), unit="steps"
-    )
+    contestants = {f"{name}, with gradient": contestant(strategy, name) for name in TRANSPORTS}
+    devices = "GPUs" if gpus else "logical CPU devices"
+    title = f"[{ROWS}, {DIM}] float32 on {replicas} {devices}"
+    print_rates(title, rates(contestants, rounds=20), unit="steps")
 
 
 def main() -> None:
-    parser = Parser(prog="python -m benchmarks.transports")
-    parser.add_argument("replicas", type=positive, nargs="*", default=[2, 4])
+    parser = Parser(
+        prog="python -m benchmarks.transports",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "replicas", type=positive, nargs="*", default=[2, 4], help="numbers of replicas (2 4)"
+    )
     replicas = parser.parse_args().replicas
     if len(replicas) == 1:
         measure(replicas[0])

@@ -1,9 +1,10 @@
-"""A list of Omniglot's drawings for preprocessing: who is trained on, looked at, and tested on.
+"""Writes a manifest of the Omniglot drawings, which assigns each drawing to train, val or test.
 
 python -m demo.omniglot --input=omniglot --output=omniglot.csv
 
-Test is all of images_evaluation, characters of alphabets that training never sees; val is every
-tenth character of images_background, in sorted order, train the others.
+test: all characters of images_evaluation, whose alphabets training never sees.
+val: every tenth character of images_background, in sorted order.
+train: the other characters of images_background.
 """
 
 import csv
@@ -12,44 +13,47 @@ from pathlib import Path
 
 from tripletmill.cli.arguments import Parser
 
-TRAINED, TESTED = "images_background", "images_evaluation"
+BACKGROUND, EVALUATION = "images_background", "images_evaluation"
 VAL_EVERY = 10
 
 
 def rows(folder: Path) -> list[tuple[str, str, str]]:
-    """Path, label and split of every drawing; the label is ALPHABET__CHARACTER."""
-    found = []
-    for part in (TRAINED, TESTED):
+    """Returns path, label and split of every drawing below a folder.
+
+    A label is ALPHABET__CHARACTER. The list is empty if there are no drawings.
+    """
+    drawings = []
+    for part in (BACKGROUND, EVALUATION):
         characters: dict[str, list[Path]] = {}
         for path in sorted((folder / part).rglob("*.png")):
-            # As published, ALPHABET/CHARACTER; or one folder of that name.
+            # Published as ALPHABET/CHARACTER, and also found as one folder ALPHABET__CHARACTER.
             label = "__".join(path.relative_to(folder / part).parts[:-1])
             characters.setdefault(label, []).append(path)
         for number, label in enumerate(sorted(characters)):
-            held_out = "val" if number % VAL_EVERY == VAL_EVERY - 1 else "train"
-            split = "test" if part == TESTED else held_out
-            found += [(str(path.resolve()), label, split) for path in characters[label]]
-    return found
+            background_split = "val" if number % VAL_EVERY == VAL_EVERY - 1 else "train"
+            split = "test" if part == EVALUATION else background_split
+            drawings += [(str(path.resolve()), label, split) for path in characters[label]]
+    return drawings
 
 
 def main() -> None:
     parser = Parser(prog="python -m demo.omniglot", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--input", type=Path, required=True, help="the folder of the unpacked archives"
+        "--input", type=Path, required=True, help="the folder with the unpacked archives"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the list, a .csv file")
+    parser.add_argument("--output", type=Path, required=True, help="the manifest, a .csv file")
     flags = parser.parse_args()
-    for part in (TRAINED, TESTED):
+    for part in (BACKGROUND, EVALUATION):
         if not (flags.input / part).is_dir():
-            parser.error(f"--input {flags.input}: no folder {part} there")
-    found = rows(flags.input)
-    if not found:
-        parser.error(f"--input {flags.input}: no .png below {TRAINED} and {TESTED}")
+            parser.error(f"--input {flags.input}: there is no folder {part}")
+    drawings = rows(flags.input)
+    if not drawings:
+        parser.error(f"--input {flags.input}: no .png below {BACKGROUND} and {EVALUATION}")
     with flags.output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
-        writer.writerows(found)
-    print(f"wrote {flags.output}: {len(found):,} drawings", file=sys.stderr)
+        writer.writerows(drawings)
+    print(f"wrote {flags.output}: {len(drawings):,} drawings", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks do besides measuring."""
+"""Tests of what the benchmarks share, and that each benchmark runs and prints its rows."""
 
 import os
 import subprocess
@@ -10,10 +10,12 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.memory import peak_bytes
 from benchmarks.mining.comparison import rotate
-from benchmarks.mining.processes import WorkerError
-from benchmarks.mining.worker import peak_bytes, random_batch, turn
-from benchmarks.timing import print_columns, turns
+from benchmarks.mining.worker import random_batch, turn
+from benchmarks.processes import CommandError
+from benchmarks.tables import print_columns
+from benchmarks.timing import turns
 from benchmarks.train import forward_flops
 from tests.fixtures.datasets import small_data_set
 from tripletmill.formats.index import load_index
@@ -22,24 +24,25 @@ from tripletmill.formats.records import decode_example, read_record
 ROOT = Path(__file__).parents[1]
 
 
-def test_turns_are_taken_in_rotation_and_the_first_is_left_out():
+def test_turns_run_in_rotation_and_leave_out_the_first_round():
     order = []
     contestants = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
     assert turns(contestants, rounds=2) == {"a": [3, 5], "b": [4, 6]}
     assert order == [*"ababab"]
 
 
-def test_past_the_seconds_three_turns_are_enough():
+def test_turns_stop_after_three_rounds_once_the_seconds_are_over():
     assert turns({"a": lambda: 1}, rounds=9, seconds=0) == {"a": [1, 1, 1]}
 
 
-def test_who_fails_has_no_result_and_the_others_go_on():
+def test_a_contestant_that_fails_has_no_result_and_the_others_go_on():
     def fails():
-        raise WorkerError("no memory")
+        raise CommandError("no memory")
 
-    found = rotate({"fails": fails, "runs": lambda: ([3.0, 1.0, 2.0], 0.5)}, rounds=1, seconds=9)
-    assert found["fails"] is None
-    assert (found["runs"].median, found["runs"].fastest, found["runs"].loss) == (2.0, 1.0, 0.5)
+    results = rotate({"fails": fails, "runs": lambda: ([3.0, 1.0, 2.0], 0.5)}, rounds=1, seconds=9)
+    assert results["fails"] is None
+    runs = results["runs"]
+    assert (runs.median, runs.fastest, runs.loss) == (2.0, 1.0, 0.5)
 
 
 def test_a_turn_leaves_out_its_first_call():
@@ -49,7 +52,7 @@ def test_a_turn_leaves_out_its_first_call():
     assert loss == 1.5
 
 
-def test_batch_is_the_same_every_time():
+def test_random_batch_is_equal_in_every_call():
     labels, embeddings = random_batch(64)
     assert (np.bincount(labels) == 4).all()
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
@@ -57,7 +60,7 @@ def test_batch_is_the_same_every_time():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux only")
-def test_peak_is_seen_after_it_has_passed():
+def test_peak_bytes_sees_memory_that_was_freed_before_the_end():
     def use() -> None:
         block = np.ones(2**23)
         time.sleep(0.3)
@@ -66,7 +69,7 @@ def test_peak_is_seen_after_it_has_passed():
     assert 60e6 < peak_bytes(use) < 100e6
 
 
-def test_columns(capsys):
+def test_print_columns_formats_numbers_text_and_none(capsys):
     print_columns(
         "Title", ["B = 1", "B = 2"], [("row", [1234.5, None]), ("other", [0.1, "absent"])]
     )
@@ -75,7 +78,7 @@ def test_columns(capsys):
 
 
 def mining(*flags: str) -> str:
-    """What `python -m benchmarks.mining` prints."""
+    """Returns what `python -m benchmarks.mining` prints."""
     command = [sys.executable, "-m", "benchmarks.mining", "--rounds", "1", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -99,7 +102,7 @@ def test_mining_of_shares_and_memory(tmp_path):
 
 
 def batches_by_offset(folder: Path, *flags: str) -> str:
-    """What `python -m benchmarks.input` prints of small data sets."""
+    """Returns what `python -m benchmarks.input` prints for small data sets."""
     command = [sys.executable, "-m", "benchmarks.input", f"--folder={folder}", "--sides", "32"]
     data = ["--images_per_class=4", "--records=160", "--class_files=32"]
     turns = ["--read=384", "--rounds=1"]
@@ -128,7 +131,7 @@ def test_input_speed_and_plans(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--parts=sped", "--classes=5", "--read=1", "--images=/nowhere"])
-def test_input_refuses(flag):
+def test_input_refuses_wrong_flags_in_one_line(flag):
     command = [sys.executable, "-m", "benchmarks.input", flag]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -136,15 +139,15 @@ def test_input_refuses(flag):
 
 
 @pytest.mark.slow
-def test_input_whole(tmp_path):
+def test_input_all_parts(tmp_path):
     printed = batches_by_offset(tmp_path, "--classes", "32", "64", f"--peers={tmp_path}")
     for row in ("a chunk as in training", "choose_from_datasets, 32 class files", "make peers"):
         assert row in printed
 
 
 def retrieval(data: Path, *flags: str) -> str:
-    """What `python -m benchmarks.retrieval` prints."""
-    command = [sys.executable, "-m", "benchmarks.retrieval", f"--data={data}", "--steps=2"]
+    """Returns what `python -m benchmarks.retrieval` prints."""
+    command = [sys.executable, "-m", "benchmarks.retrieval", f"--data_dir={data}", "--steps=2"]
     batch = ["--classes=4", "--images=2", "--seeds=1"]
     done = subprocess.run([*command, *batch, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -152,7 +155,7 @@ def retrieval(data: Path, *flags: str) -> str:
 
 
 @pytest.mark.slow
-def test_retrieval_with_our_losses_alone(tmp_path):
+def test_retrieval_with_our_losses_only(tmp_path):
     printed = retrieval(small_data_set(tmp_path), "--parts=peers", f"--peers={tmp_path}")
     rows = [line.split() for line in printed.splitlines()]
     assert sum("absent" in row for row in rows) == 7
@@ -193,8 +196,8 @@ def test_evaluation(tmp_path):
     assert done.stdout.count("absent") == 2
 
 
-def test_operations_of_a_convolution_by_hand():
-    """Of 4 x 4 x 3 to 4 x 4 x 5 by 3 x 3: a multiplication and an addition each."""
+def test_forward_flops_of_a_convolution_match_a_count_by_hand():
+    """A 3 x 3 convolution from 4 x 4 x 3 to 4 x 4 x 5: one multiplication and one addition each."""
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(image))
     assert forward_flops(model) == 2 * 4 * 4 * 5 * 3 * 3 * 3

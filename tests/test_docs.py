@@ -24,7 +24,7 @@ def test_examples():
 
 
 def rows(first_cell: str) -> list[list[str]]:
-    """Cells of the table whose heading begins so."""
+    """The cells of the table whose heading starts with this cell."""
     text = LOSSES.read_text(encoding="utf-8")
     table = text[text.index(f"| {first_cell} |") :].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")[2:]]

@@ -1,1 +1,0 @@
-"""Neighbours and metrics: how long they take, and whether another library finds the same."""

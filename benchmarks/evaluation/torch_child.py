@@ -1,4 +1,7 @@
-"""Metrics of pytorch-metric-learning, in its own environment: GIVEN.npz FOUND.json."""
+"""Computes pytorch-metric-learning's metrics; runs in the peer's environment.
+
+python -m benchmarks.evaluation.torch_child ARRAYS.npz METRICS.json
+"""
 
 import json
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Their names, and ours.
+# The peer's name of each metric, and ours.
 NAMES = {
     "precision_at_1": "recall_at_1",
     "r_precision": "r_precision",
@@ -21,25 +24,25 @@ def main() -> None:
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
 
-    def accuracy(rows: int, *of: np.ndarray, **how: bool) -> list[float]:
-        # By Euclidean distance, of the embeddings as they are; deep enough for every first match.
+    def metrics(num_neighbours: int, *arrays: np.ndarray) -> list[float]:
+        # Euclidean distance of the embeddings as they are; enough neighbours for every first match.
         calculator = AccuracyCalculator(
             include=tuple(NAMES),
-            k=rows,
+            k=num_neighbours,
             knn_func=CustomKNN(LpDistance(normalize_embeddings=False)),
             device=torch.device("cpu"),
         )
-        found = calculator.get_accuracy(*map(torch.from_numpy, of), **how)
-        return [found[name] for name in NAMES]
+        values = calculator.get_accuracy(*map(torch.from_numpy, arrays))
+        return [values[name] for name in NAMES]
 
-    with np.load(sys.argv[1]) as of:
-        own = (of["queries"].astype(np.float64), of["labels"])
-        others = (of["gallery"].astype(np.float64), of["kept"])
-    found = {
-        "all against all": accuracy(len(own[0]) - 1, *own),
-        "query against gallery": accuracy(len(others[0]), *own, *others),
+    with np.load(sys.argv[1]) as arrays:
+        queries = (arrays["queries"].astype(np.float64), arrays["query_labels"])
+        gallery = (arrays["gallery"].astype(np.float64), arrays["gallery_labels"])
+    values = {
+        "all against all": metrics(len(queries[0]) - 1, *queries),
+        "query against gallery": metrics(len(gallery[0]), *queries, *gallery),
     }
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    Path(sys.argv[2]).write_text(json.dumps(values))
 
 
 if __name__ == "__main__":

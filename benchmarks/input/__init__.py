@@ -1,1 +1,0 @@
-"""Batches of P x K by offset, a bare read and peers: `python -m benchmarks.input`."""

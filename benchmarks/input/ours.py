@@ -1,4 +1,7 @@
-"""Process that reads batches of a data set once, from its index on; imports are timed apart."""
+"""A child process that reads batches with train_batches, starting from the index on disk.
+
+Imports are timed separately.
+"""
 
 import dataclasses
 import time
@@ -6,21 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.input.child import BATCH, K, P, answer, consume, peak_megabytes
+from benchmarks.input.child import BATCH, K, P, consume
+from benchmarks.memory import peak_megabytes
+from benchmarks.processes import answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """All that a plan needs of an index."""
+    """The only part of an index that a batch plan needs."""
 
     label: np.ndarray
 
 
 def read(request: dict) -> dict[str, float]:
-    """Seconds of each step, and what `consume` counts.
+    """Reads batches once; returns the seconds of each stage and what `consume` returns.
 
-    The request's "classes": the first so many only, all with as many images; "read": images;
-    "planned": images of the chunk that these begin, None for one as long as in training.
+    Args:
+      request: "data" is the folder of the data set and "side" the image size in pixels. "classes"
+        is how many classes are read, the first ones; all classes have equally many images. "read"
+        is how many images are read. "planned" is how many images are planned ahead; None plans as
+        many as in training.
     """
     clock = [time.perf_counter()]
     import tensorflow  # noqa: F401
@@ -53,19 +61,19 @@ def read(request: dict) -> dict[str, float]:
         clock.append(time.perf_counter())
         return batches.take(request["read"] // BATCH)
 
-    found = consume(build)
+    counts = consume(build)
     started, tensorflow_imported, imported, loaded, planned, built = clock
-    before = planned - imported
+    before_build = planned - imported
     return {
-        **found,
+        **counts,
         "import": tensorflow_imported - started,
         "import_ours": imported - tensorflow_imported,
         "load_index": loaded - imported,
         "plan": planned - loaded,
         "build": built - planned,
-        "next": planned + found["first"] - built,
-        "first": before + found["first"],
-        "seconds": before + found["seconds"],
+        "next": planned + counts["first"] - built,
+        "first": before_build + counts["first"],
+        "seconds": before_build + counts["seconds"],
         "megabytes": peak_megabytes(),
     }
 

@@ -1,6 +1,6 @@
-"""Process for one peer: batches of a class each so many images, from TFRecord files.
+"""A child process for one peer: batches with K images of each class, from TFRecord files.
 
-Imports nothing but TensorFlow and what the peer is: it runs in the peer's environment.
+This module imports only TensorFlow and the peer, because it runs in the peer's environment.
 """
 
 import glob
@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from benchmarks.input.child import BATCH, K, P, answer, consume, peak_megabytes
+from benchmarks.input.child import BATCH, K, P, consume
+from benchmarks.memory import peak_megabytes
+from benchmarks.processes import answer
 
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -22,7 +24,10 @@ MIN_AREA, MAX_ASPECT = 0.3, 4 / 3
 
 
 def loader(size: int) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Record -> image and label, with crops as ours are, drawn in the graph."""
+    """Returns a function from a record to its image and label.
+
+    Crops and mirroring follow the rules of our augmentation, with random numbers from the graph.
+    """
 
     def load(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         example = tf.io.parse_single_example(record, FEATURES)
@@ -42,23 +47,24 @@ def loader(size: int) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
 
 
 def batches(records: tf.data.Dataset, size: int) -> tf.data.Dataset:
-    """Records to batches."""
+    """Decodes records and groups the images into batches."""
     images = records.map(loader(size), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return images.batch(BATCH, drop_remainder=True).prefetch(2)
 
 
 def bare(request: dict) -> tf.data.Dataset:
-    """All shards in order."""
+    """Reads all shards in order."""
     shards = sorted(glob.glob(os.path.join(request["data"], request["shards"])))
     return batches(tf.data.TFRecordDataset(shards).repeat(), request["side"])
 
 
 def class_files(request: dict) -> list[str]:
+    """Returns the files that hold one class each."""
     return sorted(glob.glob(os.path.join(request["class_files"], "*.tfrecord")))
 
 
 def choose(request: dict) -> tf.data.Dataset:
-    """`choose_from_datasets`: a data set for each class, P of them at random for each batch."""
+    """Uses `choose_from_datasets`: one data set per class, P random ones for each batch."""
     files = class_files(request)
 
     def classes(_: tf.Tensor) -> tf.Tensor:
@@ -70,7 +76,7 @@ def choose(request: dict) -> tf.data.Dataset:
 
 
 def interleave(request: dict) -> tf.data.Dataset:
-    """`interleave`: P files at a time in random order, K records of each in turn."""
+    """Uses `interleave`: P files at a time in random order, K records of each in turn."""
     files = class_files(request)
     records = (
         tf.data.Dataset.from_tensor_slices(files)
@@ -88,8 +94,8 @@ def interleave(request: dict) -> tf.data.Dataset:
 
 
 def similarity(request: dict) -> tf.data.Dataset:
-    """TensorFlow Similarity's sampler on the same shards: K of a shard, then of the next."""
-    # Its data sets of TensorFlow Datasets, which nothing here needs, may not import.
+    """Uses TensorFlow Similarity's sampler: K records of a shard, then K of the next one."""
+    # Importing it may log an error about TensorFlow Datasets, which is not needed here.
     logging.disable(logging.ERROR)
     from tensorflow_similarity.samplers import TFRecordDatasetSampler
 
@@ -111,13 +117,13 @@ CONTESTANTS: dict[str, Callable[[dict], tf.data.Dataset]] = {
 
 
 def read(request: dict) -> dict[str, float | str]:
-    """What `consume` counts, from the making of the data set on."""
+    """Reads batches once; returns what `consume` returns. The time to build the data set counts."""
     contestant = CONTESTANTS[request["name"]]
     if request["name"] == "similarity":
-        import tensorflow_similarity  # noqa: F401  # not part of the time
-    found = consume(lambda: contestant(request).take(request["read"] // BATCH))
+        import tensorflow_similarity  # noqa: F401  # the import is not timed
+    counts = consume(lambda: contestant(request).take(request["read"] // BATCH))
     return {
-        **found,
+        **counts,
         "megabytes": peak_megabytes(),
         "tensorflow": tf.__version__,
     }

@@ -1,4 +1,4 @@
-"""Process for batch plans alone, on labels that no images belong to."""
+"""A child process that measures batch plans alone, on labels without images."""
 
 import functools
 import os
@@ -9,26 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.input.child import K, P, answer
+from benchmarks.input.child import K, P
 from benchmarks.input.ours import Labels
-from benchmarks.mining.worker import peak_bytes, resident_bytes
+from benchmarks.memory import peak_bytes, resident_bytes
+from benchmarks.processes import answer
 from trainer.data.batch_plan import WEIGHTINGS, BatchPlan
 
+# Classes in a batch, and images of each.
 SHAPES = ((1024, 4), (32, 128), (128, 32))
 HARD, HARD_SHARE, DIMENSIONS = "hard", 0.5, 128
 MOST_STEPS = 300
 
 
 def set_up(request: dict) -> dict[str, Any]:
-    """Seconds and megabytes of one plan, which nothing came before in this process."""
+    """Returns the seconds and megabytes that one plan takes to set up.
+
+    The process must be new, because a used process keeps memory.
+    """
     labels = _labels(request["classes"], request["images"])
-    made: list[BatchPlan] = []
+    plans: list[BatchPlan] = []  # keeps the plan alive until its memory is measured
     seconds = 0.0
 
     def make() -> None:
         nonlocal seconds
         start = time.perf_counter()
-        made.append(
+        plans.append(
             BatchPlan(
                 labels,
                 classes_per_batch=P,
@@ -51,9 +56,13 @@ def set_up(request: dict) -> dict[str, Any]:
 
 
 def steps(request: dict) -> dict[str, dict[str, Any]]:
-    """Microseconds of `batch` by shape and kind, medians, and of the first one, of a new pass."""
+    """Returns the microseconds of `BatchPlan.batch` for each shape and kind of plan.
+
+    Each entry holds the time of the first step, which starts a new pass, and the median of the
+    later steps.
+    """
     labels = _labels(request["classes"], request["images"])
-    found: dict[str, dict[str, Any]] = {}
+    microseconds: dict[str, dict[str, Any]] = {}
     for classes, images in SHAPES:
         kinds: dict[str, Any] = {}
         if classes <= request["classes"]:
@@ -70,8 +79,8 @@ def steps(request: dict) -> dict[str, dict[str, Any]]:
             )
             batch = functools.partial(hard.batch, centres=_centres(hard.num_classes))
             kinds[HARD] = _microseconds(batch, request["seconds"])
-        found[f"{classes} x {images}"] = kinds
-    return found
+        microseconds[f"{classes} x {images}"] = kinds
+    return microseconds
 
 
 def _labels(classes: int, images: int) -> Labels:
@@ -83,7 +92,7 @@ def _centres(classes: int) -> np.ndarray:
 
 
 def _microseconds(batch: Callable[[int], np.ndarray], seconds: float) -> list[float]:
-    """Of the first step, and of those after it."""
+    """Returns the time of the first step and the median of the later steps."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < 3 or (time.perf_counter() < end and len(taken) < MOST_STEPS):
@@ -94,7 +103,7 @@ def _microseconds(batch: Callable[[int], np.ndarray], seconds: float) -> list[fl
 
 
 def run(request: dict) -> dict[str, Any]:
-    """One or the other."""
+    """Measures the set-up if the request names a weighting, and the steps otherwise."""
     return set_up(request) if "weighting" in request else steps(request)
 
 

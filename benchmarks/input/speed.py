@@ -1,7 +1,8 @@
-"""Process for one data set: `train_batches` and bare reads, in turns.
+"""A child process for one data set: `train_batches` and bare reads, in turns.
 
-A bare read takes the records in file order and decodes the same windows of as many images, which
-are drawn before the clock starts; that of `train_batches` runs while it plans and draws as well.
+A bare read takes the records in file order. It decodes as many images as `train_batches`, with crop
+windows of the same augmentation. Its windows are drawn before the clock starts, whereas the time of
+`train_batches` includes planning and drawing.
 """
 
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.input.child import BATCH, K, P, answer, consume
+from benchmarks.input.child import BATCH, K, P, consume
 from benchmarks.input.data import SPLIT
+from benchmarks.processes import answer
 from benchmarks.timing import turns
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
@@ -30,7 +32,7 @@ Build = Callable[[], tf.data.Dataset]
 
 
 def ours(index: DatasetIndex, records: Records, num_steps: int, image_size: int) -> Build:
-    """What training reads."""
+    """Returns a function that builds the batches as training reads them."""
     plan = BatchPlan(index, classes_per_batch=P, images_per_class=K)
     return lambda: train_batches(
         index,
@@ -44,7 +46,7 @@ def ours(index: DatasetIndex, records: Records, num_steps: int, image_size: int)
 
 
 class Bare:
-    """The first N records in the order of the files, again from the start where there are fewer."""
+    """Bare reads of N records in file order; with fewer records, reading starts again."""
 
     def __init__(self, index: DatasetIndex, count: int, image_size: int) -> None:
         rows = np.arange(count) % len(index)
@@ -59,7 +61,7 @@ class Bare:
         return tf.data.TFRecordDataset(self._shards).repeat().take(self._count)
 
     def plain(self) -> tf.data.Dataset:
-        """Written as anyone would, an image at a time."""
+        """Decodes one image at a time, the usual way."""
 
         def load(record: tf.Tensor, window: tf.Tensor, flip: tf.Tensor) -> tuple:
             example = tf.io.parse_single_example(record, FEATURES)
@@ -82,7 +84,7 @@ class Bare:
         )
 
     def groups(self) -> tf.data.Dataset:
-        """As `train_batches` decodes, some images at a time."""
+        """Decodes groups of images, as `train_batches` does."""
 
         def load(records: tf.Tensor, window: tf.Tensor, flip: tf.Tensor) -> tuple:
             examples = tf.io.parse_example(records, FEATURES)
@@ -107,7 +109,7 @@ class Bare:
 
 
 def compare(request: dict) -> dict[str, list[dict[str, float]]]:
-    """What `consume` counts in each turn, by contestant."""
+    """Returns what `consume` returns in each turn of each contestant."""
     index = load_index(request["data"], SPLIT)
     steps, side = request["read"] // BATCH, request["side"]
     bare = Bare(index, steps * BATCH, side)

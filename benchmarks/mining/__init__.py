@@ -1,1 +1,0 @@
-"""Triplet losses against one matmul and against their peers: `python -m benchmarks.mining`."""

@@ -1,27 +1,28 @@
-"""Turns in rotation, and what comes of them."""
+"""Runs all losses in rotation and prints the comparison tables."""
 
 import dataclasses
 import functools
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.mining.contestants import ENTRIES, MATMUL, Entry
-from benchmarks.mining.processes import Worker, WorkerError
-from benchmarks.timing import print_columns, turns
+from benchmarks.mining.processes import Worker
+from benchmarks.processes import CommandError
+from benchmarks.tables import print_columns, progress
+from benchmarks.timing import turns
 
-# Seconds of each call, and the loss.
+# The seconds of each call, and the loss.
 Turn = tuple[list[float], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One contestant at one batch size.
+    """What one contestant needed at one batch size.
 
     Attributes:
-      median: seconds, of the medians of its turns.
-      fastest: seconds, of all calls.
-      loss: what it computed.
+      median: seconds; the median over its turns of each turn's median.
+      fastest: seconds of the fastest call.
+      loss: the loss that it computed.
     """
 
     median: float
@@ -29,17 +30,14 @@ class Result:
     loss: float
 
 
-def progress(text: str) -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def rotate(
     contestants: Mapping[str, Callable[[], Turn]], *, rounds: int, seconds: float
 ) -> dict[str, Result | None]:
-    """The result of each contestant; None of one that failed, which has no further turn.
+    """Runs all contestants in rounds, see `benchmarks.timing.turns`.
 
-    Rounds and seconds are those of `turns`.
+    Returns:
+      The result of each contestant, or None for one that failed. A contestant that failed has no
+      further turn.
     """
     failed: set[str] = set()
 
@@ -48,7 +46,7 @@ def rotate(
             if name not in failed:
                 try:
                     return run()
-                except WorkerError as error:
+                except CommandError as error:
                     progress(f"{name} failed: {error}")
                     failed.add(name)
             return None
@@ -56,35 +54,37 @@ def rotate(
         return turn
 
     guards = {name: guarded(name, run) for name, run in contestants.items()}
-    found = turns(guards, rounds=rounds, seconds=seconds)
+    all_turns = turns(guards, rounds=rounds, seconds=seconds)
     return {
-        name: None if name in failed else _result([turn for turn in results if turn])
-        for name, results in found.items()
+        name: None if name in failed else _result([turn for turn in contestant_turns if turn])
+        for name, contestant_turns in all_turns.items()
     }
 
 
-def _result(results: Sequence[Turn]) -> Result:
+def _result(turns: Sequence[Turn]) -> Result:
     return Result(
-        median=statistics.median(statistics.median(seconds) for seconds, _ in results),
-        fastest=min(min(seconds) for seconds, _ in results),
-        loss=results[-1][1],
+        median=statistics.median(statistics.median(seconds) for seconds, _ in turns),
+        fastest=min(min(seconds) for seconds, _ in turns),
+        loss=turns[-1][1],
     )
 
 
-# Entry, its result and how to find that of another at the same batch size -> what a cell shows.
-Number = Callable[[Entry, Result, Callable[[str | None], Result | str | None]], float | None]
+# Returns the result of another entry at the batch size of the cell.
+FindResult = Callable[[str | None], Result | str | None]
+# Computes a table cell from an entry and its result.
+CellNumber = Callable[[Entry, Result, FindResult], float | None]
 
 
 class Comparison:
-    """Every entry at every batch size."""
+    """The results of every entry at every batch size."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
-        # In place of a result: why there is none.
+        # A text says why there is no result.
         self._results: dict[tuple[str, int], Result | str] = {}
 
     def run(self, workers: Mapping[str, Worker], *, rounds: int, seconds: float) -> None:
-        """All entries take turns, one batch size after the other."""
+        """Lets all entries take turns, one batch size after the other."""
         for rows in self._sizes:
             entries = [entry for entry in ENTRIES if rows <= entry.most]
             contestants = {
@@ -93,40 +93,42 @@ class Comparison:
                 if entry.environment in workers
             }
             progress(f"B = {rows}: {len(contestants)} contestants in rotation")
-            found = rotate(contestants, rounds=rounds, seconds=seconds)
+            results = rotate(contestants, rounds=rounds, seconds=seconds)
             for entry in entries:
-                missing = "failed" if entry.name in found else "absent"
-                self._results[entry.name, rows] = found.get(entry.name) or missing
+                reason = "failed" if entry.name in results else "absent"
+                self._results[entry.name, rows] = results.get(entry.name) or reason
 
     def print(self) -> None:
-        """The tables: milliseconds, multiples, and how far losses are apart."""
-        self._table("Milliseconds, medians", lambda _, found, __: found.median * 1e3)
-        self._table("Milliseconds, fastest call", lambda _, found, __: found.fastest * 1e3)
-        self._table("Times the matmul, medians", lambda _, found, of: _ratio(found, of(MATMUL)))
+        """Prints the tables: milliseconds, ratios, and differences of the losses."""
+        self._table("Milliseconds, medians", lambda _, result, __: result.median * 1e3)
+        self._table("Milliseconds, fastest call", lambda _, result, __: result.fastest * 1e3)
+        self._table(
+            "Times the matmul, medians", lambda _, result, find: _ratio(result, find(MATMUL))
+        )
         self._table(
             "Times ours of the same kind, medians",
-            lambda entry, found, of: _ratio(found, of(entry.rival)),
+            lambda entry, result, find: _ratio(result, find(entry.rival)),
         )
         self._table(
-            "Loss: how far from ours where the definition is the same",
-            lambda entry, found, of: _apart(found, of(entry.equals)),
+            "Loss: difference from ours where the definition is the same",
+            lambda entry, result, find: _difference(result, find(entry.equals)),
         )
 
-    def _table(self, title: str, number: Number) -> None:
+    def _table(self, title: str, number: CellNumber) -> None:
         def cell(entry: Entry, rows: int) -> float | str | None:
-            found = self._results.get((entry.name, rows))
-            if not isinstance(found, Result):
-                return found
-            return number(entry, found, lambda name: self._results.get((name or "", rows)))
+            result = self._results.get((entry.name, rows))
+            if not isinstance(result, Result):
+                return result
+            return number(entry, result, lambda name: self._results.get((name or "", rows)))
 
         lines = [(entry.title, [cell(entry, rows) for rows in self._sizes]) for entry in ENTRIES]
-        shown = [line for line in lines if any(value is not None for value in line[1])]
-        print_columns(title, [f"B = {rows}" for rows in self._sizes], shown)
+        filled = [line for line in lines if any(value is not None for value in line[1])]
+        print_columns(title, [f"B = {rows}" for rows in self._sizes], filled)
 
 
-def _ratio(found: Result, base: Result | str | None) -> float | None:
-    return found.median / base.median if isinstance(base, Result) else None
+def _ratio(result: Result, base: Result | str | None) -> float | None:
+    return result.median / base.median if isinstance(base, Result) else None
 
 
-def _apart(found: Result, other: Result | str | None) -> float | None:
-    return abs(found.loss - other.loss) if isinstance(other, Result) else None
+def _difference(result: Result, other: Result | str | None) -> float | None:
+    return abs(result.loss - other.loss) if isinstance(other, Result) else None

@@ -1,8 +1,8 @@
-"""Who takes part, in which environment, and up to which batch size."""
+"""Lists the losses that are compared, with their environments and their largest batches."""
 
 import dataclasses
 
-# Each environment's worker, a module to run there.
+# The module that each environment runs as its worker.
 WORKERS = {
     "ours": "benchmarks.mining.ours",
     "tfa": "benchmarks.mining.peers_tensorflow",
@@ -18,12 +18,12 @@ class Entry:
     """A row of the tables.
 
     Attributes:
-      title: the row's.
+      title: the title of the row.
       environment: a key of WORKERS.
-      name: the worker's for it.
-      equals: the one of ours by the same definition, with which its loss is compared.
-      rival: the one of ours with which its time is compared.
-      most: the largest batch; beyond, it takes too long or too much memory.
+      name: the name that the worker has for the loss.
+      equals: the name of our loss with the same definition, with which the loss is compared.
+      rival: the name of our loss with which the time is compared.
+      most: the largest batch. Larger ones take too long or too much memory.
     """
 
     title: str
@@ -40,7 +40,7 @@ ENTRIES = (
     Entry("  its step under jit_compile", "ours", "hard-jit", "hard", "hard", LARGEST),
     Entry("  without XLA", "ours", "hard-no-xla", "hard", "hard"),
     Entry("  TensorFlow Addons", "tfa", "tfa-hard", "hard", "hard"),
-    # Takes a minute to compile at 4096.
+    # It takes a minute to compile at 4096.
     Entry("  TensorFlow Addons, jit_compile", "tfa", "tfa-hard-jit", "hard", "hard", 1024),
     Entry("  TensorFlow Similarity", "tfa", "similarity-hard", "hard", "hard"),
     Entry("  pytorch-metric-learning BatchHardMiner", "torch", "pml-hard", "hard", "hard"),
@@ -48,7 +48,7 @@ ENTRIES = (
     Entry("semi-hard", "ours", "semihard", "semihard", "semihard", LARGEST),
     Entry("  its step under jit_compile", "ours", "semihard-jit", "semihard", "semihard", LARGEST),
     Entry("  without XLA", "ours", "semihard-no-xla", "semihard", "semihard"),
-    # 18 GB at 1024.
+    # It takes 18 GB at 1024.
     Entry("  TensorFlow Addons", "tfa", "tfa-semihard", "semihard", "semihard", 512),
     Entry(
         "  TensorFlow Addons, jit_compile", "tfa", "tfa-semihard-jit", "semihard", "semihard", 512
@@ -64,7 +64,7 @@ ENTRIES = (
     ),
     Entry("semi-hard, farthest positive only", "ours", "farthest", "farthest", "farthest", LARGEST),
     Entry("  TensorFlow Similarity", "tfa", "similarity-semihard", "farthest", "farthest"),
-    # Leaves out anchors with no negative beyond the positive.
+    # It leaves out anchors that have no negative beyond the positive.
     Entry(
         "  pytorch-metric-learning BatchEasyHardMiner", "torch", "pml-farthest", None, "farthest"
     ),
@@ -72,5 +72,5 @@ ENTRIES = (
 
 
 def share(strategy: str, replicas: int) -> str:
-    """Name of one replica's share of "hard" or "semihard"."""
+    """Returns the name of one replica's share of the loss "hard" or "semihard"."""
     return f"{strategy}-share-{replicas}"

@@ -1,4 +1,4 @@
-"""Worker for this project's losses, one replica's share of them, and a plain matmul."""
+"""The worker for this project's losses, one replica's share of a loss, and a plain matmul."""
 
 import numpy as np
 import tensorflow as tf
@@ -20,22 +20,24 @@ SEMIHARD: tuple[Positive, Negative] = ("all", "semihard")
 
 
 def matmul(labels: np.ndarray, embeddings: np.ndarray) -> Step:
-    """All B x B products of rows, forward only."""
+    """Computes the products of all B x B pairs of rows, forward only."""
 
     @tf.function
     def compute(embeddings: tf.Tensor) -> tf.Tensor:
         return tf.matmul(embeddings, embeddings, transpose_b=True)
 
-    given = tf.constant(embeddings)
+    rows = tf.constant(embeddings)
 
     def step() -> float:
-        compute(given)
+        compute(rows)
         return 0.0
 
     return step
 
 
 def triplets(positive: Positive, negative: Negative, *, jit_compile: bool = True) -> Contestant:
+    """Returns a loss with a choice of positives and negatives; margin 1 and L2 by default."""
+
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
         return batch_triplets(
             labels, embeddings, positive=positive, negative=negative, jit_compile=jit_compile
@@ -45,7 +47,7 @@ def triplets(positive: Positive, negative: Negative, *, jit_compile: bool = True
 
 
 def one_share(positive: str, negative: str, *, replicas: int) -> Contestant:
-    """One replica's anchors, the first B / replicas rows, against all B."""
+    """Returns one replica's share: the first B / replicas rows are anchors against all B rows."""
     rule = Rule(positive, negative, soft=False, metric="L2")
 
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Worker for the peers on TensorFlow: TensorFlow Addons and TensorFlow Similarity."""
+"""The worker for the peers on TensorFlow: TensorFlow Addons and TensorFlow Similarity."""
 
 import tensorflow as tf
 import tensorflow_addons as tfa
@@ -10,6 +10,7 @@ from benchmarks.mining.worker import Contestant, serve
 
 
 def similarity(negative: str) -> TripletLoss:
+    """Returns TensorFlow Similarity's loss with the farthest positive."""
     return TripletLoss(
         distance="euclidean",
         positive_mining_strategy="hard",

@@ -1,4 +1,4 @@
-"""Worker for the peers on PyTorch: pytorch-metric-learning and sentence-transformers."""
+"""The worker for the peers on PyTorch: pytorch-metric-learning and sentence-transformers."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from benchmarks.mining.worker import Contestant, Step, serve
 
 
 def torch_step(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Contestant:
-    """Loss and gradient of `loss(labels, embeddings)`."""
+    """Returns a contestant that computes `loss(labels, embeddings)` and its gradient."""
 
     def contestant(labels: np.ndarray, embeddings: np.ndarray) -> Step:
         classes = torch.from_numpy(labels).long()
@@ -37,13 +37,14 @@ def torch_step(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Co
 
 
 def mined(miner: torch.nn.Module) -> Contestant:
-    """pytorch-metric-learning's loss of the triplets of one of its miners."""
-    # Its own default averages over the terms above zero.
+    """Returns pytorch-metric-learning's loss for the triplets that a miner selects."""
+    # The library's default reducer averages only over the terms above zero.
     loss = TripletMarginLoss(margin=1.0, distance=LpDistance(), reducer=MeanReducer())
     return torch_step(lambda labels, rows: loss(rows, labels, miner(rows, labels)))
 
 
-def of_embeddings(loss: BatchHardTripletLoss | BatchSemiHardTripletLoss) -> Contestant:
+def from_embeddings(loss: BatchHardTripletLoss | BatchSemiHardTripletLoss) -> Contestant:
+    """Returns a loss of sentence-transformers, computed from given embeddings."""
     return torch_step(lambda labels, rows: loss.compute_loss_from_embeddings([rows], labels))
 
 
@@ -55,9 +56,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "pml-farthest": mined(
         BatchEasyHardMiner(pos_strategy="hard", neg_strategy="semihard", distance=LpDistance())
     ),
-    # The model is what would make the embeddings.
-    "st-hard": of_embeddings(BatchHardTripletLoss(model=None, margin=1.0)),
-    "st-semihard": of_embeddings(BatchSemiHardTripletLoss(model=None, margin=1.0)),
+    # A model would compute the embeddings, which are given here.
+    "st-hard": from_embeddings(BatchHardTripletLoss(model=None, margin=1.0)),
+    "st-semihard": from_embeddings(BatchSemiHardTripletLoss(model=None, margin=1.0)),
 }
 
 if __name__ == "__main__":

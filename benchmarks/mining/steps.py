@@ -1,4 +1,4 @@
-"""A TensorFlow loss as a training step computes it."""
+"""Turns a TensorFlow loss into a contestant, which computes it as a training step does."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,10 @@ from benchmarks.mining.worker import Contestant, Step
 def tensorflow_step(
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], *, jit_compile: bool | None = None
 ) -> Contestant:
-    """Loss and gradient of `loss(labels, embeddings)`, compiled for each batch size anew."""
+    """Returns a contestant that computes `loss(labels, embeddings)` and its gradient.
+
+    It is compiled again for each batch size.
+    """
 
     def contestant(labels: np.ndarray, embeddings: np.ndarray) -> Step:
         @tf.function(jit_compile=jit_compile)
@@ -21,7 +24,7 @@ def tensorflow_step(
                 value = loss(labels, embeddings)
             return value, tape.gradient(value, embeddings)
 
-        # Arguments, not constants, which TensorFlow would fold.
+        # Passed as arguments, because TensorFlow would fold constants.
         inputs = tf.constant(labels), tf.constant(embeddings)
         return lambda: float(compute(*inputs)[0])
 

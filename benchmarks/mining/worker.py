@@ -1,31 +1,35 @@
-"""A process that holds some contestants and lets each have its turn when it is told to.
+"""The worker's side of the processes: holds contestants and runs one turn per request.
 
-One line of JSON a request and one a reply. Nothing here but numpy: it runs in the peers'
-environments too.
+Each request and each reply is one line of JSON. This module needs only numpy, because the peers'
+environments load it too.
 """
 
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from benchmarks.memory import peak_bytes
+from benchmarks.processes import reply_stream
+
 WIDTH, CLASS_SIZE = 128, 4
 TURN_SECONDS = 0.2
 LONG_CALL_SECONDS = 0.5
 
-# One forward and backward pass: returns the loss once all is computed.
+# Runs one forward and backward pass and returns the loss when everything is computed.
 Step = Callable[[], float]
-# Labels [B] int32 and embeddings [B, D] float32 -> a step.
+# Makes a step from labels [B] int32 and embeddings [B, D] float32.
 Contestant = Callable[[np.ndarray, np.ndarray], Step]
 
 
 def random_batch(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [rows] int32, K of a class and shuffled, and unit embeddings [rows, D] float32."""
-    random = np.random.RandomState(0)  # its numbers are the same in every version of numpy
+    """Makes shuffled labels [rows] int32 and unit-length embeddings [rows, WIDTH] float32.
+
+    Each class has CLASS_SIZE rows.
+    """
+    random = np.random.RandomState(0)  # draws the same numbers in every version of numpy
     labels = random.permutation(rows) // CLASS_SIZE
     embeddings = random.standard_normal((rows, WIDTH)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -33,7 +37,10 @@ def random_batch(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def turn(step: Step) -> tuple[list[float], float]:
-    """Seconds of each call and the loss."""
+    """Runs one turn; returns the seconds of each call, and the loss.
+
+    A turn takes TURN_SECONDS or more. A first call longer than LONG_CALL_SECONDS is the only one.
+    """
     seconds: list[float] = []
     end = time.perf_counter() + TURN_SECONDS
     while len(seconds) < 2 or time.perf_counter() < end:
@@ -42,39 +49,13 @@ def turn(step: Step) -> tuple[list[float], float]:
         seconds.append(time.perf_counter() - start)
         if seconds[0] > LONG_CALL_SECONDS:
             return seconds, loss
-    # The first finds the caches as another process left them.
+    # The first call is dropped: it finds the caches as another process left them.
     return seconds[1:], loss
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM (Linux)."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """How far resident memory rose above where it was, at most, while this ran."""
-    before = peak = resident_bytes()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, resident_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
-
-
 def memory(contestant: Contestant, rows: int, calls: int) -> dict:
-    """Bytes above the inputs and seconds of the fastest call; in a fresh process."""
-    contestant(*random_batch(256))()  # what a library sets up once is not the loss's
+    """Returns the peak of memory above the inputs, in bytes, and the fastest call's seconds."""
+    contestant(*random_batch(256))()  # memory of the library's set-up does not count
     step = contestant(*random_batch(rows))
     seconds: list[float] = []
 
@@ -88,10 +69,8 @@ def memory(contestant: Contestant, rows: int, calls: int) -> dict:
 
 
 def serve(contestants: Mapping[str, Contestant], versions: Mapping[str, str]) -> None:
-    """Answers requests until standard input ends; the first line is the packages' versions."""
-    # Libraries print what they like: only replies go where the driver reads.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    """Prints the packages' versions, then answers requests until standard input ends."""
+    replies = reply_stream()
     print(json.dumps(dict(versions)), file=replies)
     steps: dict[str, Step] = {}
     rows = 0

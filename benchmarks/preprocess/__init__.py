@@ -1,1 +1,0 @@
-"""The preprocessing job against a bare pool and TensorFlow Datasets: speed, memory, resuming."""

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: how long they take, and the memory of all their processes."""
+"""Runs commands as child processes and measures their time and the memory of all processes."""
 
 import contextlib
 import dataclasses
@@ -10,26 +10,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).parents[2]
-SETTINGS = {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
+from benchmarks.memory import PeakWatcher
+from benchmarks.processes import QUIET_CPU, ROOT, CommandError, tail
+
 SAMPLE_SECONDS = 0.05
-GONE_SECONDS = 5.0
-
-
-class CommandError(Exception):
-    """A command failed; the message says how."""
+KILL_TIMEOUT_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    """A command that has ended.
+class Finished:
+    """What a finished command needed.
 
     Attributes:
-      seconds: from its start to its end.
-      peak: bytes of memory of all its processes at most; None where it cannot be seen.
+      seconds: the time from start to end.
+      peak: the most memory of all processes together, in bytes; None where the system does not
+        tell.
     """
 
     seconds: float
@@ -38,11 +35,11 @@ class Done:
 
 @contextlib.contextmanager
 def started(log: IO[str], module: str, *arguments: str) -> Iterator[subprocess.Popen]:
-    """`python -m module`, which is gone when the block ends, with every process that it started."""
+    """Starts `python -m module`; kills it and its child processes when the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env={**os.environ, **SETTINGS},
+        env={**os.environ, **QUIET_CPU},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -55,18 +52,22 @@ def started(log: IO[str], module: str, *arguments: str) -> Iterator[subprocess.P
 
 
 def _kill_group(process: subprocess.Popen) -> None:
-    """Kills the process and those it started, and waits until they are gone."""
-    end = time.monotonic() + GONE_SECONDS
+    """Kills the process and its children, and waits until they are gone."""
+    end = time.monotonic() + KILL_TIMEOUT_SECONDS
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         while time.monotonic() < end:
-            os.killpg(process.pid, 0)  # until there is no such group
+            os.killpg(process.pid, 0)  # raises once the group is gone
             time.sleep(0.01)
 
 
-def run(module: str, *arguments: str) -> Done:
-    """Runs `python -m module` to its end; raises CommandError where it fails."""
+def run(module: str, *arguments: str) -> Finished:
+    """Runs `python -m module` to its end.
+
+    Raises:
+      CommandError: the command failed.
+    """
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
         with started(log, module, *arguments) as process:
@@ -74,46 +75,32 @@ def run(module: str, *arguments: str) -> Done:
             seconds = time.perf_counter() - start
             status = process.wait()
         if status:
-            raise CommandError(f"{module}: status {status}: {tail(log)}")
-        return Done(seconds, peak)
-
-
-def tail(log: IO[str]) -> str:
-    """The end of what a command printed."""
-    log.seek(0)
-    return log.read()[-2000:].strip()
+            raise CommandError(f"{module}: exit status {status}: {tail(log)}")
+        return Finished(seconds, peak)
 
 
 def _peak_until_end(process: subprocess.Popen) -> int | None:
-    """Waits for the process to end; the highest sum of the peaks of those of its tree alive.
+    """Waits for the process to end; returns the most memory of the process and its descendants.
 
-    Each process's peak is the kernel's own, so that none is missed between two looks.
+    Each sample adds up the peaks of all live processes. The kernel keeps the peak of each process,
+    so no peak is missed between two samples.
     """
     if not os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children"):
         process.wait()
         return None
-    ended = threading.Event()
-    peak = 0
 
-    def look() -> None:
-        nonlocal peak
-        while not ended.wait(SAMPLE_SECONDS):
-            peak = max(peak, sum(_peak(pid) for pid in _tree(process.pid)))
+    def sample() -> int:
+        return sum(_peak(pid) for pid in _tree(process.pid))
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
+    with PeakWatcher(sample, interval=SAMPLE_SECONDS) as watcher:
         process.wait()
-    finally:
-        ended.set()
-        watcher.join()
-    return peak
+    return watcher.peak
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """The process, its children and theirs."""
+    """Yields the ids of the process and of all its descendants."""
     yield pid
-    with contextlib.suppress(OSError):  # it has ended
+    with contextlib.suppress(OSError):  # the process may have ended
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/children") as file:
                 children = file.read().split()
@@ -122,7 +109,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _peak(pid: int) -> int:
-    """Resident bytes of a process at most so far; 0 of one that has ended."""
+    """Returns the peak of a process's resident memory in bytes; 0 if it has ended."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
         for line in file:
             if line.startswith("VmHWM:"):

@@ -1,6 +1,6 @@
-"""Synthetic photographs: folders of class folders, in a size of cameras and in one of thumbnails.
+"""Makes synthetic photographs in class folders, as large as a camera's or as thumbnails.
 
-Smooth colours, texture and the grain of a sensor: as many bytes a pixel as photographs have, so
+They have smooth colours, texture and sensor noise, and as many bytes per pixel as photographs, so
 that reading and decoding take as long.
 """
 
@@ -17,21 +17,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-IMAGES_A_CLASS = 50
+from tripletmill.errors import UsageError
+
+IMAGES_PER_CLASS = 50
 MIN_CLASSES = 4
-LONGEST_COMMENT = 65_000
+MAX_COMMENT = 65_000  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Pictures of one size.
+    """Images of one size.
 
     Attributes:
-      name: as the command line has it.
+      name: the name on the command line.
       width: pixels.
       height: pixels.
-      short_side: what they are made to, pixels.
-      distinct: how many differ by more than a comment.
+      short_side: the short side after preprocessing, in pixels.
+      distinct: how many images differ by more than a comment in the file.
     """
 
     name: str
@@ -50,37 +52,36 @@ KINDS = {
 }
 
 
-class TooLittleSpace(Exception):  # noqa: N818
-    """The folder cannot take that many pictures."""
-
-
 @contextlib.contextmanager
 def photos(folder: Path, kind: Kind, count: int, *, links: bool = False) -> Iterator[Path]:
-    """A folder of so many JPEGs, gone when the block ends.
+    """Makes a folder of JPEGs, which is removed when the block ends.
 
     Args:
-      folder: where it is made.
-      kind: of the pictures.
-      count: of the pictures.
-      links: the distinct ones again and again, as hard links where the disk can; otherwise every
-        file is its own, with a comment that no other has.
+      folder: the folder in which it is made.
+      kind: the kind of images.
+      count: how many images.
+      links: whether images repeat as hard links, where the disk supports them. Otherwise every
+        file has its own content, because its comment differs.
+
+    Raises:
+      UsageError: the disk has too little space.
     """
-    pictures = _pictures(kind)
-    needed = count * 4096 if links else count * (4096 + sum(map(len, pictures)) // len(pictures))
+    jpegs = _jpegs(kind)
+    needed = count * 4096 if links else count * (4096 + sum(map(len, jpegs)) // len(jpegs))
     free = shutil.disk_usage(folder).free
-    # The job's output lies there as well, and is no larger.
+    # The job's output lies on the same disk and is no larger.
     if 2 * needed > free:
-        raise TooLittleSpace(
+        raise UsageError(
             f"{count:,} images of {kind.width} x {kind.height} and their output take"
             f" {2 * needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --folder"
         )
     with tempfile.TemporaryDirectory(dir=folder) as root:
-        _write(Path(root), pictures, count, links=links)
+        _write(Path(root), jpegs, count, links=links)
         yield Path(root)
 
 
-def _write(root: Path, pictures: tuple[bytes, ...], count: int, *, links: bool) -> None:
-    classes = max(MIN_CLASSES, count // IMAGES_A_CLASS)
+def _write(root: Path, jpegs: tuple[bytes, ...], count: int, *, links: bool) -> None:
+    classes = max(MIN_CLASSES, count // IMAGES_PER_CLASS)
     for c in range(classes):
         (root / f"{c:05d}").mkdir()
 
@@ -88,30 +89,30 @@ def _write(root: Path, pictures: tuple[bytes, ...], count: int, *, links: bool) 
         return root / f"{number % classes:05d}" / f"{number:07d}.jpg"
 
     for number in range(count):
-        place = number % len(pictures)
-        if links and number != place:
+        first = number % len(jpegs)
+        if links and number != first:
             try:
-                os.link(path(place), path(number))
+                os.link(path(first), path(number))
                 continue
-            except OSError:  # no hard links on this disk, or no more of this file
+            except OSError:  # the disk has no hard links, or allows no more for this file
                 pass
-        picture = pictures[place]
-        path(number).write_bytes(picture if links else _with_comment(picture, number))
+        jpeg = jpegs[first]
+        path(number).write_bytes(jpeg if links else _with_comment(jpeg, number))
 
 
 def _with_comment(jpeg: bytes, number: int) -> bytes:
-    # Of many lengths: files of one size would all be taken for likely copies of each other.
-    longest = min(len(jpeg) // 8, LONGEST_COMMENT)
+    # Comments differ in length, because files of equal size would count as possible duplicates.
+    longest = min(len(jpeg) // 8, MAX_COMMENT)
     comment = b"%08d" % number + bytes(number * 2_654_435_761 % 2**32 % longest)
     segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
     return jpeg[:2] + segment + jpeg[2:]
 
 
 @functools.cache
-def _pictures(kind: Kind) -> tuple[bytes, ...]:
+def _jpegs(kind: Kind) -> tuple[bytes, ...]:
     rng = np.random.default_rng(0)
     size = (kind.width, kind.height)
-    # Drawn once and moved about: it is what takes the time.
+    # Sensor noise is slow to draw, so it is drawn once and shifted for each image.
     levels = rng.normal(128, 5, (kind.height, kind.width, 3)).clip(0, 255)
     grain = Image.fromarray(levels.astype(np.uint8))
 
@@ -119,13 +120,13 @@ def _pictures(kind: Kind) -> tuple[bytes, ...]:
         cells = rng.integers(0, 256, (columns * 3 // 4, columns, 3), np.uint8)
         return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
 
-    def picture() -> bytes:
+    def jpeg() -> bytes:
         image = Image.blend(noise(8), noise(32), 0.35)
         image = Image.blend(image, noise(kind.width // 6), 0.15)
-        moved = ImageChops.offset(grain, *(int(way) for way in rng.integers(0, size)))
+        shifted = ImageChops.offset(grain, *(int(shift) for shift in rng.integers(0, size)))
         file = io.BytesIO()
-        quality = int(rng.integers(82, 96))  # so that sizes differ as those of photographs
-        ImageChops.add(image, moved, offset=-128).save(file, "JPEG", quality=quality)
+        quality = int(rng.integers(82, 96))  # file sizes vary like those of photographs
+        ImageChops.add(image, shifted, offset=-128).save(file, "JPEG", quality=quality)
         return file.getvalue()
 
-    return tuple(picture() for _ in range(kind.distinct))
+    return tuple(jpeg() for _ in range(kind.distinct))

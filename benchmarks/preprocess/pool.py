@@ -1,9 +1,9 @@
-"""The same Pillow calls without Beam: nothing planned, nothing written.
+"""Converts images in a bare pool, without Beam; nothing is planned and nothing is written.
 
 python -m benchmarks.preprocess.pool FOLDER --short_side=S [--processes]
 
-Lists the folder; for each image, in no order that anyone waits for: reads the file, canonical_jpeg,
-SHA-256 of both. Threads take one image at a time, processes many and send the JPEGs back.
+Lists the folder, reads each file, calls canonical_jpeg, and computes the SHA-256 of source and
+result. Threads take one image at a time; processes take many and send the JPEGs back.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 from tripletmill.images import ImageSettings, canonical_jpeg
 
-IMAGES_A_TASK = 32
+IMAGES_PER_TASK = 32
 
 
-def one(path: str, settings: ImageSettings) -> tuple[bytes, bytes, bytes]:
-    """The canonical JPEG, and the hashes of it and of its source."""
+def convert(path: str, settings: ImageSettings) -> tuple[bytes, bytes, bytes]:
+    """Returns the canonical JPEG, its hash, and the hash of the source file."""
     with open(path, "rb") as file:
         data = file.read()
     jpeg = canonical_jpeg(data, settings).jpeg
@@ -38,13 +38,13 @@ def main() -> None:
     cores = os.cpu_count() or 1
     pool: Executor
     if flags.processes:
-        # Not fork: a copy of the parent would be spared the imports.
+        # Spawned, because a forked process would not need to import anything.
         pool = ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn"))
     else:
         pool = ThreadPoolExecutor(cores)
-    work = functools.partial(one, settings=ImageSettings(short_side=flags.short_side))
+    work = functools.partial(convert, settings=ImageSettings(short_side=flags.short_side))
     with pool:
-        for _ in pool.map(work, files, chunksize=IMAGES_A_TASK):
+        for _ in pool.map(work, files, chunksize=IMAGES_PER_TASK):
             pass
 
 

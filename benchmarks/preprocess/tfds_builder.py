@@ -1,4 +1,7 @@
-"""A builder of TensorFlow Datasets for a class folder, with Beam; TFDS wants none in `__main__`."""
+"""A TensorFlow Datasets builder for class folders, with Beam.
+
+It has its own module, because TFDS does not accept a builder in `__main__`.
+"""
 
 import io
 import os
@@ -12,10 +15,10 @@ from tripletmill.images import ImageSettings, canonical_jpeg
 
 
 class PhotoFolder(tfds.core.GeneratorBasedBuilder):
-    """Every second class is for testing, as in the job that it is compared with."""
+    """Images in class folders. Every second class is for test, as in our job."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Where checksums of downloads would be looked for, with a package that TFDS does not ask for.
+    # Otherwise TFDS would look for download checksums with a package that it does not require.
     code_path = None
 
     def __init__(self, root: str, short_side: int, **options: Any) -> None:
@@ -49,13 +52,13 @@ class PhotoFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def images_of(folder: str) -> Iterator[str]:
-    """Paths of a class's images."""
+    """Yields the paths of the images in a class folder."""
     for name in os.listdir(folder):
         yield os.path.join(folder, name)
 
 
 def example(path: str, settings: ImageSettings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Key and features of one image."""
+    """Yields the key and the features of one image."""
     with open(path, "rb") as file:
         jpeg = canonical_jpeg(file.read(), settings).jpeg
     label, name = path.split(os.sep)[-2:]

@@ -1,8 +1,9 @@
-"""A class folder as TensorFlow Datasets builds it with Beam, its images made small the same way.
+"""Builds a data set from class folders with TensorFlow Datasets and Beam.
 
 python -m benchmarks.preprocess.tfds_peer FOLDER OUTPUT --short_side=S --shards=N [Beam's flags]
 
-tfds.ImageFolder itself only reads: this lists the same folder and writes the features of that one.
+The images are resized with canonical_jpeg. The data set has the features of tfds.ImageFolder, which
+only reads and cannot build.
 """
 
 import argparse

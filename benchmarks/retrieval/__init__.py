@@ -1,1 +1,0 @@
-"""How well losses train, not how fast."""

@@ -1,19 +1,19 @@
-"""The same plain network, start, batches and steps with other libraries' triplet losses."""
+"""Trains one plain network with each library's triplet losses.
+
+All runs have the same initial weights, the same batches and the same number of steps.
+"""
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.mining.processes import ROOT, SETTINGS, interpreter
-from benchmarks.retrieval.plain import SIDE, Task, start_weights
-from benchmarks.timing import print_columns
+from benchmarks.processes import peer_python, run_module
+from benchmarks.retrieval.plain import SIDE, Task, initial_weights
+from benchmarks.tables import Cell, Row, print_columns, progress
 from trainer.data.batch_plan import BatchPlan
 from trainer.data.reading import FileRecords
 from trainer.evaluation.inference import SplitImages, compile_on_replicas
@@ -21,7 +21,7 @@ from trainer.retrieval.metrics import retrieval_metrics
 from tripletmill.formats.index import DatasetIndex, load_index
 
 TENSORFLOW, TORCH = "benchmarks.retrieval.tensorflow_child", "benchmarks.retrieval.torch_child"
-# Title, environment, module of the child, its name for the loss.
+# Row title, environment, module of the child process, and the child's name of the loss.
 ENTRIES = (
     ("semi-hard, all positives", "ours", TENSORFLOW, "ours-semihard"),
     ("  TensorFlow Addons", "tfa", TENSORFLOW, "tfa-semihard"),
@@ -38,47 +38,47 @@ COLUMNS = ("MAP@R", "Recall@1", "ms a step", "step 1", "step 2", "last 50")
 
 
 def peers(flags: argparse.Namespace) -> None:
-    """Each in a process of its own environment, one after the other."""
-    test = load_index(str(flags.data), "test")
-    rows: list[tuple[str, tuple[float | str | None, ...]]] = []
+    """Prints a table of all entries; each one runs in a process of its environment."""
+    test = load_index(str(flags.data_dir), "test")
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
-        task = Path(folder, "task.npy")
-        make_task(flags, test).save(task)
+        task_file = Path(folder, "task.npy")
+        make_task(flags, test).save(task_file)
         for title, environment, module, name in ENTRIES:
-            python = interpreter(environment, flags.peers)
+            python = peer_python(environment, flags.peers)
             if python is None:
                 rows.append((title, ("absent", *[None] * (len(COLUMNS) - 1))))
                 continue
-            print(f"peers: {name}", file=sys.stderr)
+            progress(f"peers: {name}")
             output = Path(folder, f"{name}.npz")
-            command = [str(python), "-m", module, name, str(task), str(output)]
-            environ = {**os.environ, **SETTINGS}
-            subprocess.run(command, cwd=ROOT, env=environ, stdout=sys.stderr, check=True)
-            with np.load(output) as found:
-                metrics = retrieval_metrics(found["embeddings"], test.label, recall_at=(1,))
-                losses, step = found["losses"], statistics.median(found["seconds"].tolist())
-            shown = (
-                metrics.map_at_r,
-                metrics.mean["recall_at_1"],
-                *losses[:2],
-                losses[-50:].mean(),
-            )
-            score, recall, first, second, last = (f"{value:.4f}" for value in shown)
-            rows.append((title, (score, recall, 1e3 * step, first, second, last)))
+            run_module(python, module, name, str(task_file), str(output))
+            rows.append((title, _cells(output, test)))
     steps, batch = flags.steps, flags.classes * flags.images
-    print_columns(f"Test after {steps:,} steps of {batch} images; losses of steps", COLUMNS, rows)
+    print_columns(
+        f"Test after {steps:,} steps of {batch} images; losses at training steps", COLUMNS, rows
+    )
+
+
+def _cells(output: Path, test: DatasetIndex) -> tuple[Cell, ...]:
+    """Evaluates what a child process wrote; returns the values for COLUMNS."""
+    with np.load(output) as arrays:
+        metrics = retrieval_metrics(arrays["embeddings"], test.label, recall_at=(1,))
+        losses, seconds = arrays["losses"], statistics.median(arrays["seconds"].tolist())
+    values = metrics.map_at_r, metrics.mean["recall_at_1"], *losses[:2], losses[-50:].mean()
+    map_at_r, recall, first, second, last = (f"{value:.4f}" for value in values)
+    return map_at_r, recall, 1e3 * seconds, first, second, last
 
 
 def make_task(flags: argparse.Namespace, test: DatasetIndex) -> Task:
-    """Images, batches and weights."""
-    train = load_index(str(flags.data), "train")
+    """Reads the images of both splits, draws the batches and the initial weights."""
+    train = load_index(str(flags.data_dir), "train")
     plan = BatchPlan(train, classes_per_batch=flags.classes, images_per_class=flags.images)
     batches = np.stack([plan.batch(step) for step in range(flags.steps)])
-    return Task(grey(train), train.label, batches, grey(test), start_weights(seed=0))
+    return Task(grey(train), train.label, batches, grey(test), initial_weights(seed=0))
 
 
 def grey(index: DatasetIndex) -> np.ndarray:
-    """[N, SIDE, SIDE] uint8, the red of each image."""
+    """Returns the red channel of all images of a split: [N, SIDE, SIDE] uint8."""
     images = SplitImages(
         index, FileRecords(index), image_size=SIDE, central_share=1.0, batch_size=256
     )

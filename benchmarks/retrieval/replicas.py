@@ -1,4 +1,4 @@
-"""Does mining over all replicas pay? The trainer, mining over all four or within each."""
+"""Compares mining over all replicas with mining within each replica, with the trainer itself."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.timing import print_columns
+from benchmarks.processes import trainer_command
+from benchmarks.tables import Row, print_columns, progress
 
 REPLICAS = 4
 COMMON = {
@@ -34,42 +35,50 @@ LOSSES: dict[str, dict[str, object]] = {
 
 
 def replicas(flags: argparse.Namespace) -> None:
-    """The same batches and steps, for each seed.
+    """Prints MAP@R for each loss and each way of mining, on the same batches for each seed.
 
-    From scratch the hard loss collapses here, so it goes on from a model of the semi-hard one.
+    From scratch the hard loss collapses here, so its runs start from a model that was trained with
+    the semi-hard loss.
     """
     with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
         if "hard" in flags.losses:
-            print("replicas: what the hard loss goes on from", file=sys.stderr)
-            start = map_at_r(flags, {**COMMON, **LOSSES["semi-hard"]}, folder)
-            print(f"before the hard loss: MAP@R {start:.3f}")
+            progress("replicas: the model that the hard loss starts from")
+            score = map_at_r(flags, {**COMMON, **LOSSES["semi-hard"]}, folder)
+            print(f"before the hard loss: MAP@R {score:.3f}")
         _compare(flags, folder)
 
 
-def _compare(flags: argparse.Namespace, begun: str) -> None:
-    rows = []
+def _compare(flags: argparse.Namespace, semi_hard_run: str) -> None:
+    rows: list[Row] = []
     for loss in flags.losses:
-        params = {**LOSSES[loss], **({"train.init_from": repr(begun)} if loss == "hard" else {})}
-        found: dict[bool, list[float]] = {True: [], False: []}
-        name = "semihard_triplets" if loss == "semi-hard" else "hard_triplets"
+        params = {**COMMON, **LOSSES[loss]}
+        if loss == "hard":
+            params["train.init_from"] = repr(semi_hard_run)
+        function = "semihard_triplets" if loss == "semi-hard" else "hard_triplets"
+        scores: dict[bool, list[float]] = {True: [], False: []}
         for seed in range(flags.seeds):
-            for across, scores in found.items():
-                print(f"replicas: {loss}, seed {seed}, across {across}", file=sys.stderr)
-                here = {"SEED": seed, f"{name}.across_replicas": across}
+            for across in scores:
+                progress(f"replicas: {loss}, seed {seed}, across_replicas = {across}")
+                run_params = {"SEED": seed, f"{function}.across_replicas": across}
                 with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
-                    scores.append(map_at_r(flags, {**COMMON, **params, **here}, folder))
-        for across, scores in found.items():
+                    scores[across].append(map_at_r(flags, {**params, **run_params}, folder))
+        for across, values in scores.items():
             where = f"over all {REPLICAS} replicas" if across else "within each replica"
-            each = (f"{score:.3f}" for score in scores)
-            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-            mean = f"{statistics.mean(scores):.4f}", f"{spread:.4f}"
-            rows.append((f"{loss}, mined {where}", (*mean, *each)))
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells = [f"{statistics.mean(values):.4f}", f"{deviation:.4f}"]
+            rows.append((f"{loss}, mined {where}", cells + [f"{value:.3f}" for value in values]))
     columns = ("mean", "deviation", *(f"seed {seed}" for seed in range(flags.seeds)))
     print_columns(f"MAP@R on test after {flags.steps:,} steps", columns, rows)
 
 
 def map_at_r(flags: argparse.Namespace, params: dict[str, object], folder: str) -> float:
-    """Trains and evaluates with `trainer.main`, into a folder."""
+    """Trains and evaluates with `trainer.main`; returns MAP@R on the split test.
+
+    Args:
+      flags: the command line.
+      params: gin parameters.
+      folder: the model_dir of the run.
+    """
     steps = {
         "STEPS": flags.steps,
         "train.evaluate_every": flags.steps,
@@ -79,12 +88,12 @@ def map_at_r(flags: argparse.Namespace, params: dict[str, object], folder: str) 
         "BatchPlan.classes_per_batch": flags.classes,
         "BatchPlan.images_per_class": flags.images,
     }
-    command = [
-        sys.executable,
-        *("-m", "trainer.main", "--gin_file=gin/omniglot_small_conv.gin"),
-        *(f"--data_dir={flags.data}", f"--model_dir={folder}"),
-        *(f"--gin_param={name} = {value}" for name, value in {**plan, **steps, **params}.items()),
-    ]
+    command = trainer_command(
+        "gin/omniglot_small_conv.gin",
+        data_dir=flags.data_dir,
+        model_dir=folder,
+        params={**plan, **steps, **params},
+    )
     subprocess.run(command, stdout=sys.stderr, check=True)
-    table = json.loads(Path(folder, "evaluation", "test.json").read_text())
-    return table["results"]["trained model"]["map_at_r"]
+    evaluation = json.loads(Path(folder, "evaluation", "test.json").read_text())
+    return evaluation["results"]["trained model"]["map_at_r"]

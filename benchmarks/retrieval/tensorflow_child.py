@@ -1,4 +1,9 @@
-"""Trains the plain network with a loss on TensorFlow: ours on Keras 3, the peers' on Keras 2."""
+"""Trains the plain network with one TensorFlow loss.
+
+Our losses run on Keras 3, the losses of the peers on Keras 2, in the peers' environment.
+
+python -m benchmarks.retrieval.tensorflow_child LOSS TASK OUTPUT
+"""
 
 import sys
 from collections.abc import Callable
@@ -14,6 +19,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def ours(positive: Any, negative: Any) -> Loss:
+    """Returns this project's loss."""
     from tripletmill.losses.triplet import batch_triplets
 
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
@@ -30,6 +36,7 @@ def ours(positive: Any, negative: Any) -> Loss:
 
 
 def similarity(negative: str) -> Loss:
+    """Returns TensorFlow Similarity's loss with the farthest positive."""
     from tensorflow_similarity.losses import TripletLoss
 
     return TripletLoss(
@@ -41,10 +48,11 @@ def similarity(negative: str) -> Loss:
 
 
 def addons(name: str) -> Loss:
+    """Returns the loss of this name from TensorFlow Addons."""
     import tensorflow_addons as tfa
 
-    found = getattr(tfa.losses, name)
-    return lambda labels, embeddings: found(
+    function = getattr(tfa.losses, name)
+    return lambda labels, embeddings: function(
         labels, embeddings, MARGIN, distance_metric="squared-L2"
     )
 

@@ -1,4 +1,7 @@
-"""Trains the plain network with a loss of pytorch-metric-learning."""
+"""Trains the plain network with one loss of pytorch-metric-learning, in the peer's environment.
+
+python -m benchmarks.retrieval.torch_child LOSS TASK OUTPUT
+"""
 
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.retrieval.plain import EPSILON, MARGIN, Task, run
 
-# Squared, as with the others; its distances scale embeddings to unit length themselves.
+# Squared distances, as in the other libraries; LpDistance scales embeddings to unit length itself.
 DISTANCE = LpDistance(power=2)
 MINERS = {
     "pml-semihard": lambda: TripletMarginMiner(

@@ -1,31 +1,33 @@
-"""The kinds of index: time to build, size, time of a query, and recall against exact search.
+"""Measures each kind of index: build time, size, query time, and recall against exact search.
 
 python -m benchmarks.search [--rows=100000] [--kinds flat hnsw ivfpq]
 
-Vectors of unit length around cluster centres, with as much noise as the centres are long: harder
-than the embeddings of a trained network. 1,000 queries are drawn alike and are in no index; for
-1,000 rows of the index recall is shown as well. Times of a query alone, and of each of all 1,000.
+The vectors have unit length and lie around cluster centres; the noise is as long as the centres.
+This is harder than the embeddings of a trained network. 1,000 queries are drawn from the same
+distribution and are in no index. Recall is also shown for 1,000 queries that are rows of the index.
+Times are per query: for one query alone, and for all 1,000 together.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
 
-from benchmarks.timing import machine, print_columns
+from benchmarks.tables import Row, machine, print_columns
+from benchmarks.timing import seconds_of
 from trainer.search import faiss_index
 from trainer.search.exact import available_cores, closest, exact
 from trainer.search.recall import NEIGHBOURS
 from tripletmill.cli.arguments import Parser, positive
 
-BATCH = 1_000  # queries, all at once
-ALONE = 50  # queries, one after another
+BATCH = 1_000  # queries that are searched together
+ALONE = 50  # queries that are searched one after another
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,16 +37,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rows", default=100_000, type=positive, metavar="N", help="in the index (100000)")
-    add("--dim", default=128, type=positive, metavar="D", help="of an embedding (128)")
-    add("--rows_a_cluster", default=20, type=positive, metavar="N", help="on average (20)")
+    add("--rows", default=100_000, type=positive, metavar="N", help="vectors in the index (100000)")
+    add("--dim", default=128, type=positive, metavar="D", help="dimensions of a vector (128)")
+    add("--rows_a_cluster", default=20, type=positive, metavar="N", help="mean cluster size (20)")
     kinds = faiss_index.KINDS
-    add("--kinds", default=[*kinds], choices=kinds, nargs="+", help="all without it")
+    add("--kinds", default=[*kinds], choices=kinds, nargs="+", help="default: all")
     return parser.parse_args(arguments)
 
 
 def clustered(rows: int, dim: int, clusters: int, *, seed: int) -> np.ndarray:
-    """Float32 [rows, dim], unit length; the centres do not depend on the seed."""
+    """Draws vectors float32 [rows, dim] of unit length; the centres do not depend on the seed."""
     centres = np.random.default_rng(0).standard_normal((clusters, dim), np.float32)
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((rows, dim), np.float32)
@@ -52,51 +54,80 @@ def clustered(rows: int, dim: int, clusters: int, *, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+class BuiltIndex:
+    """An index of one kind over the vectors.
 
+    Attributes:
+      setting: the name of the setting that trades speed for recall; empty for an exact index.
+      values: the values of the setting, ascending; none for an exact index.
+      build_seconds: the time to build the index.
+    """
 
-def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, held: np.ndarray) -> None:
-    """Prints a table of one kind, for queries that are in no index and for some that are held."""
-    faiss_index.require_possible(kind, *vectors.shape)
-    start = time.perf_counter()
-    index = faiss_index.make(kind, vectors)
-    faiss_index.add(index, vectors, lambda _: None)
-    build = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "index"
-        faiss.write_index(index, str(path))
-        size = path.stat().st_size / 1e6
-    threads = available_cores()
-    last = exact(vectors, queries, NEIGHBOURS, threads=threads)[1][:, -1]
-    held_last = exact(vectors, held, NEIGHBOURS + 1, threads=threads)[1][:, -1]
-    title = f"{kind}: built in {build:.1f} s, {size:.1f} MB"
+    def __init__(self, kind: str, vectors: np.ndarray) -> None:
+        faiss_index.require_possible(kind, *vectors.shape)
+        start = time.perf_counter()
+        self._index = faiss_index.make(kind, vectors)
+        faiss_index.add(self._index, vectors, lambda _: None)
+        self.build_seconds = time.perf_counter() - start
+        self.setting, self.values = faiss_index.settings(self._index)
+        self._kind = kind
+        self._vectors = vectors
+        self._threads = available_cores()
 
-    def search(some: np.ndarray, setting: int, k: int = NEIGHBOURS) -> list[np.ndarray]:
-        """Distances of each one's neighbours."""
-        if kind == faiss_index.FLAT:
-            return list(exact(vectors, some, k, threads=threads)[1])
-        proposed = faiss_index.propose(index, some, k, setting, threads=threads)
+    def megabytes(self) -> float:
+        """Returns the size of the index as a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "index"
+            faiss.write_index(self._index, str(path))
+            return path.stat().st_size / 1e6
+
+    def search(self, queries: np.ndarray, value: int, k: int = NEIGHBOURS) -> list[np.ndarray]:
+        """Returns the distances of each query's neighbours, nearest first.
+
+        Args:
+          queries: float32 [N, D].
+          value: of the setting; an exact index ignores it.
+          k: how many neighbours.
+        """
+        if self._kind == faiss_index.FLAT:
+            return list(exact(self._vectors, queries, k, threads=self._threads)[1])
+        candidates = faiss_index.propose(self._index, queries, k, value, threads=self._threads)
         return [
-            closest(vectors, query, rows[rows >= 0], k)[1]
-            for query, rows in zip(some, proposed, strict=True)
+            closest(self._vectors, query, rows[rows >= 0], k)[1]
+            for query, rows in zip(queries, candidates, strict=True)
         ]
 
-    def recall(some: np.ndarray, last: np.ndarray, setting: int, itself: int) -> str:
-        found = search(some, setting, NEIGHBOURS + itself)
-        hits = sum(int((each[itself:] <= to).sum()) for each, to in zip(found, last, strict=True))
+
+def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, members: np.ndarray) -> None:
+    """Prints the table of one kind of index.
+
+    Args:
+      kind: the kind of index.
+      vectors: float32 [N, D], the rows of the index.
+      queries: float32 [n, D], queries that are not in the index.
+      members: float32 [m, D], queries that are rows of the index.
+    """
+    index = BuiltIndex(kind, vectors)
+    threads = available_cores()
+    # The distances of the last true neighbours. A member's nearest neighbour is the member itself.
+    limits = exact(vectors, queries, NEIGHBOURS, threads=threads)[1][:, -1]
+    member_limits = exact(vectors, members, NEIGHBOURS + 1, threads=threads)[1][:, -1]
+
+    def recall(some: np.ndarray, limits: np.ndarray, value: int, skip: int) -> str:
+        distances = index.search(some, value, NEIGHBOURS + skip)
+        hits = sum(
+            int((row[skip:] <= limit).sum()) for row, limit in zip(distances, limits, strict=True)
+        )
         return f"{hits / (NEIGHBOURS * len(some)):.3f}"
 
-    name, values = faiss_index.settings(index)
-    rows: list[tuple[str, list[float | str | None]]] = []
-    for value in values or (0,):
-        batch = timed(partial(search, queries, value)) / len(queries)
-        alone = [timed(partial(search, query[None], value)) for query in queries[:ALONE]]
-        shares = [recall(queries, last, value, 0), recall(held, held_last, value, 1)]
-        label = f"{name} = {value}" if values else "exact"
-        rows.append((label, [*shares, 1e3 * statistics.median(alone), 1e3 * batch]))
+    rows: list[Row] = []
+    for value in index.values or (0,):
+        together = seconds_of(partial(index.search, queries, value)) / len(queries)
+        alone = [seconds_of(partial(index.search, query[None], value)) for query in queries[:ALONE]]
+        recalls = recall(queries, limits, value, 0), recall(members, member_limits, value, 1)
+        title = f"{index.setting} = {value}" if index.values else "exact"
+        rows.append((title, [*recalls, 1e3 * statistics.median(alone), 1e3 * together]))
+    title = f"{kind}: built in {index.build_seconds:.1f} s, {index.megabytes():.1f} MB"
     print_columns(title, ["recall@10", "of rows", "ms alone", "ms each"], rows)
 
 
@@ -106,9 +137,9 @@ def main() -> None:
     vectors = clustered(flags.rows, flags.dim, clusters, seed=1)
     queries = clustered(BATCH, flags.dim, clusters, seed=2)
     print(f"{flags.rows:,} vectors around {clusters:,} centres, D = {flags.dim} ({machine()})")
-    held = vectors[np.random.default_rng(3).choice(flags.rows, BATCH)]
+    members = vectors[np.random.default_rng(3).choice(flags.rows, BATCH)]
     for kind in flags.kinds:
-        measure(kind, vectors, queries, held)
+        measure(kind, vectors, queries, members)
 
 
 if __name__ == "__main__":

@@ -104,9 +104,9 @@ def embed(
     if not 0 <= max_rejected_share <= 1:
         raise UsageError(f"embed.max_rejected_share {max_rejected_share}: 0 to 1")
     if (input is None) == (data is None):
-        raise UsageError("one of --input (images) and --data (a data set) is needed; see --help")
+        raise UsageError("either --images or --data_dir (a data set) is needed; see --help")
     if splits is not None and data is None:
-        raise UsageError("--splits: only with --data; images in --input carry their own")
+        raise UsageError("--splits: only with --data_dir; --images brings its own splits")
     card = load_card(model)
     card = dataclasses.replace(card, directory=storage.absolute(card.directory))
     images: DatasetRecords | ImageFiles

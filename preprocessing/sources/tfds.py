@@ -22,21 +22,10 @@ from tripletmill.storage import storage
 
 NAME = re.compile(r"(?P<name>[\w-]+)(/(?P<config>[\w+.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 SHARD_DIGITS = 5  # at least
-IMAGE, MASK, CLASS_LABEL, TEXT, DICT = "image", "mask", "classLabel", "text", "featuresDict"
+IMAGE, CLASS_LABEL, TEXT, DICT = "image", "classLabel", "text", "featuresDict"
 LISTS = ("sequence", "video")
-KINDS = {
-    "ClassLabel": CLASS_LABEL,
-    "Dataset": "sequence",
-    "FeaturesDict": DICT,
-    "Image": IMAGE,
-    "LabeledImage": MASK,
-    "Sequence": "sequence",
-    "Text": TEXT,
-    "Video": "video",
-}
-NO_KIND = ("pythonClassName", "description", "valueRange")
+NOT_A_KIND = ("pythonClassName", "description", "valueRange")
 T = TypeVar("T")
 
 
@@ -88,9 +77,9 @@ class _Feature:
     """A feature of one value.
 
     Attributes:
-      kind: IMAGE, CLASS_LABEL, TEXT or another.
-      content: what features.json says of it.
-      file: what the names of its files begin with.
+      kind: IMAGE, CLASS_LABEL, TEXT or another; "" for an image of class ids (LabeledImage).
+      content: what features.json says about the feature.
+      file: first part of the names of the feature's files.
     """
 
     kind: str
@@ -103,7 +92,7 @@ class TfdsSource:
     """A data set in TFDS_DIR/NAME[/CONFIG]/VERSION. A source id is FILE@OFFSET.
 
     Attributes:
-      name: NAME[/CONFIG][:VERSION]; by default the newest version, and the only configuration.
+      name: NAME[/CONFIG][:VERSION]; by default the newest version.
       tfds_dir: where data sets have been prepared.
       options: what is read.
       labelled: whether an image without a class is left out, or has the class "".
@@ -136,9 +125,9 @@ class TfdsSource:
     def parts(self) -> Sequence[Shard]:
         """Files of all splits. Raises UsageError as check does, but for missing files."""
         folder = self._folder()
-        info = self._json(folder, "dataset_info.json", _Info)
-        if info.file_format != "tfrecord":
-            raise self._error(f"its files are {info.file_format}; only tfrecord can be read")
+        file_format, files = self._json(folder, "dataset_info.json", _files)
+        if file_format != "tfrecord":
+            raise self._error(f"its files are {file_format}; only tfrecord can be read")
         records = self._records(folder, self._json(folder, "features.json", _features))
         shards = [
             Shard(
@@ -148,7 +137,7 @@ class TfdsSource:
                 num_records=num_records,
                 records=records,
             )
-            for name, split, num_records in info.files
+            for name, split, num_records in files
         ]
         if not shards:
             raise self._error(f"no files in any split, says {folder}/dataset_info.json")
@@ -184,11 +173,9 @@ class TfdsSource:
             raise self._error(f"no such data set in {self.tfds_dir}, which holds {there}")
         configs = [found for found in folders if not VERSION.match(found)]
         if config is None and configs == folders:
-            if len(configs) > 1:
-                raise self._error(
-                    f"say which of its configurations: tfds:{name}/CONFIG with {listing(configs)}"
-                )
-            config = configs[0]
+            raise self._error(
+                f"say which of its configurations: tfds:{name}/CONFIG with {listing(configs)}"
+            )
         if config is not None:
             if config not in configs:
                 raise self._error(f"no such configuration, only {listing(configs) or 'none'}")
@@ -205,7 +192,10 @@ class TfdsSource:
         except FileNotFoundError:
             raise self._error(f"no {name} in {folder}; prepare it with TFDS 4 or later") from None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise self._error(f"{path}: not as TFDS writes it: {error!r}") from error
+            raise self._error(
+                f"{path}: not in the form that TFDS writes today ({error!r}); prepare the data set"
+                " again"
+            ) from error
 
     def _records(self, folder: str, features: Mapping[str, _Feature]) -> RecordsInput:
         """How the files are read."""
@@ -242,7 +232,7 @@ class TfdsSource:
         path = storage.join(folder, f"{feature.file}.labels.txt")
         if feature.kind != CLASS_LABEL or not storage.is_file(path):
             return None
-        count = int(feature.content.get("numClasses") or feature.content.get("num_classes") or 0)
+        count = int(feature.content.get("numClasses", 0))
         names = read_names(path)
         if len(names) != count:
             raise self._error(
@@ -252,69 +242,42 @@ class TfdsSource:
         return path
 
 
-class _Info:
-    """dataset_info.json: the format of the files, and of each file name, split and records."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self.file_format = content.get("fileFormat") or "tfrecord"
-        self.files = [
-            (name, split["name"], num_records)
-            for split in content.get("splits", [])
-            for name, num_records in _files(content["name"], split)
-        ]
-
-
-def _files(data_set: str, split: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Names of a split's files, and the records in each."""
-    lengths = split.get("shardLengths", [])
-    digits = max(SHARD_DIGITS, len(str(len(lengths))))
-    total = f"{len(lengths):0{digits}}"
-    for shard, length in enumerate(lengths):
-        index = f"{shard:0{digits}}"
-        name = (split.get("filepathTemplate") or TEMPLATE).format(
-            DATASET=data_set,
-            SPLIT=split["name"],
-            FILEFORMAT="tfrecord",
-            SHARD_INDEX=index,
-            NUM_SHARDS=total,
-            SHARD_X_OF_Y=f"{index}-of-{total}",
-        )
-        yield name, int(length)
+def _files(info: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, int]]]:
+    """The files' format, and the name, split and number of records of each file."""
+    files = []
+    for split in info.get("splits", []):
+        lengths = split.get("shardLengths", [])
+        digits = max(SHARD_DIGITS, len(str(len(lengths))))
+        total = f"{len(lengths):0{digits}}"
+        for shard, length in enumerate(lengths):
+            index = f"{shard:0{digits}}"
+            name = split["filepathTemplate"].format(
+                DATASET=info["name"],
+                SPLIT=split["name"],
+                FILEFORMAT="tfrecord",
+                SHARD_INDEX=index,
+                NUM_SHARDS=total,
+                SHARD_X_OF_Y=f"{index}-of-{total}",
+            )
+            files.append((name, split["name"], int(length)))
+    return info.get("fileFormat", "tfrecord"), files
 
 
 def _features(
     feature: Mapping[str, Any], path: tuple[str, ...] = (), file: tuple[str, ...] = ()
 ) -> dict[str, _Feature]:
-    """features.json: features of one value, under the names that they have in a record."""
-    kind, content = _kind(feature)
-    if kind in LISTS or (kind not in (IMAGE, MASK) and _is_array(content)):
-        return {}
-    if kind != DICT:
-        return {"/".join(path): _Feature(kind, content, "-".join(file))}
+    """The features of one value in a dict of features.json, by their names in a record."""
     found: dict[str, _Feature] = {}
-    for name, inner in content.items():
-        found |= _features(inner, (*path, name), (*file, name.replace("/", ".")))
+    for name, inner in feature[DICT].get("features", {}).items():
+        inner_path, inner_file = (*path, name), (*file, name.replace("/", "."))
+        [(kind, content)] = [item for item in inner.items() if item[0] not in NOT_A_KIND]
+        is_array = any(size != "1" for size in content.get("shape", {}).get("dimensions", []))
+        if kind == DICT:
+            found |= _features(inner, inner_path, inner_file)
+        elif kind == IMAGE or not (kind in LISTS or is_array):
+            kind = "" if kind == IMAGE and "label" in content else kind
+            found["/".join(inner_path)] = _Feature(kind, content, "-".join(inner_file))
     return found
-
-
-def _kind(feature: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Kind and content of a feature, a dict's being its features; also as TFDS wrote it once."""
-    if "type" in feature:
-        content = feature["content"]
-        content = json.loads(content) if isinstance(content, str) else content
-        kind = KINDS.get(feature["type"].rpartition(".")[2], "")
-        is_plain = "proto_cls" not in feature
-    else:
-        [(kind, content)] = [item for item in feature.items() if item[0] not in NO_KIND]
-        kind = MASK if kind == IMAGE and "label" in content else kind
-        is_plain = False
-    return kind, content if is_plain or kind != DICT else content.get("features", {})
-
-
-def _is_array(content: Mapping[str, Any]) -> bool:
-    shape = content.get("shape") or []
-    sizes = shape.get("dimensions", []) if isinstance(shape, Mapping) else shape
-    return any(str(size) != "1" for size in sizes)
 
 
 def _folders(path: str) -> list[str]:

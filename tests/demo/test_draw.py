@@ -1,4 +1,4 @@
-"""Tests of the demo's drawings, on a few characters and families."""
+"""Tests of the demo images, on a few characters and font families."""
 
 import signal
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from demo import draw
@@ -21,7 +22,7 @@ TEXT = "AagjMWÅ@.|∫ω"
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, draw.Summary]:
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, draw.Summary]:
     output = tmp_path_factory.mktemp("demo") / "images"
     summary = draw.draw(output, TEXT, FEW, min_faces=5)
     assert summary is not None
@@ -56,8 +57,8 @@ def test_class_names_are_readable() -> None:
     assert class_name("/") == "U+002F_solidus"
 
 
-def test_layout_and_counts(small: tuple[Path, draw.Summary]) -> None:
-    output, summary = small
+def test_layout_and_counts(small_set: tuple[Path, draw.Summary]) -> None:
+    output, summary = small_set
     files = _contents(output)
     assert summary.images == len(files)
     assert summary.classes == len({Path(name).parent for name in files})
@@ -65,14 +66,16 @@ def test_layout_and_counts(small: tuple[Path, draw.Summary]) -> None:
     assert sorted(path.name for path in output.parent.iterdir()) == ["images", "images.json"]
 
 
-def test_rare_characters_are_left_out(small: tuple[Path, draw.Summary]) -> None:
-    output, summary = small
-    assert summary.left_out == ["ω"]  # of these families, only the four DejaVu Sans have it
+def test_rare_characters_are_left_out(small_set: tuple[Path, draw.Summary]) -> None:
+    output, summary = small_set
+    assert summary.left_out == ["ω"]  # here, only the four faces of DejaVu Sans have it
     assert not (output / class_name("ω")).exists()
 
 
-def test_images_are_black_on_white_within_a_white_border(small: tuple[Path, draw.Summary]) -> None:
-    for path in small[0].glob("*/*.png"):
+def test_images_are_black_on_white_within_a_white_border(
+    small_set: tuple[Path, draw.Summary],
+) -> None:
+    for path in small_set[0].glob("*/*.png"):
         with Image.open(path) as image:
             assert (image.mode, image.size) == ("L", (64, 64))
             pixels = np.asarray(image).copy()
@@ -81,8 +84,10 @@ def test_images_are_black_on_white_within_a_white_border(small: tuple[Path, draw
         assert pixels.min() == 255, path
 
 
-def test_capitals_stand_alike_in_all_faces(small: tuple[Path, draw.Summary]) -> None:
-    for path in (small[0] / class_name("M")).iterdir():
+def test_capitals_have_one_height_and_position_in_all_faces(
+    small_set: tuple[Path, draw.Summary],
+) -> None:
+    for path in (small_set[0] / class_name("M")).iterdir():
         with Image.open(path) as image:
             rows, columns = np.nonzero(np.asarray(image) < 255)
         assert abs(rows.min() - (draw.BASELINE - draw.CAP_HEIGHT)) <= 2, path
@@ -90,10 +95,10 @@ def test_capitals_stand_alike_in_all_faces(small: tuple[Path, draw.Summary]) -> 
         assert abs(columns.min() - (63 - columns.max())) <= 2, path
 
 
-def test_is_deterministic(small: tuple[Path, draw.Summary], tmp_path: Path) -> None:
+def test_drawing_is_deterministic(small_set: tuple[Path, draw.Summary], tmp_path: Path) -> None:
     draw.draw(tmp_path / "images", TEXT, FEW, min_faces=5)
-    assert _contents(tmp_path / "images") == _contents(small[0])
-    assert (tmp_path / "images.json").read_bytes() == small[0].with_suffix(".json").read_bytes()
+    assert _contents(tmp_path / "images") == _contents(small_set[0])
+    assert (tmp_path / "images.json").read_bytes() == small_set[0].with_suffix(".json").read_bytes()
 
 
 def test_every_character_fits_in_its_largest_faces() -> None:
@@ -102,19 +107,20 @@ def test_every_character_fits_in_its_largest_faces() -> None:
         assert set(skipped) <= {"not in the face"}, name
 
 
-def test_missing_glyphs_are_skipped_not_boxed() -> None:
+def test_missing_glyphs_are_skipped_and_not_drawn_as_boxes() -> None:
     images, skipped = draw_face(_face("Lato-Bold.ttf"), "AΨ\ue123")
     assert list(images) == ["A"]
     assert skipped == {"not in the face": 2}
 
 
-def test_a_mapped_box_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_boxes(font: object, character: str, real=draw._draw) -> Image.Image:
-        return real(font, "\ue123")
-
-    monkeypatch.setattr(draw, "_draw", all_boxes)
-    images, skipped = draw_face(_face("Lato-Bold.ttf"), "AB")
-    assert not images
+def test_a_mapped_box_is_skipped(tmp_path: Path) -> None:
+    with TTFont(_face("Lato-Bold.ttf")) as font:
+        for name in "AB":
+            font["glyf"][name] = font["glyf"][".notdef"]
+            font["hmtx"][name] = font["hmtx"][".notdef"]
+        font.save(tmp_path / "boxes.ttf")
+    images, skipped = draw_face(tmp_path / "boxes.ttf", "ABC")
+    assert list(images) == ["C"]
     assert skipped == {"a box for a missing glyph": 2}
 
 
@@ -133,19 +139,19 @@ def test_faces_that_draw_a_character_alike_give_one_image(tmp_path: Path) -> Non
     assert summary.skipped == {"drawn like this in another face": 2}
 
 
-def test_small_capitals_are_no_lower_case() -> None:
+def test_small_capitals_do_not_count_as_lower_case() -> None:
     images, skipped = draw_face(_face("AmaticSC-Bold.ttf"), "Aa1", small_capitals=True)
     assert list(images) == ["A", "1"]
     assert skipped == {"lower case as small capital": 1}
 
 
-def test_a_second_run_does_nothing(small: tuple[Path, draw.Summary]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in small[0].parent.rglob("*")}
-    assert draw.draw(small[0], TEXT, FEW, min_faces=5) is None
-    assert {path: path.stat().st_mtime_ns for path in small[0].parent.rglob("*")} == before
+def test_a_second_run_does_nothing(small_set: tuple[Path, draw.Summary]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small_set[0].parent.rglob("*")}
+    assert draw.draw(small_set[0], TEXT, FEW, min_faces=5) is None
+    assert {path: path.stat().st_mtime_ns for path in small_set[0].parent.rglob("*")} == before
 
 
-def test_another_or_damaged_set_is_refused(tmp_path: Path) -> None:
+def test_a_different_or_damaged_set_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "images"
     lato = {"Lato": FAMILIES["Lato"]}
     draw.draw(output, "AB", lato, min_faces=1)
@@ -168,13 +174,13 @@ def test_an_interrupted_run_leaves_no_set(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in output.iterdir()] == [class_name("A")]
 
 
-def test_a_missing_package_is_named() -> None:
+def test_the_error_names_a_missing_package() -> None:
     message = "font-nowhere is missing: run `make setup`, or pip install font-nowhere"
     with pytest.raises(UsageError, match=message):
         find_faces({"Nowhere": ("font-nowhere", "*.ttf")})
 
 
-def test_interrupted_it_draws_the_set_anew(tmp_path: Path) -> None:
+def test_an_interrupted_command_leaves_no_set_and_says_how_to_go_on(tmp_path: Path) -> None:
     output = tmp_path / "images"
     command = [sys.executable, "-m", "demo.draw", f"--output={output}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -184,11 +190,11 @@ def test_interrupted_it_draws_the_set_anew(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == "\ninterrupted; the same command draws the set anew\n"
+    assert stderr == "\ninterrupted; run the same command again to draw the images\n"
     assert not output.exists()
 
 
-def test_a_foreign_folder_is_refused_by_the_command(tmp_path: Path) -> None:
+def test_the_command_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     command = [sys.executable, "-m", "demo.draw", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Which drawing goes where, in both layouts that Omniglot is found in."""
+"""Tests of the splits of Omniglot, in both folder layouts in which it is distributed."""
 
 import csv
 import subprocess
@@ -14,29 +14,29 @@ ROOT = Path(__file__).parents[2]
 CHARACTERS = {"images_background": 25, "images_evaluation": 4}
 
 
-@pytest.mark.parametrize("between", ["/", "__"])
-def test_rows(tmp_path, between):
+@pytest.mark.parametrize("separator", ["/", "__"])
+def test_rows_have_labels_and_splits(tmp_path, separator):
     for part, count in CHARACTERS.items():
         for number in range(count):
-            name = f"Greek{between}character{number:02d}"
+            name = f"Greek{separator}character{number:02d}"
             folder = tmp_path / part / name
             folder.mkdir(parents=True)
             for drawing in range(3):
                 (folder / f"{drawing}.png").touch()
-    found = rows(tmp_path)
-    assert len(found) == len({path for path, _, _ in found}) == 3 * 29
-    assert Counter(split for _, _, split in found) == {"train": 69, "val": 6, "test": 12}
-    assert {label for _, label, split in found if split == "val"} == {
+    drawings = rows(tmp_path)
+    assert len(drawings) == len({path for path, _, _ in drawings}) == 3 * 29
+    assert Counter(split for _, _, split in drawings) == {"train": 69, "val": 6, "test": 12}
+    assert {label for _, label, split in drawings if split == "val"} == {
         "Greek__character09",
         "Greek__character19",
     }
-    for path, label, split in found:
+    for path, label, split in drawings:
         assert Path(path).parent == tmp_path.resolve() / (
             f"images_{'evaluation' if split == 'test' else 'background'}"
-        ) / label.replace("__", between)
+        ) / label.replace("__", separator)
 
 
-def test_command(tmp_path):
+def test_the_command_refuses_a_folder_without_drawings_and_writes_a_manifest(tmp_path):
     command = [sys.executable, "-m", "demo.omniglot", f"--input={tmp_path}"]
     command.append(f"--output={tmp_path / 'list.csv'}")
     for part in CHARACTERS:

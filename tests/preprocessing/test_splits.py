@@ -1,4 +1,4 @@
-"""Rules for splits."""
+"""The rules that assign classes to splits."""
 
 import pytest
 
@@ -10,10 +10,10 @@ def test_hash_splits_are_stable_and_near_their_shares():
     names = [f"class {i}" for i in range(2000)]
     rule = HashSplits({"train": 0.8, "val": 0.1, "test": 0.1})
     splits = rule.assign(names)
-    assert splits.items() >= rule.assign(names[::2]).items()  # fewer classes, same splits
+    assert splits.items() >= rule.assign(names[::2]).items()  # with fewer classes, the splits stay
     shares = {s: list(splits.values()).count(s) / 2000 for s in ("train", "val", "test")}
     assert shares == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.02)
-    # Pinned: another hash would change the splits of everyone's data.
+    # These values are fixed: another hash would change the splits of all users' data.
     held_out = {name: splits[name] for name in names[:30] if splits[name] != "train"}
     assert held_out == {
         "class 8": "test",

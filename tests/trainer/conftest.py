@@ -1,4 +1,4 @@
-"""A small data set, made once for all tests of the trainer."""
+"""A small data set that is made once for all tests of the trainer."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command line as a user has it: every run is a process of its own."""
+"""The command line as a user has it; each run is a process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tripletmill.storage.storage import exclusive
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/fixtures/tiny.gin")
-# A margin that the first batch does not keep, and a step from there to the end of the numbers.
+# The first batch violates this margin, and one step at this rate leaves the range of float32.
 DIVERGES = ("semihard_triplets.margin = 2.0", "WarmupCosine.peak = 1e38")
 
 
@@ -35,7 +35,10 @@ def command(*arguments) -> list[str]:
 
 
 def run(*arguments, check=True, forked=True) -> subprocess.CompletedProcess:
-    """Forked: without Python's and TensorFlow's own start and end."""
+    """Runs the command.
+
+    If forked, Python and TensorFlow do not start and end anew.
+    """
     done = (fork if forked else python)(command(*arguments)[1:], os.environ)
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -58,7 +61,7 @@ def arguments(data_dir, model_dir, *params) -> list[str]:
 
 
 def weights(model_dir) -> dict[str, np.ndarray]:
-    """Every variable of the newest checkpoint."""
+    """All variables of the newest checkpoint."""
     path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
     names = [name for name, _ in tf.train.list_variables(path)]
     kept = [n for n in names if n.endswith("VARIABLE_VALUE") and "save_counter" not in n]
@@ -73,6 +76,8 @@ def trained(data_dir, tmp_path_factory):
 
 def test_a_run_writes_what_it_says(trained):
     model_dir, done = trained
+    for name in ("checkpoints", "config.gin", "evaluation", "metrics.jsonl", "tensorboard"):
+        assert (model_dir / name).exists()
     rows = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["kind"] == "val"] == [3, 6]
@@ -97,7 +102,7 @@ def test_a_run_writes_what_it_says(trained):
 
 
 def test_what_a_run_prints(trained):
-    """On a log: plain lines, and nothing of TensorFlow's."""
+    """In a log there are plain lines, and no line of TensorFlow."""
     _, done = trained
     lines = done.stderr.splitlines()
     assert lines[0] == "devices: OneDeviceStrategy, 1 replica (CPU)"
@@ -105,7 +110,7 @@ def test_what_a_run_prints(trained):
     assert lines[2] == "batch: 4 classes x 2 images = 8, 8 a replica"
     assert re.fullmatch(r"model: [\d,]+ parameters, [\d,]+ trained", lines[3])
     assert lines[4] == "steps: 6, 6.0 passes over the classes"
-    # How far an evaluation is shows where it takes ten seconds.
+    # The progress of an evaluation is printed only where it takes ten seconds.
     usual = r"step \d of 6  loss|step [36]  val: |.*: \d+ of \d+ (images|queries)$"
     assert all(re.match(usual, line) for line in lines[5:])
     assert "\r" not in done.stderr
@@ -139,7 +144,7 @@ def wait_for_step(model_dir: Path, step: int) -> None:
 
 
 def assert_equal_runs(model_dir: Path, expected: Path) -> None:
-    """Weights, optimizer and random state, the best model, and all that was recorded."""
+    """Compares weights, optimizer, random state, the best model, and all records."""
     one, other = weights(model_dir), weights(expected)
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -184,17 +189,17 @@ def test_interrupted_together_with_what_reads_its_log(data_dir, tmp_path):
     assert Checkpoints.exist(str(tmp_path / "run"))
 
 
-# As on the command line; but sent a signal, the second argument, while shards are brought.
+# This script runs the command line. It sends itself a signal, its first argument, when shards are
+# to be staged.
 SIGNALLED_AT_START = """
 import os, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.data import reading
 number = int(sys.argv.pop(1))
 reading.Reading.bring = lambda self, index: os.kill(os.getpid(), number)
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -209,7 +214,7 @@ def test_before_the_first_step_a_signal_ends_at_once(data_dir, tmp_path, number,
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken(data_dir, tmp_path):
-    """Without a chance to save: it goes on from the last evaluation, with its class centres."""
+    """The run cannot save; it resumes from the last evaluation, with its class centres."""
     params = ["STEPS = 30", "train.evaluate_every = 5", "BatchPlan.hard_share = 0.5"]
     run(*arguments(data_dir, tmp_path / "unbroken", *params))
     killed = tmp_path / "killed"
@@ -228,18 +233,18 @@ def test_killed_and_resumed_equals_unbroken(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_equals_unbroken(data_dir, tmp_path):
-    """Whatever it was at: starting, training, evaluating, or writing a checkpoint."""
+    """The run starts, trains, evaluates, or writes a checkpoint when it is killed."""
     params = ["STEPS = 120", "train.evaluate_every = 2", "BatchPlan.hard_share = 0.5"]
     run(*arguments(data_dir, tmp_path / "unbroken", *params))
     killed, rng = tmp_path / "killed", np.random.default_rng()
     for attempt in range(10):
         reached = max((row["step"] for row in numbers(killed)), default=0)
-        if reached == 120:  # a fast machine
+        if reached == 120:  # the machine is fast
             break
         process = start(*arguments(data_dir, killed, *params))
-        if attempt % 2:  # farther than any before
+        if attempt % 2:  # farther than any attempt before
             wait_for_step(killed, max(3, reached + 1))
-        time.sleep(rng.uniform(0, 1 if attempt % 2 else 14))  # the first step comes after some 7 s
+        time.sleep(rng.uniform(0, 1 if attempt % 2 else 14))  # the first step comes after about 7 s
         process.kill()
         process.communicate(timeout=60)
         assert process.returncode in (-signal.SIGKILL, 0)
@@ -249,7 +254,7 @@ def test_killed_at_ten_random_moments_equals_unbroken(data_dir, tmp_path):
 
 
 def numbers(model_dir) -> list[dict]:
-    """What metrics.jsonl says, but for the speed; without a line that a kill has cut short."""
+    """The numbers of metrics.jsonl without the speed, and without a line that a kill cut short."""
     path = model_dir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -286,7 +291,7 @@ def test_hard_loss_and_evaluate_mode(data_dir, tmp_path):
 
 
 def damage(data_dir: Path, folder: Path, *numbers: int) -> tuple[Path, list[str]]:
-    """A copy with some records of train damaged, and the source ids of these."""
+    """A copy of the data set with some damaged records of train, and their source ids."""
     copy = shutil.copytree(data_dir, folder / "damaged")
     index = load_index(str(copy), "train")
     for row in numbers:
@@ -318,7 +323,7 @@ def test_damaged_records_are_replaced_named_and_counted(data_dir, tmp_path):
     assert sorted(row["source_id"] for row in listed) == sorted(sources)
     assert done.stderr.count("another image of its class takes its place") == 2
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    # Each of the six images of a class comes once in three of its visits of two images.
+    # Each of the six images of a class comes once in three visits of two images.
     assert sum(row.get("damaged", 0) for row in rows) == pytest.approx(2 * 30 * 4 / 6 / 3, abs=2)
 
 
@@ -340,7 +345,7 @@ def test_damaged_records_in_an_evaluation(data_dir, trained, tmp_path):
 
 @pytest.mark.slow
 def test_waiting_for_input_is_shown(data_dir, tmp_path):
-    """But not where TensorFlow is asked for determinism, under which it has no clock."""
+    """The time is not shown when TensorFlow must be deterministic: it has no clock then."""
     params = ("train.steps_per_loop = 3", "train.deterministic = False")
     flags = arguments(data_dir, tmp_path / "run", *params)
     done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, check=True)
@@ -364,7 +369,7 @@ def test_another_configuration_is_pointed_out(data_dir, trained, tmp_path):
 
 @pytest.mark.slow
 def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
-    """Nothing moves, so no evaluation after the first is better; resumed, it has ended."""
+    """Nothing changes, so the first evaluation is the best; the resumed run has ended."""
     still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "STEPS = 10")
     flags = (*still, "train.evaluate_every = 1", "train.patience = 2", "WarmupCosine.peak = 0.0")
     message = "no higher MAP@R on val for 2 evaluations: ended after step 3 of 10; the best is of"
@@ -378,7 +383,7 @@ def test_early_stopping_keeps_to_the_best_step(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_the_last_model_is_kept_where_val_is_not_to_choose(data_dir, trained, tmp_path):
-    """Nothing moves: val would choose the first. A best model that is there already stays."""
+    """Nothing changes, so val would choose the first; an existing best model stays."""
     still = ("SGD.learning_rate = 0.0", "head/SGD.learning_rate = 0.0", "WarmupCosine.peak = 0.0")
     flags = (*still, "train.keep_best = False")
     done = run(*arguments(data_dir, tmp_path / "run", *flags))
@@ -418,7 +423,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
         (
             {"gin_param": "train.microbatches = 3"},
-            "not divisible by 3 microbatches; the nearest that is",
+            "not divisible by 3 microbatches; the nearest batch that is divisible has",
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
@@ -442,7 +447,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.keep = 1"}, "train.keep 1: 2 or more"),
         ({"gin_param": "make_strategy.cpu_replicas = 0"}, "cpu_replicas 0: 1 or more"),
         ({"gin_param": "build_model.image_size = -4"}, "image_size is -4"),
-        # What only the evaluation at the end needs is an error before the first step.
+        # Mistakes that concern only the evaluation at the end are errors before the first step.
         ({"gin_param": "evaluate.split = 'nope'"}, "no split 'nope'"),
         ({"gin_param": "evaluate.gallery = 'nope'"}, "no split 'nope'"),
         ({"gin_param": "evaluate.group = 'x_nope'"}, "no column 'x_nope'"),
@@ -496,7 +501,7 @@ def test_errors_of_use_are_one_line(data_dir, tmp_path, changes, message):
     ],
 )
 def test_checkpoint_of_another_configuration(data_dir, trained, tmp_path, before, now, names):
-    """What does not fit is named, what differs is shown, and all is left as it was."""
+    """The error names what does not fit and shows the difference; nothing is changed."""
     model_dir = shutil.copytree(trained[0], tmp_path / "run")
     done = run(*arguments(data_dir, model_dir, now), check=False)
     assert done.returncode == 2
@@ -521,7 +526,7 @@ def test_a_run_that_does_not_begin_with_another_model(data_dir, trained, tmp_pat
 
 @pytest.mark.slow
 def test_another_data_set(data_dir, trained, tmp_path):
-    """A run does not go on with it; an evaluation on it takes nothing's place."""
+    """A run does not continue with it, and an evaluation on it replaces nothing."""
     model_dir = shutil.copytree(trained[0], tmp_path / "run")
     other = small_data_set(tmp_path, classes=16)
     done = run(*arguments(other, model_dir, "STEPS = 9"), check=False)
@@ -531,7 +536,7 @@ def test_another_data_set(data_dir, trained, tmp_path):
     table = "evaluation/test.json"
     assert (model_dir / table).read_text() == (trained[0] / table).read_text()
     assert (model_dir / "evaluation/data-test.json").is_file()
-    # The same data set in another place is the same.
+    # A copy of the data set in another folder is accepted.
     moved = shutil.copytree(data_dir, tmp_path / "moved")
     assert "nothing to train" in run(*arguments(moved, model_dir)).stderr
 
@@ -567,7 +572,7 @@ def test_diverged_run_stops_and_names_the_step(data_dir, tmp_path, steps_per_loo
 
 @pytest.mark.slow
 def test_smaller_crops_train_what_larger_images_show(data_dir, tmp_path):
-    """Val is looked at in the model's own size, with the weights that the crops have trained."""
+    """Val uses the model's own size, with the weights that the crops trained."""
     params = (
         "build_model.backbone = 'efficientnet_lite0'",
         "build_model.image_size = 64",
@@ -596,7 +601,8 @@ def without_val(tmp_path_factory) -> Path:
     return make_data_set(folder)
 
 
-# Images so large that TensorFlow's threads matter; gradients of three uses of one tensor.
+# The images are so large that TensorFlow's threads matter, and one tensor gets gradients from three
+# uses.
 GRADIENTS = """
 import keras, numpy as np, tensorflow as tf
 from trainer.models.embedding_model import build_model
@@ -631,12 +637,12 @@ def test_too_late_for_the_same_bits():
     assert "UsageError: train.deterministic: TensorFlow runs already" in done.stderr
 
 
-# As on the command line; but asked to stop when so many steps are done, the third argument.
+# This script runs the command line, and asks itself to stop once it has done as many steps as its
+# first argument says.
 STOPPED = """
 import os, signal, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.training import telemetry
 record, last = telemetry.Telemetry.training, int(sys.argv.pop(1))
@@ -645,7 +651,7 @@ def training(self, step, *rest):
     if step == last:
         os.kill(os.getpid(), signal.SIGTERM)
 telemetry.Telemetry.training = training
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -655,7 +661,7 @@ def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_weights_that_have_diverged_are_not_saved(without_val, tmp_path, stopped):
-    """Without val nobody looks at embeddings between the last update and the checkpoint."""
+    """Without val nothing looks at embeddings between the last update and the checkpoint."""
     every = f"train.evaluate_every = {6 if stopped else 1}"
     split = "evaluate.split = 'train'"
     flags = arguments(without_val, tmp_path / "run", *DIVERGES, every, split)
@@ -668,13 +674,12 @@ def test_weights_that_have_diverged_are_not_saved(without_val, tmp_path, stopped
     assert not list((tmp_path / "run").rglob("ckpt-*"))
 
 
-# As on the command line; but before step 4 is told of, the largest file gets a limit, the third
-# argument: larger ones cannot be written, as on a disk that is full.
+# This script runs the command line. Before step 4 is recorded, files get a size limit, its first
+# argument. Larger files cannot be written, as on a full disk.
 FULL = """
 import resource, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.training import telemetry
 record, limit = telemetry.Telemetry.training, int(sys.argv.pop(1))
@@ -683,16 +688,16 @@ def training(self, step, *rest):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     record(self, step, *rest)
 telemetry.Telemetry.training = training
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "file"), [(1_000, "metrics.jsonl"), (4_000, "tensorboard")])
 def test_full_disk(data_dir, trained, tmp_path, limit, file):
-    """What is written most often names itself too; then the same command goes on."""
+    """The file that is written most often is named, too; then the same command goes on."""
     flags = arguments(data_dir, tmp_path / "run")
-    # Forked, what it prints would be in a file with a limit.
+    # If the run was forked, its output would go to a file that also has the limit.
     done = python(["-c", FULL, str(limit), *flags], os.environ)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
@@ -703,12 +708,11 @@ def test_full_disk(data_dir, trained, tmp_path, limit, file):
     assert_equal_runs(tmp_path / "run", trained[0])
 
 
-# As on the command line; but files get a limit before results are written.
+# This script runs the command line, and limits the size of files before results are written.
 FULL_AT_THE_END = """
-import resource
+import resource, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.evaluation import results
 write = results.Results.write
@@ -716,7 +720,7 @@ def limited(self, path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
     write(self, path)
 results.Results.write = limited
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -732,7 +736,6 @@ STOPPED_EVALUATION = """
 import os, signal, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.evaluation import evaluate
 embed, number = evaluate.embed, int(sys.argv.pop(1))
@@ -740,22 +743,21 @@ def stopped(*rest):
     os.kill(os.getpid(), number)
     return embed(*rest)
 evaluate.embed = stopped
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
-# As on the command line; but sent a signal, the second argument, in the first look at val from a
-# step on, the third.
+# This script runs the command line. It sends itself a signal, its first argument, in the first
+# evaluation on val after the step that is its second argument.
 SIGNALLED_IN_VAL = """
 import os, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.runs import checkpoints
-from trainer.training import train
+from trainer.training import outer_loop
 number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
+measure, save, saved = outer_loop.measure, checkpoints.Checkpoints.save, [0]
 def measured(*args, **options):
     if saved[0] >= first:
         os.kill(os.getpid(), number)
@@ -763,8 +765,8 @@ def measured(*args, **options):
 def noted(self, step, **options):
     saved[0] = step
     save(self, step, **options)
-train.measure, checkpoints.Checkpoints.save = measured, noted
-commandline.run(main.main, description="")
+outer_loop.measure, checkpoints.Checkpoints.save = measured, noted
+sys.exit(main.main())
 """
 
 
@@ -795,7 +797,7 @@ def test_stopped_at_the_last_step_or_in_val(data_dir, trained, tmp_path, moment)
         np.testing.assert_array_equal(weights(model_dir)[name], value)
     for file in ("evaluation/test.json", "metrics.jsonl"):
         rows = [(folder / file).read_text() for folder in (unbroken, model_dir)]
-        if file == "metrics.jsonl":  # which has speeds
+        if file == "metrics.jsonl":  # this file contains speeds
             rows = [
                 [(row["step"], row["kind"]) for row in map(json.loads, text.splitlines())]
                 for text in rows

@@ -1,4 +1,4 @@
-"""Image bytes to one canonical JPEG: every format and mode, every way to be bad."""
+"""Bytes of an image become one canonical JPEG: all formats and modes, and all kinds of damage."""
 
 import concurrent.futures
 import io
@@ -35,7 +35,7 @@ from tripletmill import images
 from tripletmill.errors import UsageError
 from tripletmill.images import BadImage, CanonicalImage, ImageSettings, canonical_jpeg
 
-# What the module sets at import; pytest puts its own filters in front of that.
+# The module sets this filter when it is imported; pytest puts its own filters in front of it.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
 SMALL = ImageSettings(short_side=48)
@@ -44,7 +44,7 @@ GREY_COLOURS = np.repeat(np.array(GREYS)[:, None], 3, axis=1)
 
 
 def bad(data, settings_=SMALL):
-    """The reason for which it is refused."""
+    """Returns the reason for which the bytes are refused."""
     with pytest.raises(BadImage) as caught:
         canonical_jpeg(data, settings_)
     assert str(caught.value) == caught.value.reason
@@ -54,7 +54,7 @@ def bad(data, settings_=SMALL):
 
 
 def assert_quadrants(data, expected=COLOURS, tolerance=6.0, size=(72, 48), settings_=SMALL):
-    """`data` comes out with these colours in its quarters."""
+    """Asserts that the canonical image of `data` has these colours in its quarters."""
     image = canonical_jpeg(data, settings_)
     assert (image.width, image.height) == size
     assert pixels(image.jpeg).shape == (size[1], size[0], 3)
@@ -91,7 +91,7 @@ def assert_quadrants(data, expected=COLOURS, tolerance=6.0, size=(72, 48), setti
     ],
 )
 def test_colour_modes(mode, format, options):
-    tolerance = 16 if mode == "P" else 6  # the web palette is coarse
+    tolerance = 16 if mode == "P" else 6  # the web palette has few colours
     assert_quadrants(encode(mode, format=format, **options), tolerance=tolerance)
 
 
@@ -134,7 +134,7 @@ def test_16_bit_grey_is_scaled_not_clipped():
 
 
 def tiff_grey(samples, photometric=1, bits=16):
-    """An uncompressed little-endian TIFF by hand, of a kind that Pillow does not write."""
+    """An uncompressed little-endian TIFF, by hand because Pillow does not write this kind."""
     height, width = samples.shape
     if bits == 12:
         flat = samples.reshape(-1, 2).astype(int)
@@ -186,8 +186,8 @@ def test_32_bit_integers_count_as_16_bit():
 
 
 def test_ycck_jpeg():
-    # Pillow writes no YCCK, but CMYK with the right planes is one, once the marker says so. Pillow
-    # stores every plane upside down, as Adobe does; YCCK has that for K alone.
+    # Pillow writes no YCCK. A CMYK file with the right planes becomes YCCK once its marker says so.
+    # Pillow inverts every plane, as Adobe does; YCCK inverts only K.
     ink = Image.merge("RGB", quadrants().convert("CMYK").split()[:3])
     planes = [
         Image.eval(plane, lambda value: 255 - value) for plane in ink.convert("YCbCr").split()
@@ -280,7 +280,7 @@ def test_transparent_gif():
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation(orientation, format):
     assert_quadrants(rotated(orientation, format), tolerance=16)
-    # Large enough for a JPEG to be decoded at a fraction of its size.
+    # The image is so large that a JPEG can be decoded at a fraction of its size.
     assert_quadrants(rotated(orientation, format, (960, 640)), tolerance=8)
 
 
@@ -320,7 +320,7 @@ def test_decoding_at_a_fraction_looks_the_same():
     with Image.open(io.BytesIO(data)) as image:
         plain = image.resize((result.width, result.height), Image.Resampling.BICUBIC)
     difference = pixels(result.jpeg)[..., 1] - np.asarray(plain).astype(int)
-    assert np.abs(difference).mean() < 1  # a shift by half a pixel makes 2.7
+    assert np.abs(difference).mean() < 1  # a shift by half a pixel would give 2.7
 
 
 def test_limits():
@@ -342,13 +342,13 @@ def huge_png(width, height):
 
 def test_bomb_is_refused_by_its_header():
     assert bad(huge_png(60000, 60000)) == "more than 200000000 pixels"
-    # Above Pillow's own limit, but allowed here.
+    # This is above Pillow's own limit, but allowed here.
     reason = bad(huge_png(20000, 19000), ImageSettings(max_pixels=400_000_000))
     assert reason.startswith("truncated, damaged or unsupported: ")
 
 
 def tiled_tiff(side, tile):
-    """A black square in one deflated tile."""
+    """A TIFF of a black square in one deflated tile."""
     data = zlib.compress(bytes(tile * tile))
     tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
     tags |= {324: 8 + 2 + 12 * (len(tags) + 2) + 4, 325: len(data)}
@@ -415,7 +415,7 @@ def test_damage_gives_an_image_or_a_reason(name, choices):
     positions = st.integers(0, len(data) - 1)
     if choices.draw(st.booleans()):
         del data[choices.draw(positions) :]
-    # Headers are where damage has most ways to go.
+    # Damage to headers has the most varied effects.
     near_start = st.integers(0, min(len(data), 200) - 1) if data else positions
     for _ in range(choices.draw(st.integers(0, 4))):
         at = choices.draw(st.one_of(near_start, positions))
@@ -431,7 +431,7 @@ def test_damage_gives_an_image_or_a_reason(name, choices):
 
 
 def test_damaged_exif_does_not_lose_the_image():
-    entry = struct.pack("<HHII", 0x010F, 2, 5000, 9999)  # points past the end
+    entry = struct.pack("<HHII", 0x010F, 2, 5000, 9999)  # the entry points past the end of the file
     for exif in (b"", b"II", b"XX*\0", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x01\0" + entry):
         for format in ("JPEG", "PNG", "WEBP"):
             data = save(quadrants(), format, exif=b"Exif\0\0" + exif)
@@ -439,7 +439,8 @@ def test_damaged_exif_does_not_lose_the_image():
 
 
 def test_nothing_is_printed_or_raised_under_strict_warnings():
-    # Pillow warns of this EXIF block. In a process of its own: pytest rules the filters here.
+    # Pillow warns about this EXIF block. The test runs in a process of its own, because pytest
+    # changes the warning filters in this one.
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHII", 0x010F, 2, 5000, 9999)
     data = save(quadrants(), "JPEG", exif=exif)
     program = (
@@ -458,11 +459,11 @@ def test_bad_image_crosses_processes():
     assert error.reason == "empty file"
 
 
-# The file written
+# The file that is written
 
 
 def markers(jpeg):
-    """Kinds of the JPEG's segments before the pixels."""
+    """The kinds of the JPEG's segments before the pixels."""
     found, at = [], 2
     while jpeg[at + 1] != 0xDA:
         found.append(jpeg[at + 1])
@@ -483,7 +484,8 @@ def test_no_metadata_and_baseline():
         ("GIF", {"comment": b"hello"}),
     ):
         image = canonical_jpeg(save(quadrants(), format, **options), stripped)
-        # JFIF header, quantisation, baseline frame, Huffman tables: no EXIF, ICC, comment.
+        # The segments are JFIF header, quantisation, baseline frame and Huffman tables; there is no
+        # EXIF, ICC profile or comment.
         assert set(markers(image.jpeg)) == {0xE0, 0xDB, 0xC0, 0xC4}
         decoded = JpegImageFile(io.BytesIO(image.jpeg))
         with decoded:
@@ -498,7 +500,7 @@ def test_quality():
         for quality in (1, 50, 90, 100)
     ]
     assert sizes == sorted(sizes)
-    # Noise at full quality: larger than a byte a pixel.
+    # Noise at full quality takes more than one byte a pixel.
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     image = canonical_jpeg(save(Image.fromarray(noise), "PNG"), ImageSettings(quality=100))
     assert (image.width, image.height) == (256, 256)
@@ -549,5 +551,5 @@ def test_settings_are_checked(name, value):
 
 
 def test_background_may_be_a_list():
-    colours: Any = [1, 2, 3]  # as a configuration file may have it
+    colours: Any = [1, 2, 3]  # a configuration file may give a list
     assert ImageSettings(background=colours) == ImageSettings(background=(1, 2, 3))

@@ -212,13 +212,13 @@ def _measure_models(
         "model before training": forward,
     }
     metrics = {
-        name: measure(*embedded(baseline, name), group=group, what=name)
+        name: measure(*embedded(baseline, name), group=group, progress_name=name)
         for name, baseline in baselines.items()
     }
     step = Checkpoints(model_dir, model).restore_best()
     require_same(strategy, step, f"the step of the model in model_dir {model_dir}")
     trained = embedded(forward, TRAINED)
-    metrics[TRAINED] = measure(*trained, group=group, what=TRAINED)
+    metrics[TRAINED] = measure(*trained, group=group, progress_name=TRAINED)
     results = Results(
         queries=images[0].index,
         gallery=images[1].index if len(images) > 1 else None,

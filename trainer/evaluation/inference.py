@@ -74,14 +74,14 @@ class SplitImages:
     def apply(
         self,
         forward: Forward,
-        what: str,
+        progress_name: str,
         rows: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Applies a function to images, and shows its progress.
 
         Args:
           forward: result of `compile_on_replicas` for this strategy.
-          what: what the progress line and error messages call the work.
+          progress_name: what the progress line and error messages call the work.
           rows: [N] distinct rows of the index; by default all rows.
 
         Returns:
@@ -100,12 +100,12 @@ class SplitImages:
                 values.append(results[mask > 0])
                 places.append(result_places[mask > 0])
                 done = sum(map(len, places))
-                progress.update(f"{what}: {done:,} of {len(rows):,} images")
+                progress.update(f"{progress_name}: {done:,} of {len(rows):,} images")
         order = np.concatenate(places)
         if len(order) < len(rows) and self.damaged == STOP:
             lost = find_damaged(self.index, np.delete(rows, order))
             raise UsageError(
-                f"{what}: {summary(lost, len(rows) - len(order))}; restore it, or set"
+                f"{progress_name}: {summary(lost, len(rows) - len(order))}; restore it, or set"
                 " Reading.damaged = 'replace' to leave out what is damaged"
             )
         return np.concatenate(values), rows[order]
@@ -137,13 +137,45 @@ def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Fo
     return compile_on_replicas(strategy, lambda images: model(images, training=False))
 
 
-def embed(forward: Forward, images: SplitImages, what: str) -> tuple[np.ndarray, np.ndarray]:
+def images_as_evaluated(
+    images: SplitImages, rows: np.ndarray, side: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images as an evaluation sees them: cropped and resized to the model's input size.
+
+    Args:
+      images: images of a split, S pixels wide.
+      rows: [n] distinct rows of the split's index.
+      side: images that are larger are shrunk to this width, in pixels; None for S.
+
+    Returns:
+      Pixels [m, s, s, 3] uint8, where s is the smaller of S and `side`, and rows [m], in the order
+      of the argument. Damaged images are left out.
+
+    Raises:
+      UsageError: a record is damaged, unless `images.damaged` allows to leave it out.
+    """
+    side = images.image_size if side is None else min(side, images.image_size)
+
+    def shrink(batch: tf.Tensor) -> tf.Tensor:
+        if side == images.image_size:
+            return tf.identity(batch)
+        small = tf.image.resize(tf.cast(batch, tf.float32), [side, side], method="area")
+        return tf.cast(tf.round(small), tf.uint8)
+
+    # One device computes this, because TensorFlow's collective operations do not take bytes.
+    on_one = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
+    return on_one.apply(compile_on_replicas(on_one.strategy, shrink), "pictures", rows)
+
+
+def embed(
+    forward: Forward, images: SplitImages, progress_name: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Embeds all images of a split.
 
     Args:
       forward: result of `forward_function` for the images' strategy.
       images: images of a split.
-      what: what the progress line and error messages call the work.
+      progress_name: what the progress line and error messages call the work.
 
     Returns:
       Embeddings [M, D] float32 and their rows [M] of the index, without the damaged images.
@@ -152,11 +184,11 @@ def embed(forward: Forward, images: SplitImages, what: str) -> tuple[np.ndarray,
       UsageError: an embedding is not finite, or a record is damaged and `images.damaged` does not
         allow to leave it out.
     """
-    embeddings, rows = images.apply(forward, what)
+    embeddings, rows = images.apply(forward, progress_name)
     num_bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
     if num_bad:
         raise UsageError(
-            f"{what}: {num_bad} of {len(embeddings)} embeddings are not finite, the model has"
-            " diverged; lower the learning rate"
+            f"{progress_name}: {num_bad} of {len(embeddings)} embeddings are not finite, the model"
+            " has diverged; lower the learning rate"
         )
     return embeddings, rows

@@ -41,7 +41,7 @@ class Embedded:
 
 
 def measure(
-    queries: Embedded, gallery: Embedded | None = None, *, group: str | None, what: str
+    queries: Embedded, gallery: Embedded | None = None, *, group: str | None, progress_name: str
 ) -> RetrievalMetrics:
     """Retrieval metrics, computed on the devices of the images' strategy; every worker has to call.
 
@@ -51,7 +51,7 @@ def measure(
         ranking.
       group: column of the index. Rows that have a query's class and its group are left out of its
         ranking. None for no column.
-      what: what the progress line calls the work.
+      progress_name: what the progress line calls the work.
     """
     other_split = None
     if gallery is not None:
@@ -63,7 +63,7 @@ def measure(
         gallery=other_split,
         recall_at=RECALL_AT,
         strategy=queries.images.strategy,
-        progress_name=what,
+        progress_name=progress_name,
     )
 
 

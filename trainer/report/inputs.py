@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.results import read_results, results_name, results_path
-from trainer.runs.folder import read_metrics
+from trainer.runs.folder import read_training_metrics
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 from tripletmill.formats.index import DatasetInfo, load_index, load_info
@@ -98,7 +98,7 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
         split=split,
         searched=searched,
         evaluation=_evaluation(results_path(model_dir, name)),
-        history=read_metrics(model_dir),
+        history=read_training_metrics(model_dir),
     )
 
 
@@ -108,7 +108,7 @@ def _data_of(info: DatasetInfo, embeddings: Embeddings) -> tuple[dict[int, str],
     names: dict[int, str] = {}
     other = UsageError(
         f"embeddings {embeddings.info.directory}: not of the data set {info.directory}; embed it"
-        " with `python -m pipeline.embed --data=...`"
+        " with `python -m pipeline.embed --data_dir=...`"
     )
     for split in {*embeddings.split.tolist()}:
         if split not in info.num_images:

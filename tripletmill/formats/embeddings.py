@@ -170,14 +170,6 @@ def iter_shards(directory: str) -> Iterator[Embeddings]:
         yield Embeddings(info, *_arrays(info, shard))
 
 
-def verify(directory: str) -> EmbeddingsInfo:
-    """Reads every shard; raises UsageError for the first that is missing or damaged."""
-    info = load_info(directory)
-    for shard in info.shards:
-        _arrays(info, shard)
-    return info
-
-
 def make_table(
     *,
     source_id: Sequence[str],

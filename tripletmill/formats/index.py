@@ -274,7 +274,7 @@ def _read_table(path: str, columns: Sequence[str], rows: range | None = None) ->
     try:
         with storage.open_read(path) as file:
             # No threads of Arrow's: one that still holds a Python file when Python ends kills it.
-            parquet = pq.ParquetFile(file, pre_buffer=False)
+            parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             if rows is None:
                 table = parquet.read([*columns], use_threads=False)
             else:

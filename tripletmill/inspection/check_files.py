@@ -3,8 +3,7 @@
 import collections
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,153 +21,119 @@ def remarks(info: index.DatasetInfo, sizes: Mapping[str, int]) -> Iterator[Probl
     pattern = re.compile(rf"{re.escape(info.name)}-\w+{kinds}|.+\.partial")
     for name in sorted(sizes):
         if name not in ours and pattern.fullmatch(name):
-            yield Problem(name, "", "no file of this data set", "stray file", is_remark=True)
+            yield Problem(name, "", "no file of this data set", is_remark=True)
     if storage.is_folder(info.path(index.WORK_FOLDER)):
         what = "left over; a finished data set does not need it"
-        yield Problem(index.WORK_FOLDER, "", what, "work folder", is_remark=True)
+        yield Problem(index.WORK_FOLDER, "", what, is_remark=True)
 
 
 def check_info(info: index.DatasetInfo) -> Iterator[Problem]:
-    """dataset_info.json in itself, and features.json."""
-    kind = "description of the data set"
+    """Checks dataset_info.json in itself, and features.json."""
     for split, num_shards in sorted(info.num_shards.items()):
-        lists = {"shardLengths": info.shard_lengths.get(split, ())}
+        lists = {"shardLengths": info.shard_lengths[split]}
         if info.shard_crc32c:
             lists["shard_crc32c"] = info.shard_crc32c.get(split, ())
         for name, values in lists.items():
             if len(values) != num_shards:
                 what = f"{name} has {len(values)} entries for {num_shards} shards"
-                yield Problem(index.INFO_FILE, f"split {split}", what, kind)
+                yield Problem(index.INFO_FILE, f"split {split}", what)
     if info.group is not None and info.group not in info.columns:
-        yield Problem(index.INFO_FILE, "group", f"{info.group} is none of the columns", kind)
+        yield Problem(index.INFO_FILE, "group", f"{info.group} is none of the columns")
     try:
-        same = json.loads(storage.read(info.path(index.FEATURES_FILE)))
+        content = json.loads(storage.read(info.path(index.FEATURES_FILE)))
     except (OSError, ValueError) as error:
         yield unreadable(index.FEATURES_FILE, error)
-    else:
-        if same != tfds_layout.features_json():
-            yield Problem(index.FEATURES_FILE, "", "other features than those of the records", kind)
+        return
+    if content != tfds_layout.features_json():
+        yield Problem(index.FEATURES_FILE, "", "other features than the records have")
 
 
 def check_lists(info: index.DatasetInfo) -> Iterator[Problem]:
-    """The two .jsonl files."""
-    rejected = _Lines(info, index.REJECTED_FILE, {"source_id": str, "class": str, "reason": str})
-    yield from rejected.problems
-    if rejected.count not in (None, info.num_rejected):
-        what = f"{rejected.count} lines, {info.num_rejected} in {index.INFO_FILE}"
-        yield Problem(index.REJECTED_FILE, "", what, "number of lines")
-    expected = {kind: count for kind, count in info.duplicates.items() if count}
-    if not expected and not storage.is_file(info.path(index.DUPLICATES_FILE)):
-        return
-    groups = _Lines(info, index.DUPLICATES_FILE, {"kind": str, "images": list})
-    yield from groups.problems
-    if groups.count is not None and not groups.problems and dict(groups.kinds) != expected:
-        what = f"groups {_counts(groups.kinds)}, in {index.INFO_FILE} {_counts(expected)}"
-        yield Problem(index.DUPLICATES_FILE, "", what, "number of lines")
+    """Checks rejected.jsonl and duplicates.jsonl."""
+    file, fields = index.REJECTED_FILE, {"source_id": str, "class": str, "reason": str}
+    rows = yield from _read_lines(info, file, fields)
+    if rows is not None and rows.total() != info.num_rejected:
+        what = f"{rows.total()} lines, {info.num_rejected} in {index.INFO_FILE}"
+        yield Problem(file, "", what)
+    file, expected = index.DUPLICATES_FILE, collections.Counter(info.duplicates)
+    if expected.total() or storage.is_file(info.path(file)):
+        groups = yield from _read_lines(info, file, {"kind": str, "images": list})
+        if groups is not None and groups != expected:
+            what = f"groups {_counts(groups)}, in {index.INFO_FILE} {_counts(expected)}"
+            yield Problem(file, "", what)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items())) or "none"
+    return ", ".join(f"{kind} {n}" for kind, n in sorted(counts.items()) if n) or "none"
 
 
-class _Lines:
-    """A .jsonl file read through.
-
-    Attributes:
-      count: of lines; None where the file cannot be read.
-      kinds: lines by what they have under "kind".
-    """
-
-    def __init__(self, info: index.DatasetInfo, file: str, fields: Mapping[str, type]) -> None:
-        self.problems: list[Problem] = []
-        self.count: int | None = 0
-        self.kinds: collections.Counter[str] = collections.Counter()
-        try:
-            for number, line in enumerate(index.read_lines(info.path(file)), 1):
-                self.count = number
-                if row := _row(line, fields):
-                    self.kinds[row.get("kind", "")] += 1
-                else:
-                    what = f"no JSON object with {', '.join(fields)}"
-                    self.problems.append(Problem(file, f"line {number}", what, "line"))
-        except OSError as error:
-            self.count = None
-            self.problems.append(unreadable(file, error))
-
-
-def _row(line: bytes, fields: Mapping[str, type]) -> dict[str, Any] | None:
+def _read_lines(
+    info: index.DatasetInfo, file: str, fields: Mapping[str, type]
+) -> Generator[Problem, None, collections.Counter[str] | None]:
+    """Reads a .jsonl file; returns its lines by "kind", None where it cannot be read."""
+    kinds: collections.Counter[str] = collections.Counter()
     try:
-        row = json.loads(line)
-    except ValueError:
+        for number, line in enumerate(index.read_lines(info.path(file)), 1):
+            try:
+                row = json.loads(line)
+                if not all(isinstance(row[name], kind) for name, kind in fields.items()):
+                    raise TypeError
+                kinds[row.get("kind", "")] += 1
+            except (LookupError, TypeError, ValueError):
+                kinds["damaged"] += 1
+                what = f"no JSON object with {', '.join(fields)}"
+                yield Problem(file, f"line {number}", what)
+    except OSError as error:
+        yield unreadable(file, error)
         return None
-    right = isinstance(row, dict) and all(isinstance(row.get(f), t) for f, t in fields.items())
-    return row if right else None
+    return kinds
 
 
-class Classes:
-    """classes.parquet.
+ClassRows = dict[str, dict[int, tuple[str, int]]]
 
-    Attributes:
-      problems: with the file in itself.
-      rows: (name, count) by split and label; None where the file cannot be read.
+
+def check_classes(info: index.DatasetInfo) -> tuple[ClassRows | None, list[Problem]]:
+    """Checks classes.parquet in itself.
+
+    Returns:
+      (name, count) by split and label, None where the file cannot be read; the problems.
     """
-
-    def __init__(self, info: index.DatasetInfo) -> None:
-        self.problems: list[Problem] = []
-        self.rows: dict[str, dict[int, tuple[str, int]]] | None = None
-        file = index.CLASSES_FILE
-        try:
-            with storage.open_read(info.path(file)) as opened:
-                parquet = pq.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
-                table = parquet.read(use_threads=False)
-            table.validate(full=True)  # text that is no UTF-8 would fail later
-        except index.UNREADABLE as error:
-            self.problems.append(unreadable(file, error))
-            return
-        self.problems += check_columns(file, table.schema, index.CLASSES_SCHEMA)
-        if self.problems:
-            return
-        self.rows = {split: {} for split in info.num_shards}
-        names: dict[int, str] = {}
-        labels: dict[str, int] = {}
-        for number, row in enumerate(table.to_pylist()):
-            label, name, split = row["label"], row["name"], row["split"]
-            if None in row.values():
-                wrong = "an empty cell"
-            elif split not in self.rows:
-                wrong = f"there is no split {split!r}"
-            elif label in self.rows[split]:
-                wrong = f"label {label} is in {split} a second time"
+    file = index.CLASSES_FILE
+    try:
+        with storage.open_read(info.path(file)) as opened:
+            parquet = pq.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
+            table = parquet.read(use_threads=False)
+        table.validate(full=True)  # text that is not UTF-8 would fail later
+    except index.UNREADABLE as error:
+        return None, [unreadable(file, error)]
+    problems = [*check_columns(file, table.schema, index.CLASSES_SCHEMA)]
+    if problems:
+        return None, problems
+    classes: ClassRows = {split: {} for split in info.num_shards}
+    names: dict[int, str] = {}
+    labels: dict[str, int] = {}
+    for number, row in enumerate(table.to_pylist()):
+        label, name, split = row["label"], row["name"], row["split"]
+        if None in row.values():
+            what = "an empty cell"
+        elif split not in classes:
+            what = f"there is no split {split!r}"
+        elif label in classes[split]:
+            what = f"label {label} is in {split} a second time"
+        else:
+            classes[split][label] = name, row["count"]
+            if names.setdefault(label, name) != name:
+                what = f"label {label} is {names[label]!r} and {name!r}"
+            elif labels.setdefault(name, label) != label:
+                what = f"{name!r} is label {labels[name]} and {label}"
             else:
-                self.rows[split][label] = name, row["count"]
-                if names.setdefault(label, name) != name:
-                    wrong = f"label {label} is {names[label]!r} and {name!r}"
-                elif labels.setdefault(name, label) != label:
-                    wrong = f"{name!r} is label {labels[name]} and {label}"
-                else:
-                    continue
-            self.problems.append(Problem(file, f"row {number}", wrong, "row of classes"))
-
-    def names(self, split: str) -> dict[int, str] | None:
-        """By label."""
-        if self.rows is None:
-            return None
-        return {label: name for label, (name, _) in self.rows[split].items()}
+                continue
+        problems.append(Problem(file, f"row {number}", what))
+    return classes, problems
 
 
-def check_columns(file: str, found: pa.Schema, expected: pa.Schema) -> Iterator[Problem]:
-    """Names, types and order of a Parquet file's columns."""
-    types = {field.name: field.type for field in found}
-    wrong = [f"no column {name}" for name in expected.names if name not in types]
-    wrong += [
-        f"column {name}, which nobody declares" for name in types if name not in expected.names
-    ]
-    wrong += [
-        f"column {field.name} is {types[field.name]}, not {field.type}"
-        for field in expected
-        if types.get(field.name, field.type) != field.type
-    ]
-    if not wrong and found.names != expected.names:
-        wrong.append(f"order of the columns is {', '.join(found.names)}")
-    for what in wrong:
-        yield Problem(file, "", what, "columns")
+def check_columns(file: str, schema: pa.Schema, expected: pa.Schema) -> Iterator[Problem]:
+    """Checks names, types and order of a Parquet file's columns."""
+    if not schema.equals(expected):
+        shown = [", ".join(f"{f.name} {f.type}" for f in fields) for fields in (schema, expected)]
+        yield Problem(file, "", f"its columns are {shown[0]}; expected {shown[1]}")

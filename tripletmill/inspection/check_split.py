@@ -1,227 +1,151 @@
-"""The index of a split, and what is right only of all its shards together."""
+"""Checks the index of a split, and the sums over its shards."""
 
 import collections
+import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tripletmill.errors import UsageError
 from tripletmill.formats import index
-from tripletmill.inspection.check_files import Classes, check_columns
-from tripletmill.inspection.check_shard import ShardCheck, ShardTask
+from tripletmill.inspection.check_files import check_columns
+from tripletmill.inspection.check_shard import ShardTask
 from tripletmill.inspection.problem import Problem, unreadable
 from tripletmill.storage import storage
 
+_UNREADABLE = (*index.UNREADABLE, UsageError)
+
 
 class SplitCheck:
-    """Gives the tasks of a split's shards, takes what comes of them, and adds them up.
+    """Reads the index of a split shard by shard, and counts its rows.
 
     Attributes:
-      file: name of the index file.
-      num_shards: tasks to be had, in order.
-      source_ids: [rows] of the index, hashes; 0 where the shard has another.
+      name: name of the split.
+      problems: of the index file; complete once `tasks` has ended.
+      source_ids: [rows] 64-bit hashes of the source ids; 0 for a row that has not been read.
     """
 
     def __init__(
-        self, info: index.DatasetInfo, split: str, sizes: Mapping[str, int], classes: Classes
+        self,
+        info: index.DatasetInfo,
+        split: str,
+        sizes: Mapping[str, int],
+        classes: Mapping[int, tuple[str, int]] | None,
     ) -> None:
-        self.file = index.index_file(info.name, split)
-        self.num_shards = info.num_shards[split]
+        """Takes the bytes of each file, and (name, count) by label; None if nobody knows them."""
+        self.name = split
+        self.problems: list[Problem] = []
         self.source_ids = np.zeros(0, np.uint64)
-        self._info, self._split, self._sizes, self._classes = info, split, sizes, classes
+        self._info, self._sizes, self._classes = info, sizes, classes
+        self._file = index.index_file(info.name, split)
         self._shards = info.shard_files(split)
-        self._problems: list[Problem] = []
-        self._index: _Index | None = None
-        self._numbers: dict[int, np.ndarray] = {}  # of rows, by shard that is being read
-        self._labels: collections.Counter[int] = collections.Counter()
-        self._suspects: set[int] = set()  # labels whose number of images is wrong for a reason
-        self._has_all_rows = False  # whether _labels counts all rows that there are
-        self._has_damage = False  # in shards
+        self._num_rows: list[int] = []  # by shard
+        self._images: collections.Counter[int] = collections.Counter()  # by label
 
-    def close(self) -> None:
-        """Closes the index file."""
-        if self._index:
-            self._index.close()
-
-    def task(self, shard: int) -> ShardTask:
-        """The check of one shard; the first opens the index."""
-        if shard == 0:
-            self._open()
-        numbers, rows = self._read_rows(shard)
-        self._numbers[shard] = numbers
-        crc32c = self._info.shard_crc32c.get(self._split, ())
-        return ShardTask(
-            path=self._info.path(self._shards[shard]),
-            size=self._sizes.get(self._shards[shard]),
-            rows=None if rows is None else rows.to_pylist(),
-            numbers=numbers,
-            names=self._classes.names(self._split),
-            crc32c=crc32c[shard] if len(crc32c) == self.num_shards else None,
-        )
-
-    def _open(self) -> None:
-        try:
-            opened = _Index(self._info.path(self.file))
-        except index.UNREADABLE as error:
-            self._problems.append(unreadable(self.file, error))
-            return
-        expected = [*index.INDEX_SCHEMA, *(pa.field(c, pa.string()) for c in self._info.columns)]
-        self._problems += check_columns(self.file, opened.schema, pa.schema(expected))
-        fixed = pa.schema([f for f in opened.schema if f.name in index.INDEX_SCHEMA.names])
-        if [*check_columns(self.file, fixed, index.INDEX_SCHEMA)]:
-            opened.close()
-            return
-        try:
-            opened.sort()
-        except index.UNREADABLE as error:
-            opened.close()
-            self._problems.append(unreadable(self.file, error))
-            return
-        self._index, self._has_all_rows = opened, True
-        self.source_ids = np.zeros(len(opened.shard), np.uint64)
-        self._check_shard_numbers(opened.shard)
-
-    def _check_shard_numbers(self, shard: np.ndarray) -> None:
-        outside = (shard < 0) | (shard >= self.num_shards)
-        for row in np.flatnonzero(outside):
-            what = f"shard {shard[row]}; there are 0 to {self.num_shards - 1}"
-            self._problems.append(Problem(self.file, f"row {row}", what, "number of a shard"))
-        self._has_all_rows = not outside.any()
-        inside = np.flatnonzero(~outside)
-        for place in np.flatnonzero(np.diff(shard[inside]) < 0):
-            before, row = inside[place], inside[place + 1]
-            what = f"shard {shard[row]} after shard {shard[before]}: not in file order"
-            self._problems.append(Problem(self.file, f"row {row}", what, "order of the index"))
-
-    def _read_rows(self, shard: int) -> tuple[np.ndarray, pa.Table | None]:
-        """Rows of a shard, those with empty cells left out, and their places in the index."""
-        if self._index is None:
-            return np.zeros(0, np.int64), None
-        numbers = self._index.numbers(shard)
-        try:
-            rows = self._index.read(numbers)
-        except index.UNREADABLE as error:
-            self._problems.append(unreadable(self.file, error))
-            self._has_all_rows = False
-            return np.zeros(0, np.int64), None
-        rows = rows.select(index.INDEX_SCHEMA.names)
-        whole = np.ones(len(rows), bool)
-        for column in rows.columns:
-            whole &= pc.is_valid(column).to_numpy()
-        for row in numbers[~whole]:
-            self._problems.append(Problem(self.file, f"row {row}", "an empty cell", "empty cell"))
-            self._has_all_rows = False
-        rows, numbers = rows.filter(pa.array(whole)), numbers[whole]
-        self._labels.update(rows["label"].to_pylist())
-        return numbers, rows
-
-    def add(self, shard: int, check: ShardCheck) -> Iterator[Problem]:
-        """Takes what came of a task, and gives what is wrong up to here."""
-        yield from self._problems
-        self._problems.clear()
-        yield from check.problems
-        numbers = self._numbers.pop(shard)
-        self.source_ids[numbers] = check.source_ids
-        self._suspects |= check.suspects
-        self._has_damage |= bool(check.problems)
-        lengths = self._info.shard_lengths.get(self._split, ())
-        if self._has_all_rows and not check.suspects and len(lengths) == self.num_shards:
-            said = f"shardLengths has {lengths[shard]:,} for shard {shard}"
-            yield from self._check_number(said, lengths[shard], len(numbers))
-
-    def finish(self) -> Iterator[Problem]:
-        """What is wrong with the sums, unless it follows from what was given before."""
-        info, split = self._info, self._split
-        if not self._has_damage:
-            num_bytes = sum(self._sizes[shard] for shard in self._shards)
-            if num_bytes != info.num_bytes.get(split):
-                what = f"numBytes {info.num_bytes.get(split)}, the shards have {num_bytes}"
-                yield Problem(index.INFO_FILE, f"split {split}", what, "number of bytes")
-        if not self._has_all_rows:
-            return
-        yield from self._check_classes()
-        if not self._suspects:
-            images, classes = info.num_images.get(split), info.num_classes.get(split)
-            num_images = self._labels.total()
-            yield from self._check_number(f"num_images {images}", images, num_images)
-            num_classes = len(self._labels)
-            yield from self._check_number(f"num_classes {classes}", classes, num_classes)
-
-    def _check_number(self, said: str, value: int | None, found: int) -> Iterator[Problem]:
-        if value != found:
-            what = f"{said}, {self.file} {found:,}"
-            yield Problem(
-                index.INFO_FILE, f"split {self._split}", what, "number in the description"
+    def tasks(self) -> Iterator[ShardTask]:
+        """The check of each shard, in order."""
+        shard_of = self._read_shard_numbers()
+        checksums = self._info.shard_crc32c.get(self.name, ())
+        for shard, file in enumerate(self._shards):
+            rows = None
+            if shard_of is not None:
+                rows = self._read_rows(np.flatnonzero(shard_of == shard))
+            yield ShardTask(
+                path=self._info.path(file),
+                size=self._sizes.get(file),
+                rows=rows,
+                names={label: name for label, (name, _) in (self._classes or {}).items()},
+                crc32c=checksums[shard] if len(checksums) == len(self._shards) else None,
             )
 
-    def _check_classes(self) -> Iterator[Problem]:
-        if self._classes.rows is None:
+    def _report(self, what: str, row: int) -> None:
+        self.problems.append(Problem(self._file, f"row {row}", what))
+
+    def _read_shard_numbers(self) -> np.ndarray | None:
+        """The shard of each row, [rows]; None where the index cannot be read."""
+        try:
+            with storage.open_read(self._info.path(self._file)) as file:
+                schema = pq.ParquetFile(file, pre_buffer=False).schema_arrow
+            further = [pa.field(name, pa.string()) for name in self._info.columns]
+            expected = pa.schema([*index.INDEX_SCHEMA, *further])
+            self.problems += check_columns(self._file, schema, expected)
+            if not {*index.INDEX_SCHEMA} <= {*schema}:
+                return None
+            column = index.read_index(self._info, self.name, ["shard"])["shard"]
+        except _UNREADABLE as error:
+            self.problems.append(unreadable(self._file, error))
+            return None
+        shard_of = column.fill_null(-1).to_numpy()
+        last = len(self._shards) - 1
+        for row in np.flatnonzero((shard_of < 0) | (shard_of > last)).tolist():
+            self._report(f"shard {column[row]}; the shards are 0 to {last}", row)
+        for row in (np.flatnonzero(np.diff(shard_of) < 0) + 1).tolist():
+            before = shard_of[row - 1]
+            self._report(f"shard {shard_of[row]} after shard {before}: not in file order", row)
+        self.source_ids = np.zeros(len(shard_of), np.uint64)
+        return shard_of
+
+    def _read_rows(self, numbers: np.ndarray) -> list[dict[str, Any]] | None:
+        """The rows at these places, without rows that have an empty cell."""
+        first, stop = (numbers[0], numbers[-1] + 1) if len(numbers) else (0, 0)
+        path, columns = self._info.path(self._file), index.INDEX_SCHEMA.names
+        try:
+            table = index.read_index_rows(path, range(first, stop), columns).take(numbers - first)
+        except _UNREADABLE as error:
+            self.problems.append(unreadable(self._file, error))
+            return None
+        has_empty = np.zeros(len(table), bool)
+        for column in table.columns:
+            has_empty |= pc.is_null(column).to_numpy()
+        for row in numbers[has_empty].tolist():
+            self._report("an empty cell", row)
+        table = table.append_column("number", pa.array(numbers)).filter(pa.array(~has_empty))
+        rows = table.to_pylist()
+        self._num_rows.append(len(rows))
+        self._images.update(row["label"] for row in rows)
+        for row in rows:
+            self.source_ids[row["number"]] = _hash(row["source_id"])
+        return rows
+
+    def check_sums(self) -> Iterator[Problem]:
+        """Compares the numbers of dataset_info.json and classes.parquet with shards and index."""
+        info, split = self._info, self.name
+        where = f"split {split}"
+        num_bytes = sum(self._sizes.get(shard, 0) for shard in self._shards)
+        if info.num_bytes[split] != num_bytes:
+            what = f"numBytes {info.num_bytes[split]}, the shards have {num_bytes}"
+            yield Problem(index.INFO_FILE, where, what)
+        if len(self._num_rows) < len(self._shards):
+            return  # nothing to compare with: parts of the index could not be read
+        numbers = [
+            ("num_images", info.num_images[split], self._images.total()),
+            ("num_classes", info.num_classes[split], len(self._images)),
+        ]
+        for shard, length in enumerate(info.shard_lengths[split][: len(self._shards)]):
+            numbers.append((f"shardLengths of shard {shard}", length, self._num_rows[shard]))
+        for name, expected, counted in numbers:
+            if expected != counted:
+                what = f"{name} {expected:,}, {self._file} {counted:,}"
+                yield Problem(index.INFO_FILE, where, what)
+        if self._classes is None:
             return
-        known = self._classes.rows[self._split]
-        for label in sorted({*known, *self._labels} - self._suspects):
-            images = self._labels[label]
-            if label not in known:
-                what = f"no row for label {label}, which has {images:,} images in {self.file}"
-            elif known[label][1] != images:
-                name, count = known[label]
-                what = f"{name!r} has {count:,} images, and {images:,} in {self.file}"
+        for label in sorted({*self._classes, *self._images}):
+            name, count = self._classes.get(label, ("", None))
+            images = self._images[label]
+            if count is None:
+                what = f"no row for label {label}, which has {images:,} images in {self._file}"
+            elif count != images:
+                what = f"{name!r} has {count:,} images, and {images:,} in {self._file}"
             else:
                 continue
-            where = f"split {self._split}, label {label}"
-            yield Problem(index.CLASSES_FILE, where, what, "count of a class")
-
-    def read_source_ids(self, rows: np.ndarray) -> list[str]:
-        """Source ids of these rows of the index."""
-        return self._index.read(rows, "source_id")["source_id"].to_pylist() if self._index else []
+            yield Problem(index.CLASSES_FILE, f"{where}, label {label}", what)
 
 
-class _Index:
-    """An index file, read a few row groups at a time; its errors are index.UNREADABLE."""
-
-    def __init__(self, path: str) -> None:
-        self._file = storage.open_read(path)
-        try:
-            self._parquet = pq.ParquetFile(
-                self._file, page_checksum_verification=True, pre_buffer=False
-            )
-            self.schema = self._parquet.schema_arrow
-            metadata = self._parquet.metadata
-            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        except BaseException:
-            self._file.close()
-            raise
-        self._ends = np.cumsum(sizes, dtype=np.int64)
-        self._group: tuple[object, pa.Table] | None = None
-
-    def close(self) -> None:
-        self._file.close()
-
-    def sort(self) -> None:
-        """Reads which shard each row is of."""
-        column = self._parquet.read(columns=["shard"], use_threads=False)["shard"]
-        self.shard = column.fill_null(-1).to_numpy()
-        self._order = np.argsort(self.shard, kind="stable")
-        self._sorted = self.shard[self._order]
-
-    def numbers(self, shard: int) -> np.ndarray:
-        """Places of a shard's rows."""
-        first, last = np.searchsorted(self._sorted, [shard, shard + 1])
-        return self._order[first:last]
-
-    def read(self, numbers: np.ndarray, *columns: str) -> pa.Table:
-        """The rows at these places, which are in order; of all columns unless some are named."""
-        groups = np.unique(np.searchsorted(self._ends, numbers, side="right")).tolist()
-        key = groups, columns
-        # Where a row group holds many shards, it is not read again for each.
-        if self._group is None or self._group[0] != key:
-            table = self._parquet.read_row_groups(
-                groups, columns=[*columns] or None, use_threads=False
-            )
-            table.validate(full=True)  # text that is no UTF-8 would fail later
-            self._group = key, table
-        starts = np.r_[0, self._ends]
-        places = [np.arange(starts[group], starts[group + 1]) for group in groups]
-        rows = np.searchsorted(np.concatenate([*places, np.zeros(0, np.int64)]), numbers)
-        return self._group[1].take(rows)
+def _hash(source_id: str) -> int:
+    """64 bits, above 0."""
+    data = source_id.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1

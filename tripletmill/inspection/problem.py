@@ -1,30 +1,29 @@
-"""What a check has to say."""
+"""What a check reports."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written.
+    """Something in a data set that is not as it was written.
 
     Attributes:
-      file: its name in the data set.
-      where: in the file; "" for all of it.
-      what: is wrong.
-      kind: a few words, the same for all problems of this kind.
-      is_remark: whether it hurts nobody who reads the data set.
+      file: name of the file in the data set.
+      where: the place in the file; "" for the whole file.
+      what: what is wrong there.
+      is_remark: whether readers of the data set can ignore the problem.
     """
 
     file: str
     where: str
     what: str
-    kind: str
     is_remark: bool = False
 
 
 def unreadable(file: str, error: Exception) -> Problem:
-    """Says that a file is missing, or why it cannot be read."""
+    """The problem of a file that is missing or cannot be read."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, FileNotFoundError):
-        return Problem(file, "", "missing", "missing file")
+        return Problem(file, "", "missing")
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return Problem(file, "", f"cannot be read: {text}", "unreadable file")
+    return Problem(file, "", f"cannot be read: {text}")

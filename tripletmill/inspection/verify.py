@@ -1,17 +1,18 @@
-"""A data set read back: everything that one file says of another, and every byte of the shards."""
+"""Reads a data set back: compares its files with each other and reads every byte of the shards."""
 
 import collections
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
+from tripletmill.errors import UsageError
 from tripletmill.formats import index
-from tripletmill.inspection.check_files import Classes, check_info, check_lists, remarks
-from tripletmill.inspection.check_shard import ShardCheck, ShardTask, check_shard
+from tripletmill.inspection.check_files import check_classes, check_info, check_lists, remarks
+from tripletmill.inspection.check_shard import ShardTask, check_shard
 from tripletmill.inspection.check_split import SplitCheck
 from tripletmill.inspection.problem import Problem
 
@@ -19,7 +20,6 @@ __all__ = ["Problem", "verify"]
 
 SHARDS_AHEAD_PER_JOB = 2
 UPDATE_SECONDS = 0.2
-_Waiting = collections.deque[tuple[SplitCheck, int, Future[ShardCheck]]]
 
 
 def verify(
@@ -28,22 +28,21 @@ def verify(
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Problem]:
-    """Reads a finished data set back and gives what is wrong with it.
+    """Reads a finished data set back and yields everything that is wrong with it.
 
-    Each shard is read once, in order. In memory are the rows of a few shards, a record for each
-    job, and some 40 bytes for each image of the data set. A problem is a cause: what follows from
-    it is not named as well.
+    Each shard is read once, in order. Memory holds the index rows of a few shards, one record for
+    each job, and about 20 bytes for each image of the data set.
 
     Args:
-      directory: of the data set.
-      jobs: shards that are read at once; by default the number of cores.
+      directory: folder of the data set.
+      jobs: number of shards that are read at once; by default the number of cores.
       on_progress: called now and then with the number of records read so far.
 
     Returns:
-      Problems as they are found; none if all is right.
+      The problems as they are found; none if the data set is intact.
 
     Raises:
-      UsageError: there is no finished data set.
+      UsageError: the folder holds no finished data set.
     """
     info = index.load_info(directory)
     return _verify(info, jobs or os.cpu_count() or 1, on_progress)
@@ -56,78 +55,85 @@ def _verify(
     yield from remarks(info, sizes)
     yield from check_info(info)
     yield from check_lists(info)
-    classes = Classes(info)
-    yield from classes.problems
-    counter = _Counter()
-    with contextlib.ExitStack() as stack:
-        splits = [
-            stack.enter_context(contextlib.closing(SplitCheck(info, split, sizes, classes)))
-            for split in sorted(info.num_shards)
-        ]
-        pool = stack.enter_context(ThreadPoolExecutor(jobs))
+    classes, problems = check_classes(info)
+    yield from problems
+    counter = _Counter(on_progress)
+    splits = [
+        SplitCheck(info, split, sizes, None if classes is None else classes[split])
+        for split in sorted(info.num_shards)
+    ]
+    with ThreadPoolExecutor(jobs) as pool, contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, cancel_futures=True)
         stack.callback(counter.stopped.set)
-        waiting = _Waiting()
-        for split, shard, task in _tasks(splits):
-            waiting.append((split, shard, pool.submit(check_shard, task, counter.add)))
-            if len(waiting) >= jobs * SHARDS_AHEAD_PER_JOB:
-                yield from _first(waiting, counter, on_progress)
-        while waiting:
-            yield from _first(waiting, counter, on_progress)
         for split in splits:
-            yield from split.finish()
-        yield from _check_unique(splits)
+            yield from _check_shards(split.tasks(), pool, jobs, counter)
+            yield from split.problems
+            yield from split.check_sums()
+        yield from _check_unique(info, {split.name: split.source_ids for split in splits})
 
 
 class _Counter:
-    """Counts records over threads, and ends them."""
+    """Counts the records that the threads read, and stops the threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_progress: Callable[[int], None]) -> None:
         self.stopped = threading.Event()
-        self.count = 0
+        self._on_progress = on_progress
+        self._count = 0
         self._lock = threading.Lock()
 
     def add(self) -> None:
         if self.stopped.is_set():
             raise _StoppedError
         with self._lock:
-            self.count += 1
+            self._count += 1
+
+    def show(self) -> None:
+        self._on_progress(self._count)
 
 
 class _StoppedError(Exception):
     pass
 
 
-def _tasks(splits: Iterable[SplitCheck]) -> Iterator[tuple[SplitCheck, int, ShardTask]]:
-    for split in splits:
-        for shard in range(split.num_shards):
-            yield split, shard, split.task(shard)
-
-
-def _first(
-    waiting: _Waiting, counter: _Counter, on_progress: Callable[[int], None]
+def _check_shards(
+    tasks: Iterator[ShardTask], pool: ThreadPoolExecutor, jobs: int, counter: _Counter
 ) -> Iterator[Problem]:
-    """What comes of the shard that has waited longest."""
-    split, shard, future = waiting.popleft()
+    """Checks shards in threads; a bounded number of shards ahead."""
+    waiting: collections.deque[Future[list[Problem]]] = collections.deque()
+    with contextlib.closing(tasks):  # type: ignore[type-var]
+        for task in tasks:
+            waiting.append(pool.submit(check_shard, task, counter.add))
+            if len(waiting) >= jobs * SHARDS_AHEAD_PER_JOB:
+                yield from _result(waiting.popleft(), counter)
+    while waiting:
+        yield from _result(waiting.popleft(), counter)
+
+
+def _result(future: Future[list[Problem]], counter: _Counter) -> list[Problem]:
     while wait([future], UPDATE_SECONDS).not_done:
-        on_progress(counter.count)
-    on_progress(counter.count)
-    yield from split.add(shard, future.result())
+        counter.show()
+    counter.show()
+    return future.result()
 
 
-def _check_unique(splits: Sequence[SplitCheck]) -> Iterator[Problem]:
-    """Source ids that occur twice, in one split or in two."""
-    hashes = np.concatenate([split.source_ids for split in splits])
-    hashes.sort()
-    twice = hashes[1:][hashes[1:] == hashes[:-1]]
-    twice = np.unique(twice[twice > 0])
-    if not len(twice):
+def _check_unique(
+    info: index.DatasetInfo, source_ids: Mapping[str, np.ndarray]
+) -> Iterator[Problem]:
+    """Reports source ids that occur twice, in one split or in two; takes hashes by split."""
+    hashes, counts = np.unique(np.concatenate([*source_ids.values()]), return_counts=True)
+    repeated = hashes[(counts > 1) & (hashes > 0)]
+    if not len(repeated):
         return
     first: dict[str, str] = {}
-    for split in splits:
-        rows = np.flatnonzero(np.isin(split.source_ids, twice))
-        for row, source_id in zip(rows, split.read_source_ids(rows), strict=True):
-            place = f"row {row} of {split.file}"
+    for split, of_split in source_ids.items():
+        file = index.index_file(info.name, split)
+        rows = np.flatnonzero(np.isin(of_split, repeated))
+        try:
+            names = index.read_index(info, split, ["source_id"])["source_id"].take(rows)
+        except UsageError:  # reported when its rows were read
+            continue
+        for row, source_id in zip(rows, names.to_pylist(), strict=True):
+            place = f"row {row} of {file}"
             if first.setdefault(source_id, place) != place:
                 what = f"source id of {first[source_id]} too"
-                yield Problem(split.file, f"row {row}, {source_id}", what, "source id twice")
+                yield Problem(file, f"row {row}, {source_id}", what)

@@ -30,6 +30,9 @@ Positive = Literal["all", "hard", "easy"]
 Negative = Literal["all", "hard", "semihard", "band"]
 POSITIVES, NEGATIVES = get_args(Positive), get_args(Negative)
 
+# Names of what `TripletResult.statistics` returns, in this order.
+STATISTICS = ("loss", "active", "positive_distance", "negative_distance")
+
 
 @dataclasses.dataclass(frozen=True)
 class TripletResult:
@@ -55,8 +58,8 @@ class TripletResult:
         negative_distance: means.
         """
         means = dict(zip(SUMS, tf.unstack(self.sums / self.count), strict=True))
-        names = ("active", "positive_distance", "negative_distance")
-        return {"loss": self.loss, **{name: means[name] for name in names}}
+        values = {**means, "loss": self.loss}
+        return {name: values[name] for name in STATISTICS}
 
 
 def batch_triplets(

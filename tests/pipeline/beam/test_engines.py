@@ -1,7 +1,7 @@
-"""The same bytes on every engine, and one line where an engine cannot be had.
+"""All engines write the same bytes; an engine that is not available gives one line of error.
 
-Local runs in three modes, a portable job server with an external worker, and Dataflow as far as it
-goes without the cloud. Workers elsewhere have nothing but the package that was staged for them.
+Local runs have three modes; there is a portable job server with an external worker, and Dataflow as
+far as it works without the cloud. Workers elsewhere have only the package that was staged for them.
 """
 
 import io
@@ -39,7 +39,7 @@ STEPS = {"List", "Deduplicate", "Plan", "WriteShards", "Commit"}
 
 
 def documented(runner: str) -> list[str]:
-    """The flags of the documented command for a runner, with our bucket in it."""
+    """The flags of the documented command for a runner, with the test's bucket in them."""
     return next(flags for flags in documented_commands() if f"--runner={runner}" in flags)
 
 
@@ -53,13 +53,13 @@ def documented_commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """Where the commands are run, since building a package leaves traces there."""
+    """The folder where the commands run, because building a package leaves files there."""
     return copy_project(tmp_path_factory.mktemp("clone") / "tripletmill")
 
 
 @pytest.fixture(scope="module")
 def command(project):
-    """Python -m pipeline.main with the settings of all these tests."""
+    """Runs python -m pipeline.main with the settings of all these tests."""
 
     def run(*flags: str, environment: Mapping[str, str] = {}) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -83,7 +83,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data_set(command, images, tmp_path_factory) -> dict[str, str]:
-    """What every engine has to write."""
+    """The files that every engine must write."""
     output = tmp_path_factory.mktemp("output") / "data"
     done = command(f"--input={images}", f"--output={output}")
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def bucket(images) -> Iterator[Emulator]:
 
 @pytest.fixture(scope="module")
 def cloud(bucket) -> Iterator[dict[str, str]]:
-    """Variables with which a command sees the bucket, and credentials."""
+    """Variables with which a command finds the bucket and credentials."""
     with metadata_server() as metadata:
         yield {**bucket.environment(), **metadata.environment()}
 
@@ -128,7 +128,7 @@ def test_dry_run(command, bucket, cloud):
 
 @pytest.fixture(scope="module")
 def template(command, bucket, cloud) -> dict:
-    """A template, as it was staged."""
+    """A template as it was staged."""
     path = f"gs://{BUCKET}/templates/photos"
     flags = [*documented("DataflowRunner"), f"--template_location={path}"]
     done = command(*flags, environment=cloud)
@@ -138,14 +138,14 @@ def template(command, bucket, cloud) -> dict:
 
 
 def staged(description: dict, name: str, bucket: Emulator) -> bytes:
-    """A file that was staged for a job."""
+    """Returns a file that was staged for a job."""
     packages = description["environment"]["workerPools"][0]["packages"]
     [location] = [package["location"] for package in packages if package["name"] == name]
     return bucket.get(BUCKET, location.removeprefix(f"storage.googleapis.com/{BUCKET}/"))
 
 
 def graph(description: dict, bucket: Emulator) -> bytes:
-    """The graph that a job names: nothing of it is in the description."""
+    """Returns the graph that a job names; the job's description does not contain the graph."""
     url = description["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"]
     return bucket.get(BUCKET, url.removeprefix(f"gs://{BUCKET}/"))
 
@@ -175,14 +175,15 @@ def test_staged_package_holds_what_a_worker_needs(template, bucket, project):
 
 @pytest.fixture(scope="module")
 def worker_python(template, bucket, tmp_path_factory) -> Path:
-    """A Python with the dependencies and, of the project, the staged package only."""
+    """A Python with the dependencies and, of this project, only the staged package."""
     root = tmp_path_factory.mktemp("worker")
     create = [sys.executable, "-m", "venv", "--without-pip", str(root / "venv")]
     subprocess.run(create, check=True)
     python = root / "venv/bin/python"
     paths = {"base": str(root / "venv"), "platbase": str(root / "venv")}
     site = Path(sysconfig.get_path("purelib", "venv", vars=paths))
-    # A .pth file named by a .pth file is not read, so that an editable install stays behind.
+    # Python does not read a .pth file that is named in a .pth file, so an editable install has no
+    # effect here.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = [str(python), "-c", "import pipeline.preprocess.job as m; print(m.__file__)"]
     before = subprocess.run(where, cwd=root, capture_output=True, text=True)
@@ -203,7 +204,7 @@ def worker_python(template, bucket, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def job_server(tmp_path_factory) -> Iterator[str]:
-    """Beam's own, which speaks to clients and to workers as Flink's and Spark's do."""
+    """Beam's own job server, which clients and workers use like those of Flink and Spark."""
     module = "apache_beam.runners.portability.local_job_service_main"
     folder = f"--staging_dir={tmp_path_factory.mktemp('staging')}"
     with server_process(lambda p: [sys.executable, "-m", module, f"--port={p}", folder]) as port:
@@ -214,7 +215,7 @@ def test_job_server_with_an_external_worker(
     command, images, data_set, job_server, worker_python, tmp_path
 ):
     module = "apache_beam.runners.worker.worker_pool_main"
-    # The pool starts `python`, from where it is itself.
+    # The pool starts `python` in its own working folder.
     script = 'cd "$0" && PATH="$1:$PATH" && shift && exec "$@"'
     away = ["sh", "-c", script, str(tmp_path), str(worker_python.parent)]
     pool = [*away, "python", "-m", module]
@@ -262,7 +263,7 @@ def test_dataflow_job_runs_from_what_was_staged(
     command, bucket, cloud, data_set, worker_python, tmp_path
 ):
     def work(job: SubmittedJob) -> dict[str, int]:
-        """As a worker: the staged graph, with the staged package."""
+        """Acts as a worker: runs the staged graph with the staged package."""
         (tmp_path / "pipeline.pb").write_bytes(graph(job.description, bucket))
         done = subprocess.run(
             [str(worker_python), "-P", staged_job.__file__, str(tmp_path / "pipeline.pb")],
@@ -290,7 +291,8 @@ def test_dataflow_job_runs_from_what_was_staged(
         name.removeprefix("data/photos/"): sha256(bucket.get(BUCKET, name)).hexdigest()
         for name in bucket.names(BUCKET, "data/photos/")
     }
-    # This has a fingerprint of the input, for which a bucket gives checksums, and a disk does not.
+    # This file holds the fingerprint of the input, which is made of checksums for a bucket but not
+    # for a disk.
     assert written.pop("dataset_info.json") != ""
     assert written == {k: v for k, v in data_set.items() if k != "dataset_info.json"}
 

@@ -1,4 +1,4 @@
-"""Runners as a command line asks for them, and what goes wrong with them: one line each."""
+"""Runners as the command line chooses them; each of their errors is one line."""
 
 import contextlib
 import os
@@ -143,7 +143,7 @@ def test_runners_that_cannot_start(flags, message):
 
 @pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
 def test_an_error_of_a_worker_is_one_line(images, tmp_path, mode):
-    """Although Beam's workers also print its traceback."""
+    """The error is one line, although Beam's workers also print a traceback."""
     nothing = "--gin_param=preprocess.max_rejected_share = 0.0"
     flags = [*SETTINGS, nothing, f"--direct_running_mode={mode}"]
     done = command(f"--input={images}", f"--output={tmp_path / 'data'}", *flags)
@@ -167,7 +167,7 @@ def test_dataflow_takes_no_local_paths(images):
     ],
 )
 def test_what_does_not_end_with_a_data_set(flags, said):
-    # Without credentials nobody looks for the bucket.
+    # Without credentials nothing looks for the bucket.
     options = ["--temp_location=gs://bucket/tmp", "--no_auth", *flags]
     _, read = runners.runner_and_options([*CLOUD[:-1], *options])
     found = runners.instead_of_output(read)
@@ -204,7 +204,7 @@ def test_dataflow_without_its_packages():
 
 @pytest.fixture(scope="module")
 def much_to_do(tmp_path_factory) -> list[str]:
-    """Flags of a job of seconds, on two worker processes."""
+    """Flags of a job that takes seconds, on two worker processes."""
     root = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(0)
     large = Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), np.uint8))
@@ -220,7 +220,7 @@ def much_to_do(tmp_path_factory) -> list[str]:
 
 @contextlib.contextmanager
 def at_work(flags: list[str], output: Path) -> Iterator[subprocess.Popen]:
-    """A job whose workers have finished a shard, in a process group of its own."""
+    """Starts a job in a process group of its own; its workers have finished a shard."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.main", *flags, f"--output={output}"],
         cwd=ROOT,
@@ -245,7 +245,7 @@ def at_work(flags: list[str], output: Path) -> Iterator[subprocess.Popen]:
 def test_interrupted_workers_say_nothing(much_to_do, tmp_path, whom):
     with at_work(much_to_do, tmp_path / "data") as process:
         (os.killpg if whom == "terminal" else os.kill)(process.pid, signal.SIGINT)
-        # Standard error ends with the last of the workers.
+        # Standard error ends when the last worker ends.
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     line = "interrupted; the same command goes on from the finished shards"

@@ -1,4 +1,4 @@
-"""Embedding jobs: what they give, from records and from images, and what they leave out."""
+"""Embedding jobs: what they write from records and from images, and what they leave out."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.fixtures import exported
 from tests.fixtures.datasets import make_data_set
@@ -29,7 +30,7 @@ CANONICAL = ImageSettings(short_side=SIDE, quality=90)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A folder with images/, and a data set of them in data/."""
+    """A folder with images in images/, and a data set of these images in data/."""
     folder = tmp_path_factory.mktemp("photos")
     class_folder(folder / "images", classes=CLASSES, images=IMAGES)
     make_data_set(folder, short_side=SIDE, cycle=("train", "test"))
@@ -38,29 +39,29 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """It takes batches of one size only, so that a batch that is not filled up fails."""
+    """A model that takes batches of one size only, so a batch that is not filled up fails."""
     return export_model(tmp_path_factory.mktemp("run") / "export", batch_size=BATCH)
 
 
 @pytest.fixture(scope="module")
 def of_records(photos, model, tmp_path_factory) -> Path:
-    """All records, embedded by the command, in two processes."""
+    """The embeddings of all records, made by the command in two processes."""
     output = tmp_path_factory.mktemp("records") / "embeddings"
     modes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    flags = [f"--model={model.parent}", f"--data={photos / 'data'}", f"--output={output}"]
+    flags = [f"--model_dir={model.parent}", f"--data_dir={photos / 'data'}", f"--output={output}"]
     done = command(*flags, *SETTINGS, *modes, module=MODULE)
     assert done.returncode == 0, done.stderr
     assert but_for_progress(done.stderr) == []
     assert re.search(r"30 of 12 numbers, in 4 shards\n  30 images embedded now, in ", done.stdout)
     assert "left out: nothing" in done.stdout
     index = output.parent / "index"
-    last = f"next: python -m trainer.search build --embeddings={output} --index={index}"
+    last = f"next: python -m trainer.search build --embeddings={output} --index_dir={index}"
     assert done.stdout.splitlines()[-1] == last
     return output
 
 
 def records_of(data: Path) -> dict[str, dict]:
-    """Every record of a data set by source id, read by nothing but the record reader."""
+    """All records of a data set by source id, read with the record reader alone."""
     found = {}
     for path in data.glob("*.tfrecord-*"):
         with open(path, "rb") as file:
@@ -122,10 +123,8 @@ def test_some_splits(photos, model, of_records, tmp_path):
 
 
 def test_the_model_is_loaded_once(photos, model, tmp_path, monkeypatch):
-    from pipeline.embedding import model as models
-
-    load, loaded = models._load, []
-    monkeypatch.setattr(models, "_load", lambda card: loaded.append(card) or load(card))
+    load, loaded = tf.saved_model.load, []
+    monkeypatch.setattr(tf.saved_model, "load", lambda path: loaded.append(path) or load(path))
     run(model, tmp_path / "out", data=photos / "data")
     assert len(loaded) == 1
 
@@ -159,7 +158,7 @@ def test_the_order_of_the_listing_does_not_matter(photos, model, of_images, tmp_
 
 
 def test_images_without_classes(photos, model, of_images, tmp_path):
-    """A folder of them, and lists of the same; "class" of the list that has one."""
+    """A flat folder of images, and two manifests of them; one row has a label and a split."""
     flat = tmp_path / "flat"
     flat.mkdir()
     names = {}
@@ -246,7 +245,7 @@ def data_set(photos, tmp_path) -> Path:
 
 
 def replace_last_record(path: Path, **features: bytes | int) -> str:
-    """Changes the features of the last record of a shard, and gives its source id."""
+    """Changes the features of a shard's last record, and returns its source id."""
     with open(path, "rb") as file:
         offset, payload = list(read_records(file))[-1]
     record = decode_example(payload)
@@ -281,7 +280,7 @@ def test_damaged_records_are_left_out(model, data_set, of_records, tmp_path):
     whole = load_embeddings(str(of_records))
     train = index.load_index(str(data_set), "train")
     names = train.column("source_id").to_pylist()
-    # A payload, and the length of another record: no other is lost with it.
+    # Damages the payload of one record and the length of another; no other record is lost.
     for row, offset in ((1, 40), (5, 3)):
         path = Path(train.shards[train.shard[row]])
         data = bytearray(path.read_bytes())
@@ -325,9 +324,9 @@ def test_records_made_otherwise_are_told(model, photos, data_set, tmp_path):
         ({"data": "no/such/folder"}, "no such folder"),
         ({"data": "DATA", "splits": ["val"]}, "no split 'val', only test, train"),
         ({"data": "DATA", "splits": []}, "no split chosen"),
-        ({"data": "DATA", "input": "DATA"}, "one of --input"),
-        ({}, "one of --input"),
-        ({"input": "IMAGES", "splits": ["test"]}, "--splits: only with --data"),
+        ({"data": "DATA", "input": "DATA"}, "either --images"),
+        ({}, "either --images"),
+        ({"input": "IMAGES", "splits": ["test"]}, "--splits: only with --data_dir"),
         ({"data": "DATA", "output": "DATA/out"}, "lies in the data"),
         ({"input": "IMAGES", "output": "IMAGES/out"}, "lies in the input"),
         ({"data": "DATA", "output": "MODEL/out"}, "lies in the model"),
@@ -380,7 +379,7 @@ def test_a_model_that_cannot_be_used(photos, model, tmp_path):
 
 
 def test_without_tensorflow(photos, model, tmp_path):
-    """Said at the start, and on a worker that lacks it although the start has it."""
+    """The error comes at the start, or on a worker if only the worker lacks TensorFlow."""
     at_start = "sys.modules['tensorflow'] = None"
     on_worker = (
         "from pipeline.embedding import model, settings\n"
@@ -391,11 +390,12 @@ def test_without_tensorflow(photos, model, tmp_path):
         (at_start, "TensorFlow is missing, which the exported model needs; pip install"),
         (on_worker, "TensorFlow cannot be imported on a worker"),
     ):
-        code = (
-            f"import sys\n{hide}\nimport pipeline.embed\nfrom tripletmill.cli import commandline\n"
-            "commandline.run(pipeline.embed.main, description='', other_flags=True)"
-        )
-        flags = [f"--model={model}", f"--data={photos / 'data'}", f"--output={tmp_path / 'out'}"]
+        code = f"import sys\n{hide}\nimport pipeline.embed\nsys.exit(pipeline.embed.main())"
+        flags = [
+            f"--model_dir={model}",
+            f"--data_dir={photos / 'data'}",
+            f"--output={tmp_path / 'out'}",
+        ]
         done = subprocess.run(
             [sys.executable, "-c", code, *flags, *SETTINGS],
             cwd=ROOT,
@@ -406,13 +406,13 @@ def test_without_tensorflow(photos, model, tmp_path):
 
 
 def test_nothing_imports_tensorflow_before_a_worker_embeds(of_records, photos, model):
-    """Not even a command that finds everything finished."""
+    """A command that finds everything finished imports no TensorFlow either."""
     code = (
-        "import sys, pipeline.embed\nfrom tripletmill.cli import commandline\n"
+        "import sys, pipeline.embed\n"
         "import atexit; atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "commandline.run(pipeline.embed.main, description='', other_flags=True)"
+        "sys.exit(pipeline.embed.main())"
     )
-    flags = [f"--model={model}", f"--data={photos / 'data'}", f"--output={of_records}"]
+    flags = [f"--model_dir={model}", f"--data_dir={photos / 'data'}", f"--output={of_records}"]
     before = {path: path.stat().st_mtime_ns for path in of_records.iterdir()}
     done = subprocess.run(
         [sys.executable, "-c", code, *flags, *SETTINGS], cwd=ROOT, capture_output=True, text=True
@@ -424,4 +424,5 @@ def test_nothing_imports_tensorflow_before_a_worker_embeds(of_records, photos, m
 
 
 def test_wrong_flags_are_one_line(photos, model):
-    assert error_of(command(f"--model={model}", module=MODULE)) == "--output is missing; see --help"
+    done = command(f"--model_dir={model}", module=MODULE)
+    assert error_of(done) == "--output is missing; see --help"

@@ -1,4 +1,4 @@
-"""Embedding jobs that are killed, repeated, or find something else in their output."""
+"""Embedding jobs that are killed, repeated, or find other files in their output."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedding import model as models
-from preprocessing.writing import sidecars
+from preprocessing.writing import commit, sidecars
 from preprocessing.writing.claim import Claim
 from tests.fixtures import exported, jobs
 from tests.fixtures.datasets import make_data_set
@@ -27,7 +27,7 @@ CLASSES, IMAGES = 5, 6
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A folder with images/, and a data set of them in data/."""
+    """A folder with images in images/, and a data set of these images in data/."""
     folder = tmp_path_factory.mktemp("photos")
     class_folder(folder / "images", classes=CLASSES, images=IMAGES)
     (folder / "images/class_03/bad.png").write_bytes(b"no image")
@@ -48,12 +48,12 @@ def of_images(photos, model, tmp_path_factory) -> Path:
 
 
 def test_killed_and_started_again(photos, model, tmp_path):
-    """A real process, by kill -9 between two shards."""
-    # Batches so much larger than a shard that each takes some time.
+    """Kills a real process with kill -9 between two shards."""
+    # The batches are much larger than a shard, so each shard takes some time.
     settings = {"batch_size": 600}
     flags = [
-        f"--model={model}",
-        f"--data={photos / 'data'}",
+        f"--model_dir={model}",
+        f"--data_dir={photos / 'data'}",
         f"--output={tmp_path / 'out'}",
         *(f"--gin_param=embed.{name} = {value}" for name, value in settings.items()),
     ]
@@ -79,7 +79,7 @@ def test_killed_and_started_again(photos, model, tmp_path):
 
 
 def fail_after(monkeypatch, number: int) -> list[int]:
-    """Makes the job stop in the batch after that many; gives the sizes of the others."""
+    """Makes the job fail after this many batches; returns the sizes of the batches before."""
     sizes: list[int] = []
     embed = models.Model.embed
 
@@ -94,7 +94,7 @@ def fail_after(monkeypatch, number: int) -> list[int]:
 
 
 def break_off(monkeypatch, model: Path, output: Path, *, batches: int = 4, **arguments) -> None:
-    """A job that comes as far as so many batches."""
+    """Runs a job that fails after this many batches."""
     with monkeypatch.context() as patch:
         fail_after(patch, batches)
         with pytest.raises(MemoryError):
@@ -129,7 +129,7 @@ def other_model(model: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_what_changed_is_said(photos, model, of_images, tmp_path, monkeypatch, whole):
-    """In finished embeddings as in those of a job that was broken off."""
+    """The same is said for finished embeddings and for those of an interrupted job."""
     output, images = tmp_path / "out", shutil.copytree(photos / "images", tmp_path / "images")
     if whole:
         run(model, output, input=images)
@@ -162,7 +162,7 @@ def test_what_changed_is_said(photos, model, of_images, tmp_path, monkeypatch, w
 def test_images_that_changed_since(photos, model, tmp_path):
     images = shutil.copytree(photos / "images", tmp_path / "images")
     run(model, tmp_path / "out", input=images)
-    later = time.time() + 1  # a file's own time may lag by a tick of the kernel's clock
+    later = time.time() + 1  # a file's time may lag by one tick of the kernel's clock
     os.utime(images / "class_00/00.png", (later, later))
     with pytest.raises(UsageError, match="or from images that have changed since"):
         run(model, tmp_path / "out", input=images)
@@ -215,13 +215,16 @@ def test_a_second_job_is_kept_out(photos, model, tmp_path, monkeypatch):
     def start_another(*_, **__):
         run(model, tmp_path / "out", input=photos / "images")
 
-    monkeypatch.setattr("pipeline.embedding.writing._commit", start_another)
+    monkeypatch.setattr(commit, "check_rejected", start_another)
     with pytest.raises(UsageError, match="another process is writing there"):
         run(model, tmp_path / "out", input=photos / "images")
 
 
 def test_a_worker_whose_job_was_overtaken_stops(photos, model, tmp_path, monkeypatch):
-    """As on another machine, where no lock is seen: the plan in the output is another's."""
+    """A worker stops when the output has the plan of another job.
+
+    A worker on another machine does not see the lock.
+    """
     write = sidecars.write
 
     def overtaken(claim, *arguments):

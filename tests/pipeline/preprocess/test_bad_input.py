@@ -1,4 +1,4 @@
-"""Bad and odd files: each ends in the data set or in rejected.jsonl, none vanishes."""
+"""Each bad or odd file ends in the data set or in rejected.jsonl; none vanishes."""
 
 import collections
 import dataclasses
@@ -35,13 +35,18 @@ from tripletmill.formats.records import decode_example, read_record
 
 ROOT = Path(__file__).parents[3]
 
-# What tripletmill.images sets at import; pytest puts its own filters in front of that.
+# tripletmill.images sets this filter when it is imported; pytest puts its own filters in front of
+# it.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Alternating:
-    """Every second class in `test`; asked when all files are listed and none is read for good."""
+    """Puts every second class into `test`.
+
+    The rule is asked when all files are listed and no file has been read for good, so `disturb`
+    runs here.
+    """
 
     disturbed: str = ""
 
@@ -64,7 +69,7 @@ def run(input: Path, output: Path, **arguments: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What the index says of an image, and its record."""
+    """What the index says of an image, and the image's record."""
 
     split: str
     label: int
@@ -74,7 +79,7 @@ class Found:
 
 
 def kept(data_set: Path) -> dict[str, Found]:
-    """Every image of the data set, by source_id."""
+    """All images of the data set, by source_id."""
     found: dict[str, Found] = {}
     for split in load_info(str(data_set)).num_images:
         index = load_index(str(data_set), split)
@@ -90,8 +95,8 @@ def kept(data_set: Path) -> dict[str, Found]:
 
 
 def rejected(data_set: Path) -> dict[str, dict[str, str]]:
-    """Every row of rejected.jsonl, by source_id."""
-    # Not str.splitlines: for that, some characters of names end a line.
+    """All rows of rejected.jsonl, by source_id."""
+    # str.splitlines would also split at some characters that are part of names.
     lines = (data_set / "rejected.jsonl").read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
     rows = [json.loads(line) for line in lines]
@@ -102,7 +107,7 @@ def rejected(data_set: Path) -> dict[str, dict[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """The corpus before the job, and what the job made of it."""
+    """The corpus before the job, and what the job made from it."""
 
     input: Path
     output: Path
@@ -115,7 +120,7 @@ def made(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("bad")
     expected = corpus.build(folder / "images")
     files = corpus.on_disk(folder / "images")
-    # Small shards: some have no good image.
+    # The shards are small, so some have no good image.
     run(
         folder / "images",
         folder / "data",
@@ -151,7 +156,8 @@ def check_kept(image: Found, name: str, expected: Kept, input: Path) -> None:
     assert record["image/source_id"].decode() == name
     assert record["image/class/text"].decode() == image.class_name == name.split("/")[0]
     assert record["image/class/label"] == image.label
-    # Of the bytes that were read, also where they have changed since they were listed.
+    # The hash is that of the bytes that were read, also where the file has changed since it was
+    # listed.
     assert image.source_sha256 == hashlib.sha256((input / name).read_bytes()).digest()
     jpeg = record["image/encoded"]
     assert record["image/key/sha256"] == hashlib.sha256(jpeg).digest()
@@ -168,7 +174,7 @@ def test_nothing_is_lost_without_a_line(made):
     assert load_info(str(made.output)).num_rejected == len(lines)
     accounted = {*images, *lines}
     for file in made.files:
-        # A folder that is left out as a whole stands for its files.
+        # A folder that is left out as a whole stands for all its files.
         names = {file, *(str(folder) for folder in Path(file).parents)}
         assert len(names & accounted) == 1, file
     for name in accounted - {*made.files}:
@@ -183,7 +189,7 @@ def test_class_names_are_kept_apart(made):
     found = {row["name"]: row["count"] for row in table if row["count"]}
     assert found == counts
     assert {*corpus.CLASS_NAMES} <= {*found}
-    # Of the others every image is bad.
+    # In the other classes every image is bad.
     assert {row["name"] for row in table} - {*found} <= {"only bad"}
     assert [row["name"] for row in table] == sorted(row["name"] for row in table)
     assert [row["label"] for row in table] == [*range(len(table))]
@@ -214,7 +220,7 @@ def test_tensorflow_reads_it_back(made):
     assert found == {name: what.size for name, what in expected if isinstance(what, Kept)}
 
 
-# In a process of its own: what it warns of is not ours.
+# This runs in a process of its own, because its warnings are not ours.
 READ_WITH_TFDS = """
 import json, sys
 import tensorflow_datasets as tfds
@@ -260,7 +266,7 @@ def test_tensorflow_datasets_opens_it(made):
         )
         for source_id, image in images.items()
     }
-    # A file of class names has a line a name, and some names have several.
+    # The file of class names has one name a line, and some names contain line breaks.
     assert num_classes in (None, pq.read_table(made.output / "classes.parquet").num_rows)
 
 
@@ -345,7 +351,11 @@ VALID = [
 
 @st.composite
 def broken_files(draw) -> bytes:
-    """A valid image with some bits flipped, its start alone, or its start and noise; or noise."""
+    """A damaged file.
+
+    It is a valid image with some flipped bits, only the start of an image, the start and then
+    noise, or only noise.
+    """
     data = bytearray(draw(st.sampled_from(VALID)))
     noise = st.binary(min_size=1, max_size=100)
     match draw(st.sampled_from(["flips"] * 5 + ["start", "start and noise", "noise"])):
@@ -355,20 +365,20 @@ def broken_files(draw) -> bytes:
             return bytes(data[: draw(st.integers(2, len(data) - 1))]) + draw(noise)
         case "noise":
             return draw(noise)
-    # Heads, behind the first bytes, are where damage has most ways to go.
+    # Damage to the header, after its first bytes, has the most varied effects.
     head, anywhere = st.integers(8 * 4, 8 * 60), st.integers(8 * 4, 8 * len(data) - 1)
     for bit in draw(st.lists(st.one_of(head, anywhere, anywhere), min_size=1, max_size=3)):
         data[bit // 8] ^= 1 << bit % 8
     return bytes(data)
 
 
-# Without shrinking: each try is a job, and the assertion names the file.
+# Examples are not shrunk: each one is a whole job, and the assertion already names the file.
 @settings(max_examples=4, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(files=st.lists(broken_files(), min_size=40, max_size=60))
 def test_no_damage_stops_the_job_or_loses_a_file(tmp_path_factory, files):
     folder = tmp_path_factory.mktemp("damage")
     names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(len(files))]
-    sound = ["a/sound.png", "b/sound.png"]  # no split may be without an image
+    sound = ["a/sound.png", "b/sound.png"]  # every split needs an image
     for name, data in zip([*names, *sound], [*files, encode("RGB"), encode("RGB")], strict=True):
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "images" / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Jobs that read and write gs://, against a live emulator that keeps generations apart."""
+"""Jobs that read and write gs://, with a live emulator that tracks object generations."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing.sources.trees import open_tree
+from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import go_emulator
 from tests.fixtures.cloud.faults import (
     DOWNLOAD,
@@ -55,7 +56,7 @@ def emulator(images):
 
 @pytest.fixture(scope="module")
 def local(images, tmp_path_factory) -> dict[str, str]:
-    """What a local job writes."""
+    """The files that a local job writes."""
     output = tmp_path_factory.mktemp("local") / "data"
     run(images, output)
     return content(output)
@@ -63,7 +64,10 @@ def local(images, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def from_bucket(emulator, tmp_path_factory) -> dict[str, str]:
-    """What a job writes to a local disk that reads the bucket: another input, by its checksums."""
+    """The files that a job writes to a local disk when it reads the bucket.
+
+    They differ from those of `local`: the input's fingerprint is made of checksums.
+    """
     folder = tmp_path_factory.mktemp("from_bucket")
     job(emulator, f"gs://{BUCKET}/images", folder / "data", log=folder / "log")
     return content(folder / "data")
@@ -82,7 +86,7 @@ def job(endpoint, input, output, *flags, log):
 
 
 def objects(emulator, folder):
-    """SHA-256 of every object below a folder, by name."""
+    """The SHA-256 of every object below a folder, by name."""
     return {
         name.removeprefix(f"{folder}/"): hashlib.sha256(emulator.get(BUCKET, name)).hexdigest()
         for name in emulator.names(BUCKET, f"{folder}/")
@@ -101,7 +105,7 @@ def test_output_in_a_bucket(emulator, images, local, tmp_path):
 def test_input_in_a_bucket(emulator, local, from_bucket):
     different = {name for name in local if local[name] != from_bucket[name]}
     assert from_bucket.keys() == local.keys()
-    assert different == {"dataset_info.json"}  # holds a fingerprint of the input
+    assert different == {"dataset_info.json"}  # it holds the fingerprint of the input
 
 
 def test_both_in_a_bucket(emulator, from_bucket, tmp_path):
@@ -187,7 +191,7 @@ def test_a_network_that_stays_down(emulator, images, tmp_path):
 
 
 def test_a_network_that_is_down_at_the_end(emulator, images, tmp_path):
-    """No image is at fault: what a worker raises still comes out as one line."""
+    """No image is to blame; the error of a worker is printed as one line."""
     with FaultyProxy(emulator.url, [Rule(status(403), name="sidecar", path=DOWNLOAD)]) as proxy:
         output = f"gs://{BUCKET}/down_later"
         process = begin(proxy, f"gs://{BUCKET}/images", output, log=tmp_path / "log")
@@ -237,7 +241,7 @@ def test_no_credentials(tmp_path):
 
 
 def test_two_jobs_at_once(emulator, images, local, tmp_path):
-    """With the same plan both may write: every byte is the same, and none is written twice."""
+    """Two jobs with one plan may both write: all bytes are equal, and none is written twice."""
     output = f"gs://{BUCKET}/two"
     with FaultyProxy(emulator.url, [Rule(slow(0.2), path=UPLOAD)]) as late:
         jobs = [begin(late, images, output, log=tmp_path / f"log{i}") for i in range(2)]
@@ -254,7 +258,7 @@ def test_two_jobs_at_once(emulator, images, local, tmp_path):
 
 
 def test_two_different_jobs_at_once(emulator, images, local, tmp_path):
-    """One of them takes the output; the other stops before it writes a shard."""
+    """One job takes the output; the other one stops before it writes a shard."""
     output = f"gs://{BUCKET}/different"
     other = "--gin_param=preprocess.quality = 50"
     run(images, tmp_path / "other", quality=50)
@@ -275,7 +279,7 @@ def test_two_different_jobs_at_once(emulator, images, local, tmp_path):
 
 @pytest.mark.slow
 def test_overwritten_while_it_runs(emulator, images, tmp_path):
-    """A job that begins anew in the output of a running one ends as if it were alone."""
+    """A job that starts anew in the output of a running job ends as if it were alone."""
     run(images, tmp_path / "other", quality=50)
     output = f"gs://{BUCKET}/taken"
     with FaultyProxy(emulator.url, [Rule(slow(2.0), path=UPLOAD)]) as late:
@@ -287,11 +291,13 @@ def test_overwritten_while_it_runs(emulator, images, tmp_path):
         job(emulator, images, output, *flags, log=tmp_path / "log1")
         first.join(120)
     assert first.exitcode == 2
-    # Before its next shard, in the middle of one that the other has written meanwhile, or after.
+    # The first job notices this before its next shard, in the middle of a shard that the other job
+    # has written meanwhile, or after that shard.
     line = (tmp_path / "log0").read_text().splitlines()[-1]
     assert "another job has" in line or "is not whole; run the same command again" in line
     found = objects(emulator, "taken")
-    # A sidecar on its way when the other finished may be left; nothing reads it.
+    # A sidecar that was being written when the other job finished may be left over; nothing reads
+    # it.
     left = {name for name in found if name.startswith(".work/")}
     assert len(left) <= 1
     assert {n: found[n] for n in found.keys() - left} == content(tmp_path / "other")
@@ -321,67 +327,33 @@ print(len(files), len(images), min(min(i.shape[:2]) for i in images))
     assert done.stdout.split() == ["5", "31", "32"]
 
 
-@pytest.mark.parametrize("what", ["verify", "describe"])
-def test_index_commands(emulator, images, tmp_path, what):
-    output = f"gs://{BUCKET}/index_{what}"
-    job(emulator, images, output, log=tmp_path / "log")
-    done = subprocess.run(
-        [sys.executable, "-m", "tripletmill", what, output],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **emulator.environment()},
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "31 images" in done.stdout if what == "verify" else "broken.jpg" in done.stdout
-
-
 def test_a_slash_too_many_in_a_name(emulator, monkeypatch):
     for name in ("slashes/dog/1.png", "slashes//dog/2.png", "slashes//3.png"):
         emulator.put(BUCKET, name, b"")
-    for name, value in emulator.environment().items():
-        monkeypatch.setenv(name, value)
-    bucket_storage._client.cache_clear()
-    try:
+    with client_of(emulator, monkeypatch):
         tree = open_tree(f"gs://{BUCKET}/slashes")
         assert tree.folders("") == (["dog"], [("/", "folder without a name")])
-    finally:
-        bucket_storage._client().close()
-        bucket_storage._client.cache_clear()
 
 
 def test_an_object_that_is_not_there(emulator, monkeypatch):
-    for name, value in emulator.environment().items():
-        monkeypatch.setenv(name, value)
-    bucket_storage._client.cache_clear()
-    try:
+    with client_of(emulator, monkeypatch):
         for ask in (lambda file: file.seek(5), lambda file: file.read(1)):
             file = bucket_storage.open_read(f"gs://{BUCKET}/nothing")
             with pytest.raises(FileNotFoundError):
                 ask(file)
         with pytest.raises(UsageError, match="nothing: no such folder"):
             load_index(f"gs://{BUCKET}/nothing", "train")
-    finally:
-        bucket_storage._client().close()
-        bucket_storage._client.cache_clear()
 
 
 def test_a_server_that_hangs_is_given_up(emulator, monkeypatch):
     from tests.fixtures.cloud.faults import HANG
 
-    with FaultyProxy(emulator.url, [Rule(HANG)]) as proxy:
-        for name, value in proxy.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(bucket_storage, "TIMEOUT_SECONDS", (1, 0.2))
-        monkeypatch.setattr(bucket_storage, "RETRY_SECONDS", 5.0)
-        for cached in (bucket_storage._client, bucket_storage._retry):
-            cached.cache_clear()
-        try:
-            with pytest.raises(OSError, match="Cloud Storage: "):
-                bucket_storage.read(f"gs://{BUCKET}/images/class_00/00.png")
-        finally:
-            bucket_storage._client().close()
-            for cached in (bucket_storage._client, bucket_storage._retry):
-                cached.cache_clear()
+    monkeypatch.setattr(bucket_storage, "TIMEOUT_SECONDS", (1, 0.2))
+    monkeypatch.setattr(bucket_storage, "RETRY_SECONDS", 5.0)
+    with (
+        FaultyProxy(emulator.url, [Rule(HANG)]) as proxy,
+        client_of(proxy, monkeypatch),
+        pytest.raises(OSError, match="Cloud Storage: "),
+    ):
+        bucket_storage.read(f"gs://{BUCKET}/images/class_00/00.png")
     assert proxy.counts["hang"] > 1

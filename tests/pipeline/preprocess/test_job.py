@@ -1,4 +1,4 @@
-"""The Beam job, whole: what it writes, and what it refuses."""
+"""The whole Beam job: what it writes, and what it refuses."""
 
 import errno
 import hashlib
@@ -79,7 +79,7 @@ def test_every_image_is_where_the_index_says(data_set, images):
             assert hashlib.sha256(original).digest() == source_sha.as_py()
             assert source.as_py().split("/")[0] == names[int(label)]
             found.add(source.as_py())
-        # A class lies together.
+        # The records of a class lie together.
         assert (np.diff(index.label) >= 0).all()
     assert found == {str(p.relative_to(images)) for p in images.rglob("*.png")}
 
@@ -176,11 +176,11 @@ def test_overwrite_that_cannot_be_planned_leaves_what_is_there(images, data_set,
 def test_an_image_that_changed_is_noticed(images, data_set, tmp_path):
     copy = shutil.copytree(images, tmp_path / "images")
     output = shutil.copytree(data_set, tmp_path / "data")
-    run(copy, output)  # the same images in another place
+    run(copy, output)  # the same images in another folder
     path = copy / "class_02/03.png"
     changed = bytearray(path.read_bytes())
     changed[-20] ^= 1
-    path.write_bytes(changed)  # the same size
+    path.write_bytes(changed)  # the size stays
     with pytest.raises(UsageError, match="changed since"):
         run(copy, output)
     assert content(output) == content(data_set)
@@ -209,7 +209,7 @@ def test_records_are_not_replaced_by_what_is_made_of_them(data_set, tmp_path, in
 
 
 def test_names_of_records_that_repeat(data_set, tmp_path):
-    """Of two exports with the same names, say: nothing would tell the images apart."""
+    """Records with repeated names are refused, since nothing tells their images apart."""
     for copy in ("one", "two"):
         for path in data_set.glob("toy-train.tfrecord*"):
             (tmp_path / "in").mkdir(exist_ok=True)
@@ -268,7 +268,7 @@ def test_too_many_rejected(images, tmp_path):
     with pytest.raises(UsageError, match=message):
         run(bad, tmp_path / "data")
     assert not (tmp_path / "data" / "dataset_info.json").exists()
-    # The same command goes on once more are allowed.
+    # With a larger share allowed, the same command goes on.
     assert run(bad, tmp_path / "data", max_rejected_share=0.5).info.num_rejected == 6
 
 
@@ -290,8 +290,7 @@ def test_command_line(images, data_set, tmp_path):
         (["--input=nowhere", "--output=o"], "nowhere: no such file or folder"),
         (["--input={images}", "--output=o", "--quallity=3"], "unknown flag '--quallity=3'"),
         (["--input={images}", "--output=o", "--runner=DaskRunner"], "refused"),
-        (["--input={images}", "--output=o", "--runner=Bogus"], "runner: Bogus"),
-        (["--input={images}", "--output=o", "--direct_num_workers=-1"], "workers=-1: 0"),
+        (["--input={images}", "--output=o", "--direct_running_mode=fast"], "choice: 'fast'"),
         (["--input=", "--output=o"], "--input is missing"),
         (["--input=s3://bucket/images", "--output=o"], "local paths and gs:// only"),
         (["--input=gs:///images", "--output=o"], "no bucket"),
@@ -323,7 +322,7 @@ def test_errors_of_use_are_one_line(images, tmp_path, arguments, message):
 
 
 def with_duplicates(root: Path) -> Path:
-    """Six classes; class_02 and class_05 are test, the others train."""
+    """Writes six classes: class_02 and class_05 are test, the others are train."""
     class_folder(root, classes=6, images=3)
     (root / "class_00/copy.png").write_bytes((root / "class_00/01.png").read_bytes())
     (root / "class_01/other_label.png").write_bytes((root / "class_03/02.png").read_bytes())
@@ -396,7 +395,7 @@ def test_images_of_one_size_are_no_duplicates(tmp_path):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
             pixels = rng.integers(0, 256, 20_000, np.uint8).tobytes()
-            # Equal sizes and, for two of them, an equal middle.
+            # All files have the same size, and two of them have the same middle.
             end = header[20_000:-9] + bytes(8) + bytes([i % 2]) if name == "b" else header[20_000:]
             data = header[:2_000] + pixels[: 18_000 if name == "a" else 0] + header[20_000:]
             data = data if name == "a" else header[:20_000] + end
@@ -412,8 +411,8 @@ def test_small_classes_are_left_out_and_named(tmp_path, capsys):
     from pipeline.preprocess.summary import print_summary
 
     images = class_folder(tmp_path / "images", classes=4, images=4)
-    (images / "class_01/00.png").unlink()  # three left: too few
-    (images / "class_02/01.png").write_bytes(b"bad")  # three that can be read
+    (images / "class_01/00.png").unlink()  # three images are left, which is too few
+    (images / "class_02/01.png").write_bytes(b"bad")  # three images can be read
     outcome = run(images, tmp_path / "data", min_images=4, max_rejected_share=0.5)
     assert outcome.info.classes_left_out == ["class_01"]
     assert outcome.info.classes_fallen_below == ["class_02"]
@@ -445,7 +444,7 @@ def test_query_and_gallery(tmp_path):
     query, gallery = (load_index(str(tmp_path / "data"), s) for s in ("query", "gallery"))
     assert set(query.label) == set(gallery.label) == {1, 3}
     names = {*query.column("source_id").to_pylist()}
-    assert not names & {"class_01/copy.png", "class_01/04.png"}  # would find each other
+    assert not names & {"class_01/copy.png", "class_01/04.png"}  # these two would find each other
     assert not names & {*gallery.column("source_id").to_pylist()}
 
 
@@ -492,7 +491,7 @@ def test_too_many_that_listing_cannot_use(images, tmp_path):
 
 
 def test_too_many_that_are_lost_since(images, data_set, tmp_path):
-    """Of a data set that is finished: there is no work folder any more."""
+    """The data set is finished, so there is no work folder any more."""
     copy = shutil.copytree(images, tmp_path / "images")
     output = shutil.copytree(data_set, tmp_path / "data")
     for path in sorted(copy.rglob("*.png"))[:9]:

@@ -1,4 +1,4 @@
-"""Killed at any point, the same command goes on, and ends as if nothing had happened."""
+"""A job may be killed at any point; the same command goes on and writes the same bytes."""
 
 import os
 import random
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.preprocess import listing
-from preprocessing.writing import shards
+from preprocessing.writing import commit, shards
 from preprocessing.writing.claim import Claim
 from preprocessing.writing.sidecars import Sidecar
 from tests.fixtures.folders import class_folder
@@ -47,7 +47,7 @@ def num_images(finished: dict[str, Sidecar]) -> int:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Large images, each different, that take a core some seconds."""
+    """Large images, all different, which take one core some seconds."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
@@ -56,7 +56,7 @@ def photos(tmp_path_factory) -> Path:
     for name in "abcd":
         (root / "images" / name).mkdir(parents=True)
         for i in range(PHOTOS // 4):
-            # Bytes after its end change an image's hash, and nothing else.
+            # Bytes after the end of an image change only its hash.
             path = root / "images" / name / f"{i}.jpg"
             path.write_bytes(photo + f"{name}{i:03}".encode())
     return root / "images"
@@ -87,21 +87,21 @@ def test_killed_at_twenty_moments(photos, unbroken, tmp_path):
     for attempt in range(KILLS):
         process = start(arguments, log=log)
         if attempt % 2:
-            # While images are read and written ...
+            # The job is killed while it reads and writes images ...
             deadline = time.monotonic() + 60
             while len(sidecars_in(output)) <= len(kept) and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.join(moments.uniform(0, 0.1))
         else:
-            # ... and in listing and planning, or wherever the machine has got to.
+            # ... or while it lists and plans, or wherever it is on this machine.
             process.join(moments.uniform(0, 1.5))
         assert process.exitcode is None, log.read_text()
         process.kill()
         process.join()
         finished = sidecars_in(output)
-        assert kept.keys() <= finished.keys()  # what was finished stays so
+        assert kept.keys() <= finished.keys()  # finished shards stay finished
         for name, written in kept.items():
-            assert (output / name).stat().st_mtime_ns == written  # and is not made again
+            assert (output / name).stat().st_mtime_ns == written  # and are not written again
         kept = {name: (output / name).stat().st_mtime_ns for name in finished}
     last = num_images(sidecars_in(output))
     assert 40 <= last < PHOTOS
@@ -139,7 +139,7 @@ def test_killed_command(photos, unbroken, tmp_path, number):
 
 
 def fail_after(monkeypatch, number: int) -> list[str]:
-    """Makes the job stop when that many shards are written; gives their names."""
+    """Makes the job fail when this many shards are written; returns their names."""
     written: list[str] = []
     write_shard = shards.write_shard
 
@@ -165,7 +165,7 @@ def test_nothing_finished_is_read_again(images, data_set, tmp_path, monkeypatch)
     read = shards.read_image
     monkeypatch.setattr(shards, "read_image", lambda ref: opened.append(ref.path) or read(ref))
     for function in ("middle_hash", "full_md5"):
-        # Planning had hashed the images of equal size; that is known by now.
+        # Planning has already hashed the images of equal size and kept the hashes.
         monkeypatch.setattr(f"preprocessing.writing.duplicates.{function}", opened.append)
     outcome = run(images, tmp_path / "data")
     assert len(opened) == 32 - finished
@@ -218,7 +218,7 @@ def test_a_shard_that_lost_its_end_is_made_again(images, data_set, tmp_path, mon
     def fail(*_, **__):
         raise MemoryError("as if killed")
 
-    monkeypatch.setattr("pipeline.preprocess.writing._commit", fail)
+    monkeypatch.setattr(commit, "commit", fail)
     with pytest.raises(MemoryError):
         run(images, tmp_path / "data")
     monkeypatch.undo()
@@ -231,13 +231,13 @@ def test_a_second_job_is_kept_out(images, tmp_path, monkeypatch):
     def start_another(*_, **__):
         run(images, tmp_path / "data")
 
-    monkeypatch.setattr("pipeline.preprocess.writing._commit", start_another)
+    monkeypatch.setattr(commit, "commit", start_another)
     with pytest.raises(UsageError, match="another process is writing there"):
         run(images, tmp_path / "data")
 
 
 def test_a_finished_data_set_that_is_about_to_be_made_anew(images, data_set, tmp_path, monkeypatch):
-    """The same command without --overwrite has nothing to do, and leaves the other its work."""
+    """A repeated command without --overwrite does nothing and does not disturb the other job."""
     output = shutil.copytree(data_set, tmp_path / "data")
     make_listing, jobs = listing.make_listing, []
 
@@ -252,7 +252,7 @@ def test_a_finished_data_set_that_is_about_to_be_made_anew(images, data_set, tmp
     run(images, output, overwrite=True)
     assert len(jobs) == 2
     assert content(output) == content(data_set)
-    # What a job has left that was killed at its very end goes.
+    # The leftovers of a job that was killed at its very end are removed.
     (output / ".work").mkdir()
     (output / ".work/plan.json").write_text("{}")
     run(images, output)
@@ -272,7 +272,10 @@ def test_two_commands_at_once(photos, unbroken, tmp_path):
 
 
 def test_a_worker_whose_job_was_overtaken_stops(images, tmp_path, monkeypatch):
-    """As on another machine, where no lock is seen: the plan in the output is another's."""
+    """A worker stops when the output has the plan of another job.
+
+    A worker on another machine does not see the lock.
+    """
     write_shard = shards.write_shard
 
     def overtaken(task, *, claim, **arguments):

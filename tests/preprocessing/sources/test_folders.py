@@ -1,4 +1,4 @@
-"""What is listed in a folder of class folders, and what is wrong with an input."""
+"""The listing of a folder of class folders, and what is wrong with a bad input."""
 
 import os
 
@@ -126,6 +126,6 @@ def test_images_that_need_no_class(tmp_path):
     ]
     with pytest.raises(UsageError, match="no class folders in it"):
         listed(tmp_path / "flat")
-    # Where there are class folders, they are classes all the same.
+    # If there are class folders, they are used as classes all the same.
     touch(tmp_path / "flat/cat/1.png")
     assert listed(tmp_path / "flat", labelled=False) == listed(tmp_path / "flat")

@@ -1,4 +1,4 @@
-"""Lists of images: CSV and JSONL."""
+"""Manifests (lists of images) as CSV and JSONL."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def test_jsonl(tmp_path):
         {"path": "3.png", "label": "b", "y": 2.5},
     ]
     text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "list.JSONL").write_text(text)  # without a newline at its end
+    (tmp_path / "list.JSONL").write_text(text)  # no newline at the end
     source = open_source(str(tmp_path / "list.JSONL"))
     assert tuple(source.columns) == ("x", "y")
     files = listed(tmp_path / "list.JSONL")
@@ -154,7 +154,7 @@ def test_parts_give_every_row_once(tmp_path, monkeypatch, rows, rows_a_part, suf
 
 
 def test_a_name_that_no_file_can_have(tmp_path):
-    """Such as a file's whole content in the column: left out, like one that is not there."""
+    """Such a name, for example a file's whole content, is left out like a missing file."""
     table = tmp_path / "labels.csv"
     table.write_text(f"path,label\n{'x' * 300},cat\n")
     [rejected] = listed(table)
@@ -162,7 +162,7 @@ def test_a_name_that_no_file_can_have(tmp_path):
 
 
 def test_a_list_that_changes_while_a_job_waits(tmp_path):
-    """Its parts are places in it: of another list they would be other rows, or none."""
+    """The parts are positions in the manifest; in another one they would be other rows or none."""
     table = tmp_path / "labels.csv"
     table.write_text("path,label\n1.png,cat\n")
     source = open_source(str(table))

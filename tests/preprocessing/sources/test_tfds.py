@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets itself has prepared, against what it reads back."""
+"""Data sets that TensorFlow Datasets has prepared, compared with what it reads from them."""
 
 import hashlib
 import io
@@ -24,18 +24,18 @@ from tripletmill.errors import UsageError
 NAMES = ["cat", ' a/b, "ü" \u2028 c: 100% ', "dog"]
 
 
-# In a process of its own: python -m tests.preprocessing.sources.test_tfds FOLDER
+# This part runs in a process of its own: python -m tests.preprocessing.sources.test_tfds FOLDER
 
 
 def jpeg(number: int) -> bytes:
-    """A small image, another one for every number."""
+    """A small image that is different for every number."""
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file, "JPEG")
     return file.getvalue()
 
 
 def prepare(folder: Path) -> None:
-    """Data sets of many kinds in FOLDER, and expected.json with what TFDS reads from them."""
+    """Prepares many kinds of data sets in FOLDER, and writes what TFDS reads to expected.json."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
@@ -50,7 +50,7 @@ def prepare(folder: Path) -> None:
             return {split: enumerate(examples) for split, examples in self.splits.items()}
 
         def _generate_examples(self):
-            """Not called: _split_generators has the examples."""
+            """Is not called, because _split_generators has the examples."""
 
     def store(name, structure, splits, *, shards=1, version="1.0.0", config=None):
         content = {
@@ -60,7 +60,7 @@ def prepare(folder: Path) -> None:
             "structure": features.FeaturesDict(structure),
             "splits": splits,
         }
-        with registered.skip_registration():  # some of the names are the same
+        with registered.skip_registration():  # some of the names are equal
             builder = type("DataSet", (DataSet,), content)(data_dir=folder)
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(num_shards=shards)
@@ -167,31 +167,9 @@ def prepare(folder: Path) -> None:
     for config in ("small", "large"):
         named = [{"image": io.BytesIO(jpeg(i)), "name": f"{config} {i}"} for i in range(2)]
         store("sized", texts, {"train": named}, config=config)
-    store("one", texts, {"train": named}, config="only")
 
     broken = {"image": features.Image(), "label": features.ClassLabel(names=["a\nb", "c"])}
     store("broken", broken, {"train": [{"image": io.BytesIO(jpeg(1)), "label": 1}]})
-
-    # features.json as earlier versions of TFDS have written it, which this one still reads.
-    core = "tensorflow_datasets.core.features"
-    image = {"shape": [None, None, 3], "dtype": "uint8", "encoding_format": None}
-    contents = {
-        "image": ("image_feature.Image", image),
-        "label": ("class_label_feature.ClassLabel", {"num_classes": 3}),
-        "year": ("tensor_feature.Tensor", {"shape": [], "dtype": "int64"}),
-        "weight": ("tensor_feature.Tensor", {"shape": [], "dtype": "float32"}),
-        "owner": ("text_feature.Text", {}),
-        "box": ("tensor_feature.Tensor", {"shape": [4], "dtype": "float32"}),
-    }
-    content = {n: {"type": f"{core}.{kind}", "content": c} for n, (kind, c) in contents.items()}
-    old = {"type": f"{core}.features_dict.FeaturesDict", "content": content}
-    middle = features.FeaturesDict(pets).to_json()
-    text = middle | {"content": json.dumps(middle["content"])}
-    for name, described in (("old", old), ("middle", middle), ("text", text)):
-        copy = folder / name / "1.10.0"
-        shutil.copytree(folder / "pets" / "1.10.0", copy)
-        (copy / "features.json").write_text(json.dumps(described))
-        expected[f"{name}/1.10.0"] = read(copy)
 
     (folder / "expected.json").write_text(json.dumps(expected))
 
@@ -221,7 +199,7 @@ def images_of(source: TfdsSource) -> list[ImageRef]:
 
 
 def positions(refs) -> list[str]:
-    """FILE__NUMBER, as TFDS calls its examples."""
+    """FILE__NUMBER, the name that TFDS gives an example."""
     files: dict[str, list[int]] = {}
     for ref in refs:
         files.setdefault(os.path.basename(ref.path), []).append(ref.offset)
@@ -236,14 +214,10 @@ def positions(refs) -> list[str]:
     [
         ("pets", "pets/1.10.0", {}, "image", "label"),
         ("pets:1.9.0", "pets/1.9.0", {}, "image", "label"),
-        ("old", "old/1.10.0", {}, "image", "label"),
-        ("middle", "middle/1.10.0", {}, "image", "label"),
-        ("text", "text/1.10.0", {}, "image", "label"),
         ("plants", "plants/1.0.0", {}, "photo/image", "class/of/species"),
         ("plants", "plants/1.0.0", {"label": "class/of/id"}, "photo/image", "class/of/id"),
         ("sized/large", "sized/large/1.0.0", {}, "image", "name"),
         ("sized/small:1.0.0", "sized/small/1.0.0", {}, "image", "name"),
-        ("one", "one/only/1.0.0", {}, "image", "name"),
     ],
 )
 def test_same_as_tfds(prepared, name, folder, options, image, label):
@@ -306,7 +280,7 @@ def test_two_images_and_two_labels(prepared):
     for options, problem in cases:
         with pytest.raises(UsageError, match=f"^input tfds:pairs: {problem}$"):
             TfdsSource("pairs", str(tfds_dir), TfdsInput(**options)).check()
-    # Class -1: TFDS's way to say that there is none.
+    # In TFDS, class -1 means that there is no class.
     found = listed(TfdsSource("pairs", str(tfds_dir), TfdsInput(image="right", label="fine")))
     refs = [ref for ref in found if isinstance(ref, ImageRef)]
     examples = expected["pairs/1.0.0"]["train"]
@@ -341,12 +315,12 @@ def test_class_name_with_a_line_break(prepared):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("birds", "no such data set in .*, which holds broken, downloads, middle, .*, text"),
+        ("birds", "no such data set in .*, which holds broken, downloads, pairs, .*, sized"),
         ("sized", "say which of its configurations: tfds:sized/CONFIG with large, small"),
         ("sized/huge", "no such configuration, only large, small"),
         ("pets/huge", "no such configuration, only none"),
         ("pets:1.0.0", "no such version in .*/pets, only 1.9.0, 1.10.0"),
-        ("one/only:2.0.0", "no such version in .*/one/only, only 1.0.0"),
+        ("sized/small:2.0.0", "no such version in .*/sized/small, only 1.0.0"),
         ("pets:1", "expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
         ("../pets", "expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
         ("", "expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
@@ -376,12 +350,12 @@ def test_parts_cross_processes(prepared):
     assert pickle.loads(pickle.dumps(source.parts())) == source.parts()
 
 
-# Data sets that are not whole
+# Incomplete data sets
 
 
 @pytest.fixture
 def pets(prepared, tmp_path):
-    """A copy of a data set, to be spoilt."""
+    """A copy of a data set that a test may damage."""
     shutil.copytree(prepared[0] / "pets" / "1.10.0", tmp_path / "pets" / "1.10.0")
     return tmp_path / "pets" / "1.10.0"
 
@@ -413,11 +387,20 @@ def test_description_is_missing_or_wrong(pets, name):
         b'{"pythonClassName": 3, "splits": [{"shardLengths": 3}]}',
     ):
         (pets / name).write_bytes(content)
-        with pytest.raises(UsageError, match=f"^input tfds:pets: .*/{name}: not as TFDS writes it"):
+        with pytest.raises(UsageError, match=f"^input tfds:pets: .*/{name}: not in the form that"):
             source.check()
     (pets / name).unlink()
     with pytest.raises(UsageError, match=f"^input tfds:pets: no {name} in .*; prepare it with"):
         source.check()
+
+
+def test_features_in_a_former_form(pets):
+    image = {"type": "tensorflow_datasets.core.features.image_feature.Image", "content": {}}
+    content = {"type": "FeaturesDict", "content": {"image": image}}
+    (pets / "features.json").write_text(json.dumps(content))
+    problem = r"not in the form that TFDS writes today \(KeyError\('featuresDict'\)\); prepare the"
+    with pytest.raises(UsageError, match=problem):
+        TfdsSource("pets", str(pets.parents[1])).check()
 
 
 def test_no_files(pets):

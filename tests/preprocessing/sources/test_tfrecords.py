@@ -33,7 +33,10 @@ GOOD = {IMAGE: b"an image", LABEL: "Zürich"}
 
 
 def example(features: dict[str, Any]) -> bytes:
-    """A tf.train.Example; a value or a list of them, None for a feature without a kind."""
+    """A tf.train.Example.
+
+    A feature is a value or a list of values, or None for a feature without a kind.
+    """
     message = tf.train.Example()
     for name, values in features.items():
         feature = message.features.feature[name]
@@ -53,7 +56,7 @@ def example(features: dict[str, Any]) -> bytes:
 
 
 def framed(payloads: Sequence[bytes]) -> tuple[bytes, list[int]]:
-    """The content of a file, and where its records start."""
+    """The content of a file, and the offsets of its records."""
     file = io.BytesIO()
     with RecordWriter(file) as writer:
         offsets = [writer.write(payload) for payload in payloads]
@@ -61,13 +64,13 @@ def framed(payloads: Sequence[bytes]) -> tuple[bytes, list[int]]:
 
 
 def flipped(data: bytes, position: int) -> bytes:
-    """The data with one bit changed."""
+    """The data with one flipped bit."""
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
 @pytest.fixture
 def listed(tmp_path):
-    """Writes payloads, or a file's content, and lists them."""
+    """Writes payloads, or the content of a file, and lists them."""
 
     def write_and_list(content, **options):
         data = content if isinstance(content, bytes) else framed(content)[0]
@@ -79,7 +82,7 @@ def listed(tmp_path):
 
 
 def images_of(source) -> list[ImageRef]:
-    """All that a source lists; nothing may be rejected."""
+    """All images that a source lists; asserts that nothing is rejected."""
     found = [found for part in source.parts() for found in source.list_part(part)]
     assert all(isinstance(ref, ImageRef) for ref in found)
     return found
@@ -91,7 +94,7 @@ def one_rejected(found) -> Rejected:
     return rejected
 
 
-# Records of anybody
+# Records of other projects
 
 
 def test_all_features_of_an_example():
@@ -247,7 +250,7 @@ def test_floats_keep_their_32_bits(listed):
 
 def test_empty_file(tmp_path, listed):
     assert listed(b"") == []
-    TFRecordSource(str(tmp_path)).check()  # the next one may hold images
+    TFRecordSource(str(tmp_path)).check()  # the next record may hold images
 
 
 # What is rejected
@@ -283,7 +286,7 @@ def test_one_bad_record_among_good_ones(listed, features, reason):
 
 
 def test_a_class_is_not_needed_where_none_is_asked_for(tmp_path):
-    """Missing, empty and -1 are no class; what is no class's name is still left out."""
+    """Missing, empty and -1 mean no class; a value that is no class name is still left out."""
     labels = [{}, {LABEL: ""}, {LABEL: " "}, {LABEL: []}, {LABEL: -1}, {LABEL: "cat"}, {LABEL: 1.5}]
     records = [example({IMAGE: b"i"} | label) for label in labels]
     path = tmp_path / "a.tfrecord"

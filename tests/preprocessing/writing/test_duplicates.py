@@ -1,4 +1,4 @@
-"""Which of equal images stay."""
+"""Which images of a group of equal images are kept."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from preprocessing.writing.duplicates import (
 
 
 def copies(text):
-    """'1:a/train 2:b/test' to copies."""
+    """Parses a text such as '1:a/train 2:b/test' into copies."""
     found = []
     for word in text.split():
         source_id, _, rest = word.partition(":")
@@ -81,7 +81,7 @@ def test_hashes(tmp_path):
     assert hashes[0] == hashes[1]
     assert len({*hashes}) == 3
     assert full_md5(small[0]) == hashlib.md5(b"BMc").hexdigest()
-    # Equal, but for nothing that an image can be.
+    # These files are equal, but they cannot be images.
     assert full_md5(small[3]) is full_md5(ref("page", b"<html>not found")) is None
     large = [bytearray(100_000) for _ in range(3)]
     large[1][0] = large[2][50_000] = 1

@@ -1,4 +1,4 @@
-"""Listings and plans: pure and deterministic."""
+"""Listings and plans are pure and deterministic."""
 
 import pytest
 from hypothesis import given, settings
@@ -44,12 +44,12 @@ def test_shards(counts, images_per_shard):
         names = [ref.source_id for _, refs in placed for ref in refs]
         assert names == sorted(names)
         if planned.count <= share:
-            assert len(set(places)) == 1  # a class lies in one shard
+            assert len(set(places)) == 1  # each class lies in one shard
         whole = plan.whole_shard(name, "train")
         assert whole is None if len(set(places)) > 1 else whole in (None, places[0])
         in_order += places
-    assert in_order == sorted(in_order)  # classes contiguous
-    assert set(in_order) == set(range(shards))  # no shard empty
+    assert in_order == sorted(in_order)  # classes are contiguous
+    assert set(in_order) == set(range(shards))  # no shard is empty
     assert max(in_order.count(shard) for shard in range(shards)) < 2 * share + 1
 
 

@@ -1,4 +1,4 @@
-"""Queries against a gallery, with groups, as a user has it: every run is a process of its own."""
+"""Queries in a gallery, with groups; each command runs in a process."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ CLASSES, IMAGES = 10, 6
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Path, str]:
-    """A data set whose last four classes are divided into queries and a gallery, and a run."""
+    """A run, and its data set, whose last four classes have queries and a gallery."""
     folder = tmp_path_factory.mktemp("query_gallery")
     class_folder(folder / "images", classes=CLASSES, images=IMAGES)
     with open(folder / "list.csv", "w", encoding="utf-8", newline="") as file:
@@ -34,7 +34,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path, str]:
         for label in range(CLASSES):
             for number in range(IMAGES):
                 split = "train" if label < 6 else "query" if number < 2 else "gallery"
-                # Two queries of a class in a session each; class 9 was shot in one go.
+                # The two queries of a class have different sessions; class 9 has only one session.
                 session = "" if label < 6 else "all" if label == 9 else f"{number % 2}"
                 lines.writerow(
                     [f"images/class_{label:02d}/{number:02d}.png", label, split, session]
@@ -85,7 +85,7 @@ def test_without_groups_and_within_a_split(trained, tmp_path):
     run("--mode=evaluate", f"--model_dir={model_dir}", *within)
     table = json.loads((model_dir / "evaluation/gallery.json").read_text())
     assert (table["num_queries"], table["num_gallery"], table["gallery"]) == (16, 16, None)
-    # Two queries of a class, but each its own session's.
+    # A class has two queries, but each is of another session.
     only = ("--gin_param=evaluate.split = 'query'", "--gin_param=evaluate.gallery = 'train'")
     done = run("--mode=evaluate", f"--model_dir={model_dir}", *only, check=False)
     assert done.returncode == 2
@@ -101,7 +101,7 @@ def test_raw_pixels_are_means_over_areas(side):
 
 
 class Rows:
-    """Of a split, what a look at neighbours needs."""
+    """Stands for the images of a split."""
 
     def __init__(self, label: list[int], group: list[str | None]) -> None:
         self.index = self
@@ -117,7 +117,7 @@ class Rows:
 
 
 def test_the_neighbours_on_a_sheet_are_those_that_count():
-    """As in the metrics: rows of a query's class and group are passed over, however many."""
+    """Rows of a query's class and group are skipped, as in the metrics."""
     places = np.array([[0], [1], [2], [3], [4], [5], [6]], np.float32)
     of = Rows([0, 0, 0, 1, 0, 0, 1], ["a", "a", "a", "a", "b", None, "b"])
     some = Embedded(of, places, np.arange(7))
@@ -128,7 +128,7 @@ def test_the_neighbours_on_a_sheet_are_those_that_count():
     assert [rows.tolist() for rows in nearest_places(some, some, np.array([0]), 3, None)] == [
         [1, 2, 3]
     ]
-    # In a gallery; its rows are those that were not damaged.
+    # Here the neighbours come from a gallery, whose rows are those of undamaged images.
     gallery = Embedded(of, places[1:], np.arange(1, 7))
     query = Embedded(Rows([9, 0], ["a", "b"]), np.float32([[4]]), np.array([1]))
     assert [

@@ -1,4 +1,4 @@
-"""An exported model's embeddings of image files: in order, whatever lies between them."""
+"""An exported model's embeddings of image files keep their order, with bad files in between."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ def test_card(run):
 
 
 def test_embeddings_are_those_of_canonical_jpegs(embedder):
-    """More than a batch, of several formats and modes, bad ones between them."""
+    """More than one batch, in several formats and modes, with bad images in between."""
     images = [encode("RGB"), b"", encode("L"), encode("RGBA"), encode("P"), b"GIF89a", encode("LA")]
     found = embedder.embed_all(images)
     for image, result in zip(images, found, strict=True):
@@ -55,7 +55,7 @@ def test_embeddings_are_those_of_canonical_jpegs(embedder):
 
 
 def test_many_threads_beside_faiss(embedder):
-    """Both bring threads of their own; neither disturbs the other."""
+    """Both libraries have threads of their own; neither disturbs the other."""
     images = [encode("RGB", (40 + 8 * n, 64)) for n in range(8)]
     vectors = unit_vectors(2_000, 32)
     _, alone = faiss.knn(vectors[:50], vectors, 5)

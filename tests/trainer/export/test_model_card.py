@@ -1,4 +1,4 @@
-"""What a model card says of what was measured."""
+"""What a model card says about the measured results."""
 
 import pytest
 

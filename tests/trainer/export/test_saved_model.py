@@ -1,4 +1,4 @@
-"""What an exported model does with image files, in TensorFlow's graph."""
+"""How an exported model reads image files, in TensorFlow's graph."""
 
 import io
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Serve = Callable[[list[bytes]], np.ndarray]
 
 @pytest.fixture(scope="module")
 def signatures(tmp_path_factory):
-    """Of a model whose embedding is its pixels, so that they can be looked at."""
+    """The signatures of a model whose embedding is its pixels, so that a test can see them."""
     image = keras.Input((SIZE, SIZE, 3), name="image")
     model = keras.Model(image, keras.layers.Flatten()(image))
     folder = str(tmp_path_factory.mktemp("serving"))
@@ -31,7 +31,7 @@ def signatures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def serve(signatures) -> Serve:
-    """Image files -> what the model sees, int [N, S, S, 3]."""
+    """Image files -> the pixels that the model sees, int [N, S, S, 3]."""
 
     def served(files: list[bytes]) -> np.ndarray:
         seen = signatures["serving_default"](encoded=tf.constant(files, tf.string))["embedding"]
@@ -45,7 +45,8 @@ def photo(height: int, width: int) -> Image.Image:
     return Image.fromarray(noise)
 
 
-# Enlarged, as it is, shrunk without and with anti-aliasing; odd sizes, either side the longer.
+# Some sizes are enlarged, one is unchanged, and others are shrunk, without and with anti-aliasing.
+# Some are odd, some are wide and some are high.
 SHAPES = [(9, 12), (18, 18), (19, 23), (33, 20), (27, 28), (61, 40), (40, 133), (1, 5)]
 
 
@@ -59,13 +60,13 @@ def test_jpegs_are_seen_as_in_evaluation(serve):
 
 
 def inner(image: Image.Image) -> np.ndarray:
-    """The central square of a picture 18 high that is SIZE at a share of .875, by hand."""
+    """The central square at a share of .875 of a picture 18 pixels high, computed by hand."""
     array = np.asarray(image).astype(int)
     left = (array.shape[1] - SIZE) // 2
     return array[1 : 1 + SIZE, left : left + SIZE]
 
 
-SHOWN = (25, 18)  # 18 x .875 rounds to 16: nothing is resized
+SHOWN = (25, 18)  # 18 x .875 rounds to 16, so nothing is resized
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
@@ -77,7 +78,7 @@ def test_pngs_of_all_kinds(serve, mode):
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("transparent", [False, True])
 def test_palettes_of_few_bits(serve, bits, transparent):
-    """TensorFlow's decoder takes those without transparency for nearly transparent ones."""
+    """TensorFlow's decoder reads palettes without transparency as nearly transparent."""
     few = picture("L", SHOWN).quantize(2**bits)
     data = save(few, "PNG", bits=bits, **({"transparency": 0} if transparent else {}))
     assert data[24] == bits
@@ -86,7 +87,7 @@ def test_palettes_of_few_bits(serve, bits, transparent):
 
 
 def laid_over(image: Image.Image) -> Image.Image:
-    """As preprocessing does it."""
+    """Lays transparent pixels over the background as preprocessing does."""
     image = image.convert("RGBA")
     opaque = Image.new("RGB", image.size, BACKGROUND)
     opaque.paste(image, mask=image)
@@ -110,7 +111,7 @@ def test_16_bits_become_the_upper_8(serve):
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_grey_and_cmyk_jpegs(serve, mode):
-    """As Pillow has them, but for TensorFlow's faster and coarser cosine transform."""
+    """Pixels are those of Pillow, up to TensorFlow's faster, coarser cosine transform."""
     data = encode(mode, SHOWN, "JPEG", quality=95)
     with Image.open(io.BytesIO(data)) as image:
         expected = inner(image.convert("RGB"))
@@ -120,7 +121,7 @@ def test_grey_and_cmyk_jpegs(serve, mode):
 
 
 def test_exif_orientation_is_not_looked_at(serve):
-    """Docs say so; whoever embeds photos makes the canonical JPEG first."""
+    """The docs say so: photos must become canonical JPEGs before they are embedded."""
     lying = rotated(6, "JPEG", SHOWN)
     with Image.open(io.BytesIO(lying)) as image:
         stored = image.convert("RGB")
@@ -141,7 +142,7 @@ DAMAGED = [b"", b"\xff\xd8\xff", *(data[:-90] for data in WHOLE.values())]
 
 @pytest.mark.parametrize("data", DAMAGED)
 def test_one_damaged_file_fails_the_batch(serve, data):
-    """Docs say so."""
+    """The docs say so."""
     with pytest.raises(tf.errors.InvalidArgumentError):
         serve([WHOLE["JPEG"], data])
 
@@ -155,7 +156,7 @@ def test_any_number_of_images(signatures, serve, number):
 
 
 def test_decoding_is_placed_on_the_cpu(signatures):
-    """There are no such kernels for other devices."""
+    """Other devices have no kernels for decoding."""
     functions = signatures["serving_default"].graph.as_graph_def().library.function
     nodes = [node for function in functions for node in function.node_def]
     decoding = [node for node in nodes if node.op in ("DecodeAndCropJpeg", "DecodePng", "If")]

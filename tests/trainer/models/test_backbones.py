@@ -1,4 +1,4 @@
-"""Backbones: their pixels, their weights, their batch norm, and what they say when misused."""
+"""Backbones: their pixels, their weights, their batch norm, and their errors of use."""
 
 import importlib.resources
 import importlib.util
@@ -31,13 +31,13 @@ def images(size: int, count: int = 2) -> np.ndarray:
 
 
 def pattern(size: int) -> np.ndarray:
-    """An image in whole numbers, the same everywhere."""
+    """An image of whole numbers that is the same on all machines."""
     y, x, c = np.meshgrid(np.arange(size), np.arange(size), np.arange(3), indexing="ij")
     return ((7 * x + 13 * y + 61 * c + x * y % 97) % 256).astype(np.float32)
 
 
 def shake_batch_norm(model: keras.Model) -> None:
-    """Moves the moving statistics off (0, 1), so that using or moving them shows."""
+    """Sets the moving statistics to other values than 0 and 1, so that their use is visible."""
     rng = np.random.default_rng(1)
     for variable in model.non_trainable_variables:
         if variable.path.endswith(("moving_mean", "moving_variance")):
@@ -144,7 +144,7 @@ class Call:
 
 
 class Storage:
-    """Stands for a torch storage in a file made here."""
+    """Stands for a torch storage in a file that a test writes."""
 
     def __init__(self, key: str, count: int):
         self.key, self.count = key, count
@@ -267,8 +267,8 @@ def test_the_wheel_asks_for_nothing_but_tensors():
     ("name", "scales_itself"),
     [
         ("MobileNet", False),  # preprocess_input: -1..1
-        ("resnet50", False),  # BGR less the mean
-        ("DenseNet121", False),  # by ImageNet's mean and deviation
+        ("resnet50", False),  # BGR minus the mean
+        ("DenseNet121", False),  # scaled by ImageNet's mean and standard deviation
         ("mobilenetv3small", True),
         ("EfficientNetB0", True),
     ],
@@ -333,7 +333,7 @@ def test_frozen_batch_norm_takes_no_notice_of_training(name):
     call = tf.function(model)
     trained = call(images(32), training=True)
     np.testing.assert_array_equal(trained, call(images(32), training=False))
-    # Inside another model too, which is how a trainer uses it.
+    # It also holds inside another model, which is how the trainer uses it.
     image = keras.Input((32, 32, 3))
     outer = keras.Model(image, model(image))
     np.testing.assert_allclose(outer(images(32), training=True), trained, rtol=1e-4, atol=1e-6)
@@ -381,7 +381,7 @@ def test_frozen_batch_norm_survives_saving(tmp_path):
     ],
 )
 def test_weights_come_back_from_a_file(tmp_path, name, frozen, file):
-    # From a model of the other kind: what a file calls a layer does not depend on freezing.
+    # The file is from a model of the other kind, since names of layers do not depend on freezing.
     model = build_backbone(name, image_size=32, freeze_batch_norm=not frozen)
     shake_batch_norm(model)
     path = tmp_path / file

@@ -1,4 +1,4 @@
-"""Whitened heads against numpy's eigenvectors, by hand, and through a training run."""
+"""Whitened heads, compared with numpy's eigenvectors and by hand, and in a training run."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ WHITENED = ["build_model.whitened = True", "build_model.embedding_dim = 3"]
 
 
 def scatter(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Within classes, one row at a time."""
+    """The scatter matrix within classes, one row at a time."""
     total = np.zeros([rows.shape[1]] * 2)
     for row, label in zip(rows, labels, strict=True):
         away = row - rows[labels == label].mean(axis=0)
@@ -31,13 +31,13 @@ def scatter(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def test_by_hand():
-    """Two classes a distance of 2 apart, spread by 3 one way and 1 the other: after it, by one."""
+    """Two classes at a distance of 2 have spreads of 3 and 1, which become equal."""
     features = np.array([[3, 1], [-3, 1], [3, -1], [-3, -1]], float)
     features = np.concatenate([features, features + np.array([0, 2])])
     labels = np.repeat([5, 9], 4)
     kernel, bias = whitening(features, labels, 2, shrinkage=0.0)
     mapped = features @ kernel + bias
-    # Over the spread within classes, 3 and 1, the places are +-1 and -2, 0, 0, 2: 1 + 2 = 3.
+    # Over the spreads 3 and 1, the features are +-1 and -2, 0, 0, 2; their mean square is 1 + 2.
     expected = np.stack([features[:, 0] / 3, features[:, 1] - 1], axis=1) / np.sqrt(3)
     np.testing.assert_allclose(mapped @ mapped.T, expected @ expected.T, atol=1e-6)
     [first] = whitening(features, labels, 1, shrinkage=0.0)[0].T
@@ -57,7 +57,7 @@ def test_what_varies_within_classes_varies_alike(seed, dim, classes):
     np.testing.assert_allclose(within, within[0, 0] * np.eye(dim), atol=1e-3 * within[0, 0])
     np.testing.assert_allclose(mapped.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(np.mean(np.sum(mapped**2, axis=1)), 1, rtol=1e-4)
-    # Fewer outputs are the first principal components of all of them.
+    # With fewer outputs, these are the first principal components of all outputs.
     fewer = features @ whitening(features, labels, 1, shrinkage=1e-9)[0]
     _, vectors = np.linalg.eigh(mapped.T @ mapped)
     wanted = mapped @ vectors[:, -1]
@@ -103,7 +103,7 @@ def test_no_more_outputs_than_features():
 
 
 def test_before_training_it_only_turns_the_features():
-    """So evaluation's "model before training" is the backbone's features."""
+    """So "model before training" in an evaluation stands for the backbone's features."""
     keras.utils.set_random_seed(0)
     whole = build_model(backbone="small_conv", image_size=16, embedding_dim=256, whitened=True)
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
@@ -112,7 +112,7 @@ def test_before_training_it_only_turns_the_features():
 
 
 def test_fewer_images_than_features():
-    """Directions that no image varies in are stretched most, but not without end."""
+    """Directions without any variance are stretched most, but not without limit."""
     features = np.random.default_rng(0).normal(size=(6, 9))
     kernel, bias = whitening(features, np.repeat(range(3), 2), 9)
     assert np.linalg.matrix_rank(kernel) == 9
@@ -121,7 +121,7 @@ def test_fewer_images_than_features():
 
 @pytest.mark.slow
 def test_training_begins_with_it(data_dir, tmp_path):
-    """At a learning rate of 0 the run ends with it, and a run that goes on leaves it alone."""
+    """At a learning rate of 0 the run ends with the whitened head, and resuming keeps it."""
     still = ["WarmupCosine.peak = 0.0", "head/SGD.learning_rate = 0.0", "train.evaluate_every = 1"]
     for steps in (3, 4):
         params = (*WHITENED, *still, "train.average_decay = None", f"STEPS = {steps}")
@@ -136,7 +136,7 @@ def test_training_begins_with_it(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_kept_is_whitened_anew_and_training_goes_on_with_its_own(data_dir, tmp_path):
-    """On two replicas, with averages; how often it is looked at changes nothing."""
+    """On two replicas, with averaged weights; the number of evaluations changes nothing."""
     params = (*WHITENED, "make_strategy.cpu_replicas = 2", "train.keep_best = False")
     kept, trained = [], []
     for every in (2, 6):
@@ -152,7 +152,7 @@ def test_what_is_kept_is_whitened_anew_and_training_goes_on_with_its_own(data_di
     for name, value in trained[0].items():
         np.testing.assert_array_equal(value, trained[1][name], err_msg=name)
     heads = [value for value in trained[0].values() if value.shape == kept[0].shape]
-    assert len(heads) >= 2  # and its average
+    assert len(heads) >= 2  # the head and its average
     assert all(np.abs(head - kept[0]).max() > 0.01 for head in heads)
 
 
@@ -161,7 +161,7 @@ def whitened_model() -> keras.Model:
 
 
 def assert_whitened(model: keras.Model, data_dir) -> None:
-    """The head whitens the features that the model has of the train split."""
+    """Checks that the head whitens the model's features of the train split."""
     index = load_index(str(data_dir), "train")
     images = SplitImages(
         index, Reading().records(index), image_size=16, central_share=1.0, batch_size=36

@@ -64,10 +64,11 @@ def test_frames():
         for at in [(0, 0), (CELL - 1, 0), (0, CELL - 1), (CELL - 1, CELL - 1)]:
             assert pixel(sheet, 0, column, *at) == colour
         assert pixel(sheet, 0, column, CELL // 2, CELL // 2) == BLUE
-    # Told apart without colour: a thick frame reaches the image, a thin one leaves a white line.
+    # Frames differ without colour, too: a thick frame reaches the image, and a thin one leaves a
+    # white line.
     assert pixel(sheet, 0, 1, FRAME - 1, CELL // 2) == GREEN
     assert pixel(sheet, 0, 2, FRAME - 1, CELL // 2) == PAPER
-    # A mark stands before the captions of neighbours, in the frame's colour.
+    # The captions of neighbours start with a mark in the frame's colour.
     for column, colour in [(1, GREEN), (2, RED)]:
         x, y = corner(0, column)
         mark = np.array(sheet.crop((x, y + CELL + 2, x + CELL, y + CELL + 2 + LINE)))
@@ -222,7 +223,7 @@ def test_queries_are_drawn_blindly_and_repeatably():
     np.testing.assert_array_equal(rows, choose_queries(labels, num=20))
     np.testing.assert_array_equal(rows[:7], choose_queries(labels, num=7))
     assert set(rows) != set(choose_queries(labels, num=20, seed=1))
-    # Neither always the first images nor always the first classes.
+    # The choice is not always the first images, nor always the first classes.
     assert len(set(rows % 25)) > 5
     assert sorted(labels[rows]) != list(range(20))
 

@@ -1,4 +1,4 @@
-"""Whether pictures are the same one, by hand and of copies."""
+"""Whether two pictures are the same one: computed by hand, and for real copies."""
 
 import io
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def png(pixels) -> bytes:
 
 
 def compared(*images: bytes | None) -> list[float]:
-    """The first with each of the others."""
+    """Compares the first picture with each of the others."""
     files = Files({(f"{n}.png", "test"): each for n, each in enumerate(images)})
     of = SimpleNamespace(
         source_id=[f"{n}.png" for n in range(len(images))], split=["test"] * len(images)
@@ -35,11 +35,11 @@ def halves(left: int, right: int) -> np.ndarray:
 
 
 def test_by_hand():
-    """A dark half on the left, and of `corner` only its lower part."""
+    """One picture is dark in its left half; of `corner`, only the lower left part is dark."""
     corner = halves(0, 200)
     corner[:16] = 200
-    # From their means, 100 and 150, the quarters are -100, 100, -100, 100 and 50, 50, -150, 50:
-    # the mean product is 5000, the standard deviations 100 and (30000 / 4)^.5 = 86.6025.
+    # Less their means, 100 and 150, the quarters are -100, 100, -100, 100 and 50, 50, -150, 50. The
+    # mean product is 5000, and the standard deviations are 100 and (30000 / 4)^.5 = 86.6025.
     found = compared(
         png(halves(0, 200)),
         png(halves(0, 200)),

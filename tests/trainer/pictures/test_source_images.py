@@ -1,4 +1,4 @@
-"""Pictures by source id, from records, folders and lists."""
+"""Pictures by source id, from records, folders and manifests."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_records(data_dir):
         for name in load_index(str(data_dir), split).column("source_id").to_pylist()[::7]:
             expected = canonical_jpeg((source / name).read_bytes(), settings).jpeg
             assert pictures.of(name, split) == pictures.of(name) == expected
-            # A split that the data set lacks says nothing.
+            # A split that the data set does not have is no error.
             assert pictures.of(name, "gallery") == expected
             assert pictures.of(name, "val") is None
     assert pictures.of("nobody") is None
@@ -44,7 +44,7 @@ def test_folder(tmp_path):
 
 
 def test_list(tmp_path, monkeypatch):
-    """Its source ids are paths beside it, wherever they lead: up, too."""
+    """The source ids are paths relative to the manifest, also above its folder."""
     for name in ("photos/a/x.png", "lists/y.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())

@@ -13,11 +13,11 @@ from tests.fixtures.exported import export_model
 from tests.fixtures.folders import class_folder
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 
-# A class, and an image, whose names are HTML.
+# The names of this class and of this image are HTML.
 MARKUP_CLASS = "<b>&amp;\"x'"
 MARKUP_IMAGE = "<img src=x onerror=alert(1)>.png"
-WRONG = "class_02/sits-in-06.png"  # that is what it shows
-COPIED, COPY = "class_01/00.png", "class_05/copy.png"  # but for a pixel
+WRONG = "class_02/sits-in-06.png"  # the picture shows class 06
+COPIED, COPY = "class_01/00.png", "class_05/copy.png"  # a copy except for one pixel
 CLASSES = 8
 
 HISTORY = [
@@ -40,14 +40,14 @@ EVALUATION = {
 
 @dataclasses.dataclass(frozen=True)
 class Reported:
-    """A run of the real command.
+    """A run and the report that the real command made of it.
 
     Attributes:
-      run: folder of the run.
-      data: its data set.
-      path: the page.
-      printed: by the command.
-      embeddings: what it looked at.
+      run: the folder of the run.
+      data: the data set of the run.
+      path: the path of the page.
+      printed: the output of the command.
+      embeddings: the folder of the embeddings that the report describes.
     """
 
     run: Path
@@ -80,7 +80,7 @@ def reported(tmp_path_factory) -> Reported:
     embedding_jobs.run(run, run / "embeddings", data=data)
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY))
     (run / "evaluation").mkdir()
-    # Not the data set that the run says it was trained on: it says none.
+    # The run names no data set that it was trained on.
     name = json.loads((data / "dataset_info.json").read_text())["name"]
     (run / f"evaluation/{name}-test.json").write_text(json.dumps(EVALUATION))
     done = jobs.command(f"--model_dir={run}", f"--data_dir={data}", module="trainer.report")

@@ -1,4 +1,4 @@
-"""The numbers of a report where queries are looked up in a gallery, and images have groups."""
+"""The numbers of a report on queries in a gallery, where images have groups."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ QUERIES, GALLERY = 12, 30
 
 @pytest.fixture
 def given(tmp_path) -> Inputs:
-    """Twelve queries in thirty images; a label is the length of a class's name."""
+    """Twelve queries and thirty images; a label is the length of a class name."""
     rng = np.random.default_rng(3)
     names = ["a", "bb", "ccc"]
     embeddings = load_embeddings(
@@ -47,7 +47,7 @@ def given(tmp_path) -> Inputs:
 
 
 def ranked(given: Inputs) -> list[list[int]]:
-    """Of each query all rows of the gallery that count, nearest first."""
+    """For each query, all rows of the gallery that count, nearest first."""
     of, found = given.embeddings, []
     for query in given.queries:
         kept = [

@@ -1,4 +1,4 @@
-"""The page in a browser: no errors, and nothing to scroll sideways on a phone."""
+"""The report in a browser: no errors, and no horizontal scrolling on a phone."""
 
 import html
 import re
@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PHONE = 375  # CSS pixels; the browser's own window cannot be as narrow, a frame can
+PHONE = 375  # CSS pixels; a browser window cannot be this narrow, but a frame can
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 
@@ -27,7 +27,7 @@ addEventListener("load", () => {{
 
 
 def opened(page: str, tmp_path) -> tuple[int, int, int, list[str]]:
-    """Width [CSS pixels], broken pictures, pictures, and messages of the console."""
+    """The page's width in CSS pixels, its broken and all pictures, and the console's messages."""
     outer = tmp_path / "outer.html"
     outer.write_text(MEASURE.format(width=PHONE, page=html.escape(page)), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
@@ -54,7 +54,7 @@ def test_phone(reported, tmp_path):
 
 
 def test_what_is_wrong_is_seen(tmp_path):
-    """The test above could fail."""
+    """The test above notices an error."""
     page = "<img src='data:image/jpeg;base64,AAAA'><pre>" + "wide " * 200 + "</pre>"
     page += "<script>nothing.at.all</script>"
     width, broken, _, console = opened(page, tmp_path)

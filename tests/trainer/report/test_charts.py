@@ -1,4 +1,4 @@
-"""Charts: the points are where they belong, and texts are escaped."""
+"""Charts: points are drawn in the right places, and texts are escaped."""
 
 import re
 from xml.etree import ElementTree
@@ -57,7 +57,7 @@ def test_names_are_escaped():
     chart = line_chart([Line("<b>\"'", [0, 1], [0, 1])], x_label="</svg>", y_label="<i>")
     assert "<b>" not in chart
     assert "<i>" not in chart
-    assert chart.count("</svg>") == 2  # chart and legend
+    assert chart.count("</svg>") == 2  # one for the chart and one for the legend
 
 
 def test_many_points_keep_the_ends():

@@ -1,4 +1,4 @@
-"""What a report finds, in embeddings where it was planted, and by brute force."""
+"""The findings of a report, for planted problems and compared with brute force."""
 
 import collections
 
@@ -11,7 +11,7 @@ from trainer.report import findings
 
 
 def nearest(embedding, k):
-    """Rows [N, k] and distances [N, k] of the nearest others, ties by row."""
+    """Rows [N, k] and distances [N, k] of each row's nearest others; ties are in row order."""
     square = ((embedding[:, None].astype(np.float64) - embedding[None]) ** 2).sum(2)
     np.fill_diagonal(square, np.inf)
     rows = np.argsort(square, axis=1, kind="stable")[:, : min(k, len(embedding) - 1)]
@@ -19,20 +19,21 @@ def nearest(embedding, k):
 
 
 def two_classes():
-    """Five images of class 7 around 0, five of class 3 around 10, on a line."""
+    """Five images of class 7 around 0 and five of class 3 around 10, on a line."""
     embedding = np.array([0.0, 1, 2, 3, 4, 10, 11, 12, 13, 14], np.float32)[:, None]
     return embedding, np.array([7] * 5 + [3] * 5)
 
 
 def test_a_planted_wrong_label_is_found():
     embedding, label = two_classes()
-    label[2] = 3  # at 2, amid class 7
+    label[2] = 3  # this image is at 2, among class 7
     rows, _ = nearest(embedding, 4)
     found = findings.wrong_labels(embedding, label, rows)
     assert found.row.tolist() == [2]
     assert found.other.tolist() == [7]
     assert found.votes.tolist() == [4]
-    # To 0, 1, 3, 4 on average (4 + 1 + 1 + 4) / 4; to 10, 11, 12, 13: (64 + 81 + 100 + 121) / 4.
+    # The mean squared distance to 0, 1, 3, 4 is (4 + 1 + 1 + 4) / 4; that to 10, 11, 12, 13 is (64
+    # + 81 + 100 + 121) / 4.
     assert found.score.tolist() == pytest.approx([1 - 2.5 / 91.5])
     assert found.num_alone == 0
 
@@ -53,25 +54,25 @@ def test_images_alone_in_their_class_are_counted_and_not_judged():
 
 def test_two_wrong_labels_the_surer_first():
     embedding, label = two_classes()
-    label[[2, 9]] = 3, 7  # 14 is farther from the 10, 11, 12, 13 than 2 from 0, 1, 3, 4
+    label[[2, 9]] = 3, 7  # 14 is farther from 10, 11, 12, 13 than 2 is from 0, 1, 3, 4
     found = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
     assert found.row.tolist() == [2, 9]
     assert found.score[0] > found.score[1] > 0
 
 
 def test_a_class_of_few_images_can_be_sat_in():
-    """Two images of it, of ten neighbours, are more than half of what it has."""
+    """Two of ten neighbours are more than half of what the class has."""
     embedding = np.array([0, 0.1, 0.2, 50, 51, 52, 53, 54, 55, 56, 57, 58], np.float32)[:, None]
     label = np.array([1, 1, 2] + [2] * 9)
     found = findings.wrong_labels(embedding, label, nearest(embedding, 10)[0])
-    assert found.row.tolist() == []  # eight others of its own class are among the ten
+    assert found.row.tolist() == []  # eight others of its own class are among the ten neighbours
     found = findings.wrong_labels(embedding, label, nearest(embedding, 3)[0])
     assert found.row.tolist() == [2]
     assert found.votes.tolist() == [2]
 
 
 def plain_wrong_labels(embedding, label, rows):
-    """As docs/report.md has it, an image at a time."""
+    """The rule of docs/report.md for wrong labels, one image at a time."""
     found = {}
     for i, near in enumerate(rows):
         votes = collections.Counter(label[j] for j in near)
@@ -111,7 +112,7 @@ def test_wrong_labels_are_those_of_the_plain_rule(seed, num, k, chunk):
 
 
 def test_planted_near_duplicates_are_found():
-    """Images at unit vectors, all 2 apart; some at another's, and a bit along their own."""
+    """Images at unit vectors, 2 apart, and copies that are moved along their own vector."""
     embedding = np.eye(24, dtype=np.float32)
     for row, along in {1: 0.25, 5: 0.125, 9: 0.0625, 13: 1.3}.items():
         embedding[row] *= along
@@ -120,8 +121,8 @@ def test_planted_near_duplicates_are_found():
     label[[5, 13]] = 2
     split = np.array(["train"] * 9 + ["test"] * 15, object)
     found = findings.near_duplicates(label, split, *nearest(embedding, 4))
-    # 8 and 9: two splits, 4 and 5: two classes. 0 and 1 have both in common; 12 and 13 are 1.69
-    # apart, and half of what is usual around them is (2 x 3.69)^.5 / 2 = 1.36.
+    # 8 and 9 have two splits, 4 and 5 have two classes, and 0 and 1 have one split and one class.
+    # 12 and 13 are 1.69 apart; half of the usual distance around them is (2 x 3.69)^.5 / 2 = 1.36.
     assert found.pairs.tolist() == [[8, 9], [4, 5]]
     assert found.distance.tolist() == [0.0625**2, 0.125**2]
     usual = [(2 * (2 + square)) ** 0.5 for square in found.distance.tolist()]
@@ -143,7 +144,7 @@ def test_crowds_of_near_duplicates_are_counted():
 
 
 def plain_near_duplicates(embedding, label, split, k, alike=lambda i, j: 0.0):
-    """As docs/report.md has it, a pair at a time."""
+    """The rule of docs/report.md for near-duplicates, one pair at a time."""
     rows, distance = nearest(embedding, k)
     usual = np.median(distance.astype(float), axis=1)
     found = set()
@@ -177,15 +178,15 @@ def test_near_duplicates_are_those_of_the_plain_rule(seed, num, k, with_pictures
     )
     np.testing.assert_array_equal(found.alike, [table[pair] for pair in pairs])
     same = found.alike >= 0.99
-    assert (np.diff(same.astype(int)) <= 0).all()  # they come first
+    assert (np.diff(same.astype(int)) <= 0).all()  # these pairs come first
     for each in (same, ~same):
         assert (np.diff(found.ratio[each]) >= 0).all()
 
 
 def test_pictures_that_were_not_compared_are_counted():
-    """Four pairs of two classes, the farther the later; three of them nearer than half."""
+    """Four pairs of two classes, ever farther apart; three are nearer than half the usual."""
     first = np.repeat(np.float32([1, 4, 9, 81]), 2)
-    near = np.stack([first, 200 - first], axis=1)  # 100 is usual around each
+    near = np.stack([first, 200 - first], axis=1)  # the usual distance around each is 100
     rows = np.array([[1, 7], [0, 7], [3, 7], [2, 7], [5, 7], [4, 7], [7, 0], [6, 0]])
     label, asked = np.arange(8), []
 
@@ -196,7 +197,7 @@ def test_pictures_that_were_not_compared_are_counted():
     found = findings.near_duplicates(label, label, rows, near, alike=alike, compared=3)
     assert asked == [[0, 1], [2, 3], [4, 5]]
     assert found.pairs.tolist() == asked
-    assert found.num_not_compared == 2  # one picture is missing, one pair too many
+    assert found.num_not_compared == 2  # one picture is missing, and one pair is beyond the limit
     found = findings.near_duplicates(
         label, label, rows, near, alike=lambda _: np.array([0, 0, 0, 1])
     )

@@ -1,4 +1,4 @@
-"""The real command on a small data set: what the page says, shows, and does without."""
+"""The real command on a small data set: what the page says and shows, and what it can lack."""
 
 import base64
 import contextlib
@@ -14,9 +14,10 @@ from PIL import Image
 
 from tests.fixtures import jobs
 from tests.fixtures.retrieval import oracle
+from tests.fixtures.search.oracle import nearest
 from tests.fixtures.written import edit_rows
 from tests.trainer.report import conftest as planted
-from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
+from tests.trainer.report.test_findings import plain_near_duplicates, plain_wrong_labels
 from trainer.pictures.source_images import RecordPictures
 from trainer.report.__main__ import main
 from trainer.report.report import write_report
@@ -27,7 +28,7 @@ METRICS = [*(f"recall_at_{k}" for k in CUTOFFS), "map_at_r", "r_precision", "mea
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, table cells, and the articles of each section."""
+    """The page's elements with attributes, its table cells, and the articles of each section."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ def test_links_within_the_page_lead_somewhere(page):
 
 
 def test_names_are_text(page, reported):
-    """No element and no attribute comes from a name of a class or a file."""
+    """No element and no attribute comes from the name of a class or of a file."""
     assert not [of for _, of in page.tags if "onerror" in of]
     assert not [tag for tag, of in page.tags if tag == "img" and of["src"] == "x"]
     titles = [each["h3"] for articles in page.articles.values() for each in articles]
@@ -124,7 +125,7 @@ def test_others_are_those_of_the_evaluation(page, reported):
     assert page.cells["raw pixels", "map_at_r"] == "0.062"
     assert page.cells["raw pixels", "r_precision"] == "–"
     assert page.cells["raw pixels", "recall_at_8"] == "–"
-    # The evaluation is of another model, which its figure gives away.
+    # The evaluation is of another model, which its figure shows.
     assert "MAP@R 0.312 of the trained model" in reported.html
 
 
@@ -165,7 +166,7 @@ def test_the_planted_near_duplicate_is_found(page, reported):
 
 
 def test_matches_are_marked(page):
-    """By the frame and by a sign, beside each query; of both kinds there are some."""
+    """Matches have their own frame and sign beside each query; both kinds occur."""
     marks = set()
     for section in ("Likely wrong labels", "Queries drawn at random"):
         for article in page.articles[section]:
@@ -196,7 +197,7 @@ def test_pictures_are_those_of_the_images(page, reported):
 
 
 def test_what_is_left_out_is_counted(reported, tmp_path):
-    """One of each list, to another file; the same command writes the same page."""
+    """One entry of each list, to another file; the command gives the same page again."""
     again = tmp_path / "new/again.html"
     command = reported.command("--listed=1", f"--output={again}")
     done = jobs.command(*command, module="trainer.report")
@@ -242,7 +243,7 @@ def test_embeddings_of_another_model_are_refused(reported, tmp_path):
     card.write_text(card.read_text().replace("1" * 64, "3" * 64))
     line = refused(f"--model_dir={run}", f"--data_dir={reported.data}")
     assert "of another model" in line
-    assert (run / "report.html").read_text() == reported.html  # as it was
+    assert (run / "report.html").read_text() == reported.html  # the page is unchanged
 
 
 def test_embeddings_of_another_data_set_are_refused(reported, data_dir):
@@ -251,7 +252,7 @@ def test_embeddings_of_another_data_set_are_refused(reported, data_dir):
 
 
 def test_embeddings_of_other_labels_are_refused(reported, tmp_path):
-    """The same images, but preprocessed with other classes."""
+    """The images are the same, but were preprocessed with other classes."""
     data = tmp_path / "data"
     shutil.copytree(reported.data, data)
 

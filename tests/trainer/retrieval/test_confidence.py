@@ -1,4 +1,4 @@
-"""Intervals against a plain loop, and against the normal interval of a mean."""
+"""Confidence intervals, compared with a plain loop and with the statistics of means."""
 
 import math
 
@@ -20,9 +20,9 @@ def test_plain_loop():
         values = [metrics.of_queries["map_at_r"][metrics.labels == label] for label in drawn]
         means.append(np.concatenate(values).mean())
     expected = np.percentile(means, [2.5, 97.5])
-    intervals = confidence_intervals(metrics, resamples=200, seed=7)
-    assert intervals["map_at_r"] == pytest.approx(expected, rel=1e-12)
-    assert set(intervals) == set(metrics.mean)
+    found = confidence_intervals(metrics, resamples=200, seed=7)
+    assert found["map_at_r"] == pytest.approx(expected, rel=1e-12)
+    assert set(found) == set(metrics.mean)
 
 
 def test_the_same_seed_gives_the_same_and_a_smaller_share_a_narrower_interval():
@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_and_a_smaller_share_a_narrower_interval():
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_with_many_equal_classes_the_interval_is_that_of_a_mean():
+def test_of_many_equal_classes_it_is_that_of_a_mean():
     metrics = retrieval_metrics(*clustered(0, [4] * 300, spread=1.0))
     values = metrics.of_classes["map_at_r"]
     error = values.std() / math.sqrt(len(values))
@@ -47,6 +47,6 @@ def test_with_many_equal_classes_the_interval_is_that_of_a_mean():
 
 
 @pytest.mark.parametrize("labels", [[], [1], [1, 1, 1], [1, 2, 2]])
-def test_fewer_than_two_classes_have_no_interval(labels):
+def test_one_class_says_nothing(labels):
     metrics = retrieval_metrics(np.arange(2.0 * len(labels)).reshape(-1, 2), np.array(labels, int))
     assert all(map(math.isnan, confidence_intervals(metrics)["map_at_r"]))

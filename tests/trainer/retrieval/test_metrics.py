@@ -1,4 +1,4 @@
-"""Metrics by hand, against every order of tied rows, and against another library."""
+"""Metrics computed by hand, compared with all orders of tied rows and with another library."""
 
 import math
 
@@ -16,13 +16,13 @@ from trainer.retrieval.metrics import retrieval_metrics
 CUTOFFS = (1, 2, 4, 8)
 
 
-def columns(values_by_name, cutoffs=CUTOFFS):
+def columns(found, cutoffs=CUTOFFS):
     names = [*(f"recall_at_{k}" for k in cutoffs), "map_at_r", "r_precision"]
-    return [values_by_name[name] for name in [*names, "mean_reciprocal_rank"]]
+    return [found[name] for name in [*names, "mean_reciprocal_rank"]]
 
 
 def check(embeddings, labels, cutoffs=CUTOFFS, *, groups=None, gallery=None, **tiles):
-    """Against the oracle; gallery is (embeddings, labels, groups)."""
+    """Compares with the oracle; the gallery is (embeddings, labels, groups)."""
     of = None if gallery is None else Gallery(*gallery)
     got = retrieval_metrics(
         embeddings, labels, groups=groups, gallery=of, recall_at=cutoffs, **tiles
@@ -73,10 +73,11 @@ def test_worked_example():
 
 
 def test_map_at_r_weighs_rank_and_r_precision_does_not():
-    # Seen from 0: a match at 2 only, so P(2) = 1/2: MAP@R (1/2) / 2 = 1/4, R-precision 1/2.
+    # From 0, the only match among the first R = 2 has rank 2, so P(2) = 1/2, MAP@R is (1/2) / 2 =
+    # 1/4 and R-precision is 1/2.
     places = np.array([[0.0], [2.0], [100.0], [-1.0]])
     metrics = retrieval_metrics(places, [7, 7, 7, 8])
-    # From 2: 0 (match), -1, 100 -> 1/2. From 100: 2, 0 -> 1.
+    # From 2, the order is 0 (match), -1, 100, which gives 1/2. From 100 it is 2, 0, which gives 1.
     assert metrics.of_queries["map_at_r"].tolist() == pytest.approx([1 / 4, 1 / 2, 1])
     assert metrics.of_queries["r_precision"].tolist() == pytest.approx([1 / 2, 1 / 2, 1])
 
@@ -90,7 +91,7 @@ def test_unbalanced_classes(tiles):
 
 
 def test_large_classes_and_misses_at_any_depth():
-    """Where distances come from matmuls, and matches are ranked behind the R nearest."""
+    """Distances come from matmuls here, and matches are ranked beyond the R nearest."""
     for spread in (0.3, 30.0):
         embeddings, labels = clustered(2, [90, 70, 3, 1], spread=spread)
         check(embeddings, labels, cutoffs=(1, 50), gallery_tile=40)
@@ -98,7 +99,7 @@ def test_large_classes_and_misses_at_any_depth():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-23, 3e-23, 1e-22, 1e-19, 1e18, 1e19, 1e30])
 def test_any_size_of_numbers(scale):
-    """Distances that are rounded to 0, to few bits, or to infinity are tied there."""
+    """Distances that round to 0, to few bits, or to infinity are ties."""
     check(LINE * np.float32(scale), LINE_LABELS)
     check(LINE * np.float32(scale), LINE_LABELS, gallery_tile=1)
 
@@ -117,7 +118,7 @@ small = st.integers(-1, 1).map(float)
 
 @st.composite
 def tied(draw, most=6):
-    """Points on a small grid, so that many distances are equal, with labels and groups."""
+    """Points on a small grid, so many distances are equal, with labels and groups."""
     count = draw(st.integers(1, most))
 
     def several(values):
@@ -163,7 +164,7 @@ def test_the_order_of_rows_does_not_matter(data, seed):
 
 
 def test_ties_of_thousands_by_formulas():
-    """All at one place: 5 matches among 2,004 others, in random order."""
+    """All points are equal: 5 matches among 2,004 others, in random order."""
     labels = np.array([0] * 6 + [1] * 1_999)
     metrics = retrieval_metrics(np.full((len(labels), 3), 0.1), labels, recall_at=(1, 10))
     of, m, p = metrics.of_queries, 2_004, 5
@@ -178,14 +179,15 @@ def test_ties_of_thousands_by_formulas():
 
 
 def test_rows_of_the_same_class_and_group_are_left_out():
-    """Other images of a query's session are left out, both as matches and as misses."""
+    """Other pictures of the query's session are neither matches nor misses."""
     places = np.array([[0.0], [1.0], [2.5], [3.0], [9.0]])
     labels = [5, 5, 6, 5, 6]
     free = retrieval_metrics(places, labels)
     assert free.of_queries["recall_at_1"].tolist() == [1, 1, 0, 0, 0]
     groups = ["monday", "monday", "monday", "tuesday", "friday"]
     metrics = check(places, labels, groups=groups)
-    # 0: itself and 1 are left out; the nearest is 2, of another class, though of its group.
+    # For query 0, itself and row 1 are left out. The nearest row is 2, which has another class,
+    # though the same group.
     assert metrics.of_queries["mean_reciprocal_rank"].tolist() == pytest.approx(
         [1 / 2, 1 / 2, 1 / 4, 1 / 2, 1 / 2]
     )

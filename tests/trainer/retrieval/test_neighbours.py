@@ -1,4 +1,4 @@
-"""Nearest neighbours against a brute force, one pair at a time."""
+"""Nearest neighbours, compared with a brute force over all pairs."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,8 @@ def test_a_gallery_of_its_own():
         expected = order(queries[query], gallery, range(len(gallery)))[:9]
         assert neighbours.rows[query].tolist() == [row for _, row in expected]
         np.testing.assert_array_equal(neighbours.distances[query], [d for d, _ in expected])
-    assert neighbours.distances[:2, 0].tolist() == [0, 0]  # a copy there is no query itself
+    # A copy in the gallery is not the query itself.
+    assert neighbours.distances[:2, 0].tolist() == [0, 0]
     assert nearest_neighbours(queries, 99, gallery=gallery).rows.shape == (23, 39)
     assert nearest_neighbours(queries, 9, gallery=gallery[:0]).rows.shape == (23, 0)
     assert nearest_neighbours(queries[:0], 9, gallery=gallery).rows.shape == (0, 9)
@@ -60,7 +61,7 @@ def test_a_gallery_of_its_own():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.booleans(), st.integers(1, 9), st.integers(1, 20))
 def test_rows_that_matches_leave_out(seed, within, k, tile):
-    """Those of the query's class and group; fewer than k may be left."""
+    """Rows of the query's class and group are left out; fewer than k may remain."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(25, 3)).round(1).astype(np.float32)
     labels = rng.choice([3, 7], 25)
@@ -71,7 +72,7 @@ def test_rows_that_matches_leave_out(seed, within, k, tile):
         labels[:count], groups[:count], None if within else (labels[first:], groups[first:])
     )
     queries = rng.integers(0, count, 6)
-    neighbours = nearest_neighbours(
+    found = nearest_neighbours(
         rows[:count],
         k,
         queries=queries,
@@ -80,8 +81,8 @@ def test_rows_that_matches_leave_out(seed, within, k, tile):
         query_tile=tile,
         gallery_tile=tile,
     )
-    for query, nearest, distances in zip(queries.tolist(), *neighbours, strict=True):
-        candidates = [
+    for query, nearest, distances in zip(queries.tolist(), *found, strict=True):
+        kept = [
             row
             for row in range(25 - first)
             if not (within and row == query)
@@ -91,7 +92,7 @@ def test_rows_that_matches_leave_out(seed, within, k, tile):
                 and groups[first + row] == groups[query]
             )
         ]
-        expected = order(rows[query], rows[first:], candidates)[:k]
+        expected = order(rows[query], rows[first:], kept)[:k]
         none = min(k, 25 - first - within) - len(expected)
         assert nearest.tolist() == [row for _, row in expected] + [-1] * none
         np.testing.assert_array_equal(distances, [d for d, _ in expected] + [np.inf] * none)
@@ -109,7 +110,7 @@ def test_tiles_do_not_matter():
 
 def test_the_query_is_left_out_by_row_and_its_copies_stay():
     embeddings = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
-    embeddings[4] = embeddings[1]  # one image filed under two classes
+    embeddings[4] = embeddings[1]  # one image in two classes
     neighbours = nearest_neighbours(embeddings, 5)
     for query in range(6):
         assert sorted(neighbours.rows[query]) == others(6, query)
@@ -120,7 +121,8 @@ def test_the_query_is_left_out_by_row_and_its_copies_stay():
 
 @pytest.mark.parametrize("count", [3, 5, 40, 300])
 def test_ties_are_ordered_by_row(count):
-    # All equal, at a point where float32 products round: the order is the rows' own.
+    # All points are equal, at a place where float32 products round, so the order is that of the
+    # rows.
     embeddings = np.full((count, 33), np.float32(0.1) / 3)
     neighbours = nearest_neighbours(embeddings, 4, query_tile=32, gallery_tile=70)
     for query in range(count):
@@ -141,11 +143,11 @@ def test_ties_away_from_the_query_are_ordered_by_row():
 
 
 def test_near_duplicates_far_from_the_origin_keep_their_order():
-    # In float32, |q|^2 + |x|^2 - 2 q.x is off by more than these distances.
+    # In float32, the error of |q|^2 + |x|^2 - 2 q.x is larger than these distances.
     offsets = np.array([0, 3, 1, 2, 7, 5], np.float32) / 64
     embeddings = np.full((7, 8), 100, np.float32)
     embeddings[:6, 0] += offsets
-    embeddings[6] = -100  # so that the centre is elsewhere
+    embeddings[6] = -100  # so that the mean of all rows is far from the others
     neighbours = nearest_neighbours(embeddings, 5)
     assert neighbours.rows[0].tolist() == [2, 3, 1, 5, 4]
     np.testing.assert_array_equal(
@@ -161,7 +163,7 @@ def test_near_duplicates_far_from_the_origin_keep_their_order():
     k=st.integers(1, 9),
 )
 def test_points_closer_than_the_matmul_can_tell(seed, closeness, size, k):
-    """Points 2^-closeness apart, 1 from the origin, in units of 2^size."""
+    """Points are 2^-closeness apart and 1 from the origin, in units of 2^size."""
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(3, 5))[rng.integers(0, 3, 40)]
     points = (points + 2.0**-closeness * rng.normal(size=(40, 5))) * 2.0**size
@@ -182,7 +184,7 @@ def test_any_size_of_numbers():
             expected = order(rows[query], rows, others(4, query))
             assert neighbours.rows[query].tolist() == [row for _, row in expected], scale
             np.testing.assert_array_equal(neighbours.distances[query], [d for d, _ in expected])
-    # Past float32's range all are equally far, so by row.
+    # Beyond the range of float32 all are equally far, so the order is that of the rows.
     far = nearest_neighbours(shape * 1e37, 2)
     assert far.rows[3].tolist() == [0, 1]
     assert np.isinf(far.distances).all()
@@ -211,10 +213,8 @@ def test_some_queries():
 
 def test_of_tensors():
     half = tf.cast(np.random.default_rng(0).normal(size=(9, 4)), tf.bfloat16)
-    neighbours = nearest_neighbours(half, 3)
-    np.testing.assert_array_equal(
-        neighbours.rows, nearest_neighbours(tf.cast(half, "float64"), 3).rows
-    )
+    found = nearest_neighbours(half, 3)
+    np.testing.assert_array_equal(found.rows, nearest_neighbours(tf.cast(half, "float64"), 3).rows)
 
 
 @pytest.mark.parametrize(

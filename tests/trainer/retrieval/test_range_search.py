@@ -1,4 +1,4 @@
-"""The range search misses no row in the range, and distances are exact up to one rounding."""
+"""The fast range search leaves out no row that it must return, and its distances are exact."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from trainer.retrieval.range_search import RangeSearch
 
 
 def exact(left, right):
-    """Distances computed in longdouble, and rounded once."""
+    """Computes with twice as many bits and rounds once."""
     difference = left[:, None].astype(np.longdouble) - right[None].astype(np.longdouble)
     with np.errstate(over="ignore"):
         return (difference**2).sum(axis=2).astype(np.float32)
@@ -26,15 +26,15 @@ def test_distances_are_rounded_once(scale, dim):
     rows[7] = rows[3]
     rows[8] = rows[3] * np.float32(1 + 2**-20)
     i, j = pairs(60, 60)
-    measured = distances(rows, rows, i, j).reshape(60, 60)
-    np.testing.assert_array_equal(measured, exact(rows, rows))
-    np.testing.assert_array_equal(measured, measured.T)
-    np.testing.assert_array_equal(all_distances(rows[:23], rows), measured[:23])
-    # A pair has one distance, whichever pairs are computed with it.
+    found = distances(rows, rows, i, j).reshape(60, 60)
+    np.testing.assert_array_equal(found, exact(rows, rows))
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_array_equal(all_distances(rows[:23], rows), found[:23])
+    # The result of a row does not depend on the other rows.
     np.testing.assert_array_equal(
-        distances(rows, rows, i[59:3:-7], j[59:3:-7]), measured.ravel()[59:3:-7]
+        distances(rows, rows, i[59:3:-7], j[59:3:-7]), found.ravel()[59:3:-7]
     )
-    assert np.array_equal(distances(rows, rows, i[99:100], j[99:100]), measured.ravel()[99:100])
+    assert np.array_equal(distances(rows, rows, i[99:100], j[99:100]), found.ravel()[99:100])
 
 
 def test_distances_far_from_the_origin():
@@ -53,7 +53,7 @@ def test_order_of_queries_and_distances():
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e18, 1e30])
 @pytest.mark.parametrize("dim", [2, 128, 1500])
 def test_range(scale, dim):
-    """The bounds are distances of rows: no bounds are harder to keep."""
+    """The bounds are themselves distances, so nothing can be closer to a bound."""
     rng = np.random.default_rng(dim)
     gallery = scale * (3 + rng.normal(size=(150, dim)))
     gallery = gallery.astype(np.float32)
@@ -66,18 +66,18 @@ def test_range(scale, dim):
     seen = np.zeros(distance.shape, bool)
     nearer = np.zeros(12, int)
     for number, part in enumerate(range_search.tiles):
-        positions = range_search.positions(np.arange(150))
-        excluded = np.flatnonzero((part.start <= positions) & (positions < part.stop))
-        left_out = np.stack([np.full(len(excluded), 4), positions[excluded]], axis=1)
-        candidates = range_search.within(tile, number, least, most, left_out)
-        seen[candidates.query, candidates.row] = True
-        nearer += candidates.nearer
+        places = range_search.positions(np.arange(150))
+        own = np.flatnonzero((part.start <= places) & (places < part.stop))
+        left_out = np.stack([np.full(len(own), 4), places[own]], axis=1)
+        near = range_search.within(tile, number, least, most, left_out)
+        seen[near.query, near.row] = True
+        nearer += near.nearer
     inside = (least[:, None] <= distance) & (distance <= most[:, None])
     inside[4] = False
     assert (seen | ~inside).all()
     below = (distance < least[:, None]).sum(axis=1)
     below[4] = 0
-    # Each row below the range is counted or returned.
+    # Rows below the lower bound are counted or returned.
     np.testing.assert_array_equal(nearer + (seen & (distance < least[:, None])).sum(axis=1), below)
     if scale == 1.0:
         assert (seen & ~inside).sum() <= 3

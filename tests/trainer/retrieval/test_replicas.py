@@ -1,4 +1,4 @@
-"""Replicas and workers share the queries, and all have the whole."""
+"""Replicas and workers share the queries, and each has the complete result."""
 
 import numpy as np
 import pytest

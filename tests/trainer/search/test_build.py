@@ -1,4 +1,4 @@
-"""Building and adding: what goes in, what is left out, and an index that is whole at any moment."""
+"""Builds an index and adds to it: what goes in, what is left out, and that it is always whole."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def held(directory: Path) -> tuple[list[dict], list[list[float]]]:
-    """Rows and vectors of an index."""
+    """The rows and vectors of an index."""
     _, contents = index_files.read(str(directory))
     return contents.rows.to_pylist(), contents.vectors.tolist()
 
@@ -72,7 +72,7 @@ COLLECTION = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(st.lists(COLLECTION, min_size=2, max_size=3))
 def test_adding_is_building_of_the_union(tmp_path_factory, collections):
-    """Source ids, embeddings and classes from a few, so that many are there already or differ."""
+    """Few ids, embeddings and classes, so many rows are there already or differ."""
     root = tmp_path_factory.mktemp("law")
     vectors = unit_vectors(4)
     directories = []
@@ -128,7 +128,7 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     [line] = Path(info.path("left_out")).read_text().splitlines()
     assert info.path("left_out") in text
     assert json.loads(line)["source_id"] == "00002.jpg"
-    # Nothing new: nothing is written.
+    # If nothing is new, nothing is written.
     before = files(tmp_path / "i")
     again = add(directory=str(tmp_path / "i"), embeddings_dirs=[str(first)])
     assert numbers(again)[2] == (0, 4, 0)
@@ -165,7 +165,7 @@ def test_refusals(tmp_path):
     (one / "embeddings_info.json").unlink()
     assert "not finished" in error(add, directory=index, embeddings_dirs=[str(one)])
     with index_files.writing(str(index)):
-        command = [sys.executable, "-m", "trainer.search", "add", f"--index={index}"]
+        command = [sys.executable, "-m", "trainer.search", "add", f"--index_dir={index}"]
         done = subprocess.run(
             [*command, f"--embeddings={narrow}"], cwd=ROOT, capture_output=True, text=True
         )
@@ -193,7 +193,7 @@ def test_nothing_but_an_index_is_replaced(tmp_path):
     foreign = tmp_path / "foreign"
     assert "not empty, and no index" in error(build, directory=foreign, embeddings_dirs=[one])
     assert files(foreign) == {*names}
-    # Beside an index they stay; what a killed build left goes.
+    # Other files beside an index stay; the leftovers of a killed build are removed.
     for name in names:
         (tmp_path / "i" / name).rename(tmp_path / name)
     left = {f"index-00000.faiss.{'0a' * 16}.partial", "rows-00000.parquet", ".lock"}
@@ -222,7 +222,7 @@ def test_killed_at_any_moment(tmp_path):
     committed = found.index(new)
     assert committed > 5
     assert found == [old] * committed + [new] * (killed - committed)
-    # Adding again mends what was left behind.
+    # Adding again repairs what the killed process left behind.
     for access in range(committed):
         copy = tmp_path / "copies" / str(access)
         info = add(directory=str(copy), embeddings_dirs=[two])

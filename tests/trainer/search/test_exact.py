@@ -1,4 +1,4 @@
-"""Exact search against brute force: order, distances, ties, and what rounding could hide."""
+"""Exact search compared with brute force: order, distances, ties and rounding."""
 
 import faiss
 import numpy as np
@@ -29,7 +29,7 @@ def test_by_hand():
     assert distances.dtype == np.float32
 
 
-# One query, few, and several, which takes threads.
+# The numbers of queries are one, few, and so many that several threads are used.
 @pytest.mark.parametrize("num_queries", [1, 7, 64])
 @pytest.mark.parametrize("k", [1, 10, 150])
 def test_random(num_queries, k):
@@ -41,7 +41,7 @@ def test_random(num_queries, k):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_ties_are_in_the_order_of_rows(data):
-    """Vectors from a few: copies, and distances that are equal in exact arithmetic."""
+    """Vectors come from a few, so there are copies and exactly equal distances."""
     corners = [[1, 0, 0], [0, 1, 0], [0, 0, -1], [-1, 0, 0], [0, 0, 0]]
     picks = data.draw(st.lists(st.integers(0, 4), min_size=0, max_size=90))
     vectors = np.array([corners[pick] for pick in picks], np.float32).reshape(-1, 3)
@@ -53,7 +53,7 @@ def test_ties_are_in_the_order_of_rows(data):
 
 @pytest.mark.parametrize("k", [5, 150])
 def test_all_alike(k):
-    """As of a network that has collapsed: the first rows, however they are given."""
+    """A collapsed network gives equal embeddings; the first rows come first in any input order."""
     vectors = np.repeat(unit_vectors(1, 128), 400, axis=0)
     shuffled = np.random.default_rng(0).permutation(400)
     rows, distances = exact.closest(vectors, vectors[0], shuffled, k)
@@ -63,12 +63,13 @@ def test_all_alike(k):
 
 
 def test_more_near_ties_than_the_slack():
-    """300 rows nearer together than float32 products can tell: all are gone through."""
+    """300 rows are too close for float32 products, so all of them are computed exactly."""
     rng = np.random.default_rng(0)
     near = unit_vectors(1, 128)[0] + rng.normal(0, 2e-5, (300, 128))
     near /= np.linalg.norm(near, axis=1, keepdims=True)
     vectors = np.concatenate([unit_vectors(100, 128, seed=1), near.astype(np.float32)])
-    # FAISS multiplies matrices only for so many queries; that a float32 order will not do is seen.
+    # FAISS multiplies matrices only from this number of queries on. The test also shows that the
+    # order of float32 products is not enough.
     queries = vectors[rng.integers(100, 400, 1_000)]
     _, by_faiss = faiss.knn(queries, vectors, 10 + exact.SLACK)
     rows, _ = exact.exact(vectors, queries, 10, threads=2)
@@ -88,7 +89,7 @@ def test_mapped_from_a_file(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1.1])
 def test_other_lengths_are_refused(bad):
     vectors = unit_vectors(3, 4)
-    vectors[1] = 0  # of a network that gives nothing: it has a length
+    vectors[1] = 0  # a network may return zeros, which are accepted
     exact.require_unit_length(vectors, "these")
     vectors[2] = [bad, 0, 0, 0]
     with pytest.raises(UsageError, match="these: 1 of 3 embeddings"):

@@ -1,4 +1,4 @@
-"""Approximate indexes: reproducible, measured against brute force, never short of neighbours."""
+"""Approximate indexes are reproducible, have a measured recall, and return enough neighbours."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def vectors_of(kind: str) -> np.ndarray:
 
 
 def build_by_command(root: Path, index: str, kind: str, threads: int) -> str:
-    flags = [f"--embeddings={root / 'e'}", f"--index={root / index}", f"--kind={kind}"]
+    flags = [f"--embeddings={root / 'e'}", f"--index_dir={root / index}", f"--kind={kind}"]
     done = subprocess.run(
         [sys.executable, "-m", "trainer.search", "build", *flags],
         cwd=ROOT,
@@ -38,7 +38,7 @@ def build_by_command(root: Path, index: str, kind: str, threads: int) -> str:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    # How far it is shows where that takes ten seconds.
+    # Progress is printed only where the work takes ten seconds.
     progress = re.compile(r"(training|added|measuring|read)\b")
     assert all(progress.match(line) for line in done.stderr.splitlines()), done.stderr
     return done.stdout
@@ -46,7 +46,7 @@ def build_by_command(root: Path, index: str, kind: str, threads: int) -> str:
 
 @pytest.fixture(scope="module", params=ROWS)
 def built(request, tmp_path_factory) -> tuple[str, Path, str]:
-    """A kind, the folder of an index of it, and what the command printed."""
+    """The kind of an index, the index's folder, and what the command printed."""
     root = tmp_path_factory.mktemp(request.param)
     write_embeddings(root / "e", vectors_of(request.param))
     return request.param, root / "one", build_by_command(root, "one", request.param, threads=1)
@@ -68,7 +68,7 @@ def test_its_queries_were_held_out(built):
     assert sorted(rows) == list(range(ROWS[kind]))
     first, last = rows[:-1_000], rows[-1_000:]
     assert (first, last) == (sorted(first), sorted(last))
-    assert max(first) - min(last) > ROWS[kind] / 2  # drawn from everywhere
+    assert max(first) - min(last) > ROWS[kind] / 2  # the queries are drawn from all rows
     np.testing.assert_array_equal(contents.vectors, vectors_of(kind)[rows])
     assert "1,000 images before they were added" in printed
     for value, share in recall.by_setting.items():
@@ -78,7 +78,7 @@ def test_its_queries_were_held_out(built):
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_measured_recall_is_that_of_brute_force(kind):
-    vectors = unit_vectors(ROWS[kind], DIM)  # without clusters, harder to search
+    vectors = unit_vectors(ROWS[kind], DIM)  # vectors without clusters are harder to search
     queries = unit_vectors(40, DIM, seed=5)
     index = faiss_index.make(kind, vectors)
     faiss_index.add(index, vectors, lambda _: None)
@@ -115,7 +115,7 @@ def test_answers(built):
         assert all(distances[row] == distance for distance, row in pairs)
         hits += len(set(pairs) & {(d, row) for row, d in oracle.nearest(vectors, query, 10)})
     assert hits >= 400 * (index.info.recall.by_setting[index.info.recall.setting] - 0.05)
-    # All there are, though no path of a graph need lead to each: exactly.
+    # All rows are asked for. A graph need not have a path to each row, so the search is exact here.
     [found] = index.nearest(queries[:1], ROWS[kind] + 5)
     assert [e.entry.row for e in found] == [
         row for row, _ in oracle.nearest(vectors, queries[0], len(vectors))

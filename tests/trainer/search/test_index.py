@@ -1,4 +1,4 @@
-"""Filters and source ids against brute force; an index in many threads."""
+"""Filters and source ids compared with brute force, and one index in many threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +19,7 @@ NUM = 60
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """An index, its vectors (some are copies), classes and splits."""
+    """An index, its vectors (some of them copies), its classes and its splits."""
     root = tmp_path_factory.mktemp("index")
     rng = np.random.default_rng(0)
     vectors = unit_vectors(40)[rng.integers(0, 40, NUM)]

@@ -1,4 +1,4 @@
-"""One server for all tests, a real process, stopped by Ctrl+C at the end."""
+"""One server for all tests: a real process that Ctrl+C stops at the end."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tripletmill.images import ImageSettings, canonical_jpeg
 
 ROOT = Path(__file__).parents[3]
 CLASSES, IMAGES = 4, 5
-SPLITS = ("train", "test")  # of the classes in turn
-NASTY = "class_03 <img src=x onerror=document.title=1> & \"'"  # in place of class_03
-PATIENCE = 60  # seconds, only until a test fails
+SPLITS = ("train", "test")  # the classes have these splits in turn
+NASTY = "class_03 <img src=x onerror=document.title=1> & \"'"  # the name of class_03
+PATIENCE = 60  # seconds to wait before a test fails
 
 
 @dataclasses.dataclass
 class Collection:
-    """What is served.
+    """The images that are served.
 
     Attributes:
-      folder: with images/, data/, export/ and index/.
-      source_ids: of all images, in the order of the index.
-      vectors: their embeddings, by NumPy.
+      folder: a folder with images/, data/, export/ and index/.
+      source_ids: the source ids of all images, in the order of the index.
+      vectors: the images' embeddings, computed by NumPy.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Collection:
         return (self.folder / "images" / source_id).read_bytes()
 
     def distances(self, source_id: str, among: list[str]) -> dict[str, float]:
-        """By brute force, from the images themselves; nearest first."""
+        """Distances by brute force from the images themselves, nearest first."""
         vector = self.vectors[self.source_ids.index(source_id)]
         distances = ((self.vectors - vector) ** 2).sum(axis=1)
         found = {each: float(distances[self.source_ids.index(each)]) for each in among}
@@ -86,7 +86,7 @@ def collection(tmp_path_factory) -> Collection:
 
 @dataclasses.dataclass
 class Answer:
-    """Of the server."""
+    """An answer of the server."""
 
     status: int
     headers: Mapping[str, str]
@@ -110,7 +110,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     **query: object,
 ) -> Answer:
-    """GETs, or POSTs a body as a file."""
+    """Sends a GET request, or a POST request with a body as a file."""
     kind = {"Content-Type": "application/octet-stream"} if body is not None else {}
     connection = connect(port)
     connection.request(
@@ -129,16 +129,17 @@ class Server:
     """A running server.
 
     Attributes:
-      url: of the page, with a slash at its end.
+      url: the URL of the page, with a slash at its end.
     """
 
     def __init__(self, collection: Collection) -> None:
         folder = collection.folder
-        flags = {"model": folder, "index": folder / "index", "data": folder / "data", "port": 0}
+        flags = {"model": folder, "index": folder / "index", "data": folder / "data"}
+        given = [*(f"--{name}_dir={path}" for name, path in flags.items()), "--port=0"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.serve", *(f"--{k}={v}" for k, v in flags.items())],
+            [sys.executable, "-m", "trainer.serve", *given],
             cwd=ROOT,
-            # Python's own Ctrl+C, also where the tests run in the background.
+            # Ctrl+C has Python's default effect here, also when the tests run in the background.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -151,17 +152,17 @@ class Server:
         self.port = int(self.url.rstrip("/").rpartition(":")[2])
 
     def ask(self, path: str, body: bytes | None = None, **more: Any) -> Answer:
-        """As `ask`."""
+        """Calls `ask` with the server's port."""
         return ask(self.port, path, body, **more)
 
     def interrupt(self) -> tuple[int, str]:
-        """Ctrl+C; the exit code, and what it said on standard error since it began."""
+        """Sends Ctrl+C; returns the exit code and everything on standard error."""
         self._process.send_signal(signal.SIGINT)
         _, stderr = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode, stderr
 
     def kill(self) -> None:
-        """If it still runs."""
+        """Kills the server if it still runs."""
         self._process.kill()
         self._process.communicate()
 

@@ -1,4 +1,4 @@
-"""The page, as Chromium shows it and as a person uses it."""
+"""The page in Chromium, used as a person uses it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def page(server, tmp_path) -> Iterator[Page]:
 
 
 def until(page: Page, **facts: object) -> None:
-    """Waits for the query's name and the names of the results, or whatever else is given."""
+    """Waits until the page shows this query name, these result names, or other given values."""
     scripts = {"query": QUERY, "names": NAMES, "status": STATUS, "error": ERROR}
     for name, value in facts.items():
         expected = f"JSON.stringify({json.dumps(value)})"
@@ -42,12 +42,12 @@ def until(page: Page, **facts: object) -> None:
 
 
 def fits(page: Page) -> None:
-    """There is nothing to the right of what the phone shows."""
+    """Asserts that nothing is wider than the screen of the phone."""
     assert page.run("document.documentElement.scrollWidth") == 375
 
 
 def set_field(page: Page, name: str, value: str) -> None:
-    """As a person who leaves the field."""
+    """Changes a field and leaves it, as a person does."""
     field = f"document.getElementById({json.dumps(name)})"
     page.run(
         f"{field}.value = {json.dumps(value)};"
@@ -56,7 +56,7 @@ def set_field(page: Page, name: str, value: str) -> None:
 
 
 def names_of(answer) -> list[str]:
-    """What the API says, in its order (test_serve.py has the oracle)."""
+    """The names that the API returns, in the API's order; test_serve.py checks them."""
     return [each["source_id"] for each in answer.json["neighbours"]]
 
 
@@ -72,7 +72,7 @@ def test_from_a_file_by_way_of_neighbours_and_back(page, server, collection):
     assert page.run(f"{RESULTS}[0].innerText").split() == ["1.", "0.000", *NASTY.split()]
     fits(page)
 
-    # To the second, with the keyboard alone.
+    # This goes to the second result with the keyboard alone.
     clicked = of_file[1]
     page.run(f"{RESULTS}[0].focus()")
     page.press("Tab")
@@ -89,7 +89,7 @@ def test_from_a_file_by_way_of_neighbours_and_back(page, server, collection):
     assert page.run('document.querySelector("#query-of").textContent') == f"{NASTY}, test"
     fits(page)
 
-    # Other classes, other splits, more or fewer of them.
+    # The search is changed: other classes, other splits, more or fewer results.
     set_field(page, "class", "class_01")
     of_class = {"class": "class_01", "neighbours": 12}
     until(page, query=clicked, names=names_of(server.ask(API, source_id=clicked, **of_class)))
@@ -100,7 +100,7 @@ def test_from_a_file_by_way_of_neighbours_and_back(page, server, collection):
     of_split = server.ask(API, source_id=clicked, split="train", neighbours=3)
     until(page, query=clicked, names=names_of(of_split))
 
-    # Four changes back, to the search itself, then to the file, and to the beginning.
+    # This goes back over four changes to the search, then to the file, and to the beginning.
     page.run("history.go(-4)")
     until(page, query=clicked, names=of_clicked)
     assert page.run('document.getElementById("class").value') == ""
@@ -112,7 +112,7 @@ def test_from_a_file_by_way_of_neighbours_and_back(page, server, collection):
     page.run("history.go(2)")
     until(page, query=clicked, names=of_clicked)
 
-    # Opened by someone else.
+    # Another person opens the link.
     page.open("about:blank")
     page.open(shared)
     until(page, query=clicked, names=of_clicked)
@@ -139,7 +139,7 @@ def test_mistakes_are_said_and_announced(page, server, tmp_path):
     page.run('document.getElementById("home").click()')
     until(page, error="")
     assert len(page.run(NAMES)) == 12
-    # Chromium itself notes each refusal.
+    # Chromium logs each refused request.
     assert [each.split(":")[0] for each in page.complaints] == ["Failed to load resource"] * 3
 
 
@@ -152,7 +152,7 @@ def test_dropped_and_pasted(page, server, collection):
     names = names_of(server.ask(API, collection.image(asked), neighbours=12))
     dropped = make.replace("NAME", '"dropped.png"')
     drop = "new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true })"
-    # False: the browser itself is kept from opening the file.
+    # False means that the browser is kept from opening the file by itself.
     assert page.run(f"{{ {dropped} document.body.dispatchEvent({drop}) }}") is False
     until(page, query="dropped.png", names=names)
     page.run('document.getElementById("home").click()')
@@ -183,7 +183,7 @@ def test_what_a_screen_reader_finds(page, collection):
     assert [name for role, name in found if role == "heading"] == [
         *("Similar images", "Query", "Nearest images")
     ]
-    # The file button is reached, and seen when it is.
+    # The file button can be reached by keyboard and is visible then.
     page.run('document.getElementById("home").focus()')
     page.press("Tab")
     assert page.run("document.activeElement.id") == "file"

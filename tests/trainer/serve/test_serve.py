@@ -1,4 +1,4 @@
-"""The server, as HTTP and as a command."""
+"""The server over HTTP, and its command line."""
 
 import io
 import re
@@ -13,17 +13,11 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from pipeline.embedding.settings import IMAGES
+from tests.fixtures.browser import PATIENCE
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from tests.trainer.serve.conftest import (
-    CLASSES,
-    IMAGES,
-    NASTY,
-    PATIENCE,
-    ROOT,
-    Server,
-    ask,
-    connect,
-)
+from tests.fixtures.replicas import CLASSES
+from tests.trainer.serve.conftest import NASTY, ROOT, Server, ask, connect
 from trainer.pictures.source_images import FilePictures
 from trainer.search.build import build
 from trainer.search.index import SearchIndex
@@ -41,11 +35,11 @@ def found(answer) -> list[tuple[str, float]]:
 
 
 def assert_nearest(answer, distances: dict[str, float], number: int) -> None:
-    """The first so many of those expected; equally near ones in any order."""
+    """Asserts the first of the expected results, as many as there are; ties in any order."""
     names = [name for name, _ in found(answer)]
     assert len({*names}) == len(names) == min(number, len(distances))
     got = [distance for _, distance in found(answer)]
-    # Float32 embeddings, and TensorFlow's decoder of JPEG.
+    # The tolerance covers float32 embeddings and TensorFlow's JPEG decoder.
     np.testing.assert_allclose(got, [distances[name] for name in names], atol=2e-5)
     np.testing.assert_allclose(got, [*distances.values()][:number], atol=2e-5)
 
@@ -113,7 +107,7 @@ def test_filters(server, collection, of):
 
 
 def half_an_upload(server) -> socket.socket:
-    """A connection on which more of the body is to come."""
+    """A connection that has sent only a part of its body."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     head = f"POST {NEIGHBOURS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     connection.sendall(f"{head}Content-Length: 1000\r\n\r\nx".encode())
@@ -121,9 +115,9 @@ def half_an_upload(server) -> socket.socket:
 
 
 def test_many_at_once(server, collection):
-    """Uploads, searches and pictures, while some uploads are not done and one is given up."""
+    """Uploads, searches and pictures at once; some uploads hang and one is given up."""
     half_an_upload(server).close()
-    slow = [half_an_upload(server) for _ in range(50)]  # more than there are threads
+    slow = [half_an_upload(server) for _ in range(50)]  # more than the server has threads
     source_ids = collection.source_ids
 
     def upload(source_id):
@@ -144,7 +138,7 @@ def test_many_at_once(server, collection):
 
 
 class Slow:
-    """An embedder that waits until it may go on, but for the first image."""
+    """An embedder that waits for permission, except for the first image."""
 
     def __init__(self, vector: np.ndarray) -> None:
         self.entered, self.go_on = threading.Semaphore(0), threading.Event()
@@ -158,7 +152,7 @@ class Slow:
 
 
 def test_searches_do_not_wait_for_images_that_are_embedded(server, collection):
-    """Also when there are more of those than threads."""
+    """Searches go on, also with more waiting images than threads."""
     index = SearchIndex.load(str(collection.folder / "index"))
     pictures = FilePictures(str(collection.folder / "images"))
     slow = Slow(index.vector(0))
@@ -187,7 +181,7 @@ def test_searches_do_not_wait_for_images_that_are_embedded(server, collection):
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file that declares this size, and holds one row of nothing."""
+    """A PNG file that declares this size and holds one row of nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -224,7 +218,7 @@ def test_too_large_a_file_is_refused_unread(server):
     connection.putrequest("POST", NEIGHBOURS)
     connection.putheader("Content-Type", "image/png")
     connection.putheader("Content-Length", str(MAX_UPLOAD + 1))
-    connection.endheaders()  # and no body
+    connection.endheaders()  # no body follows
     answer = connection.getresponse()
     assert answer.status == 413
     assert b"larger than 20 MB" in answer.read()
@@ -238,7 +232,7 @@ def test_too_large_a_file_of_unknown_size_is_refused(server):
     size = 1_000_000
     for _ in range(MAX_UPLOAD // size):
         connection.sendall(b"%x\r\n" % size + bytes(size) + b"\r\n")
-    connection.sendall(b"1\r\n0\r\n")  # one byte more, and no end
+    connection.sendall(b"1\r\n0\r\n")  # one more byte, and no end
     assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
     connection.close()
 
@@ -356,18 +350,18 @@ def test_says_when_it_is_ready(server):
 
 
 def test_ctrl_c_stops_at_once(collection):
-    """Also with an upload that is not done, which would never be."""
+    """Ctrl+C also works while an upload hangs that would never end."""
     server = Server(collection)
     try:
         with half_an_upload(server):
-            assert server.ask("/api/info").status == 200  # so the other has come in
+            assert server.ask("/api/info").status == 200  # so the hanging upload has arrived
             assert server.interrupt() == (0, "")
     finally:
         server.kill()
 
 
 def error(capsys, *flags: str) -> str:
-    """The one line of a command that fails for a mistake of use."""
+    """The only line of a command that fails because of a mistake of the user."""
     try:
         code = main(flags)
     except SystemExit as exit:
@@ -381,15 +375,15 @@ def error(capsys, *flags: str) -> str:
 
 def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     folder = collection.folder
-    model, index, data = f"--model={folder}", f"--index={folder}/index", f"--data={folder}/data"
-    free = "--port=0"
-    assert "--model" in error(capsys, index, data)
-    assert "--data --images" in error(capsys, model, index)
+    model, index = f"--model_dir={folder}", f"--index_dir={folder}/index"
+    data, free = f"--data_dir={folder}/data", "--port=0"
+    assert "--model_dir" in error(capsys, index, data)
+    assert "--data_dir --images" in error(capsys, model, index)
     assert "not allowed with" in error(capsys, model, index, data, "--images=x")
     assert "0 to 65535" in error(capsys, model, index, data, "--port=65536")
-    assert "no such folder" in error(capsys, "--model=nowhere", index, data, free)
-    assert "nowhere" in error(capsys, model, "--index=nowhere", data, free)
-    assert "nowhere" in error(capsys, model, index, "--data=nowhere", free)
+    assert "no such folder" in error(capsys, "--model_dir=nowhere", index, data, free)
+    assert "nowhere" in error(capsys, model, "--index_dir=nowhere", data, free)
+    assert "nowhere" in error(capsys, model, index, "--data_dir=nowhere", free)
     assert error(capsys, model, index, "--images=nowhere", free) == (
         "images nowhere: no such folder, and no manifest (.csv, .jsonl)"
     )
@@ -401,12 +395,13 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     )
     write_embeddings(tmp_path / "embeddings", unit_vectors(5, 12))
     build(directory=str(tmp_path / "other"), embeddings_dirs=[str(tmp_path / "embeddings")])
-    assert "search with that one" in error(capsys, model, f"--index={tmp_path}/other", data, free)
+    other = f"--index_dir={tmp_path}/other"
+    assert "search with that one" in error(capsys, model, other, data, free)
 
 
 def test_a_port_that_is_taken(capsys, server, collection):
     folder = collection.folder
-    flags = [f"--model={folder}", f"--index={folder}/index", f"--data={folder}/data"]
+    flags = [f"--model_dir={folder}", f"--index_dir={folder}/index", f"--data_dir={folder}/data"]
     port = f"--port={server.port}"
     line = error(capsys, *flags, port)
     assert line.startswith(f"--host=127.0.0.1 {port}: Address already in use")
@@ -415,7 +410,7 @@ def test_a_port_that_is_taken(capsys, server, collection):
 
 def test_warns_where_other_machines_reach_it(capsys, collection):
     folder = collection.folder
-    flags = [f"--model={folder}", f"--index={folder}/index", "--images=nowhere", "--port=0"]
+    flags = [f"--model_dir={folder}", f"--index_dir={folder}/index", "--images=nowhere", "--port=0"]
     assert main([*flags, "--host=0.0.0.0"]) == 2
     warning, _ = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: 0.0.0.0 is reached from other machines")
@@ -426,5 +421,5 @@ def test_make_serve_names_flags_that_there_are(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     help_text = capsys.readouterr().out
-    for flag in [*re.findall(r"--([a-z]+)=", recipe), *re.findall(r"call flag,([a-z]+)", recipe)]:
+    for flag in [*re.findall(r"--([a-z_]+)=", recipe), *re.findall(r"call flag,([a-z_]+)", recipe)]:
         assert f"--{flag}" in help_text

@@ -1,4 +1,4 @@
-"""What gin is given is checked before anything is called."""
+"""Gin bindings are checked before anything is called."""
 
 import typing
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_what_is_missing_is_named(line, missing):
 
 
 def test_what_a_caller_gives_and_what_nobody_calls_is_not_missed():
-    # labels come by position; without of, the loss is never called.
+    # Labels are passed by position; without them the loss is never called.
     checked(GOOD.replace("job.of = @loss", "").replace("loss.margin = 1", ""))
 
 

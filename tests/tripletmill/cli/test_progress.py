@@ -1,4 +1,4 @@
-"""On a terminal one line that updates, in a log few and plain ones."""
+"""Progress is one line that is updated on a terminal, and a few plain lines in a log."""
 
 import io
 
@@ -9,7 +9,7 @@ from tripletmill.cli.progress import Progress, duration
 
 
 class Unread(io.StringIO):
-    """A pipe that is closed at the other end."""
+    """A pipe whose other end is closed."""
 
     tries = 0
 
@@ -49,7 +49,7 @@ def test_log():
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_nobody_reads_any_more(monkeypatch, terminal):
-    """As after Ctrl+C, which ends `tee` too: work is not ended by what it says."""
+    """Ctrl+C also ends `tee`; a closed output must not end the work."""
     monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0)
     stream = Unread()
     stream.terminal = terminal

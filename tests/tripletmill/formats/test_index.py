@@ -1,4 +1,4 @@
-"""What is where: a data set that is whole, one that is not there, and one that is damaged."""
+"""Loading a data set that is whole, missing or damaged."""
 
 import json
 import shutil
@@ -108,15 +108,20 @@ def test_damaged_classes(copy):
         train.class_names()
 
 
-def test_lines(tmp_path, monkeypatch):
+def test_lines(tmp_path):
     path = tmp_path / "lines"
     rows = [{"name": name} for name in ("a", "line\u2028separator\r\x85", "", "x" * 40)]
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    for chunk in (1, 7, 2**20):
-        monkeypatch.setattr(index, "_CHUNK_BYTES", chunk)
+    # A file is read a megabyte at a time, so a long first line moves the end of a piece through the
+    # data; the longest ones lie in several pieces.
+    before_a_piece_ends = [2**20 - number for number in range(1, len(data) + 2)]
+    for length in (0, *before_a_piece_ends, 3 * 2**20):
+        long_line = b"x" * length
         for end in (len(data), len(data) - 1):
-            path.write_bytes(data[:end])
-            assert [json.loads(line) for line in read_lines(str(path))] == rows
+            path.write_bytes(long_line + b"\n" + data[:end])
+            first, *lines = read_lines(str(path))
+            assert first == long_line
+            assert [json.loads(line) for line in lines] == rows
     path.write_bytes(b"")
     assert list(read_lines(str(path))) == []
     path.write_bytes(b"\n\n")
@@ -125,7 +130,7 @@ def test_lines(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("split", SHARDS)
 def test_rows_that_lie_together(data_set, split):
-    """Of an index whose row groups end anywhere."""
+    """The row groups of the index may end anywhere."""
     info = load_info(str(data_set))
     columns = ["offset", "source_id"]
     whole = index.read_index(info, split, columns)

@@ -1,4 +1,4 @@
-"""What says what a folder holds: found, missing, of another version, not ours."""
+"""The info file of a folder: present, missing, of another version, or of another program."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The data set as others read it; runs the code of docs/data-format.md as it stands there."""
+"""Other readers open the data set. The code of docs/data-format.md runs here unchanged."""
 
 import io
 import json
@@ -27,7 +27,7 @@ TF_DATA, TFDS, ONE_IMAGE = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where data/photos is, as in the documentation."""
+    """A folder that contains data/photos, as in the documentation."""
     folder = tmp_path_factory.mktemp("readers")
     (folder / "data").mkdir()
     write_data_set(folder / "data/photos")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def ours(data_set: Path, split: str) -> list[dict]:
-    """Features of a split's images, read by this project."""
+    """The features of a split's images, read by this project."""
     found = []
     for shard in load_index(str(data_set), split).shards:
         with open(shard, "rb") as file:
@@ -66,8 +66,8 @@ def test_every_feature_in_tf_data(folder, split):
 
 
 def test_tfds(folder, tmp_path):
-    """One data set written by hand, with an empty shard, and one of the pipeline."""
-    from tests.fixtures.datasets import small_data_set  # brings Beam
+    """One data set is written by hand and has an empty shard; the other is from the pipeline."""
+    from tests.fixtures.datasets import small_data_set  # imports Beam
 
     data_sets = [folder / "data/photos", small_data_set(tmp_path, classes=4, images=3)]
     code = f"""
@@ -105,7 +105,7 @@ for data_set in sys.argv[1:]:
                 hexed = {k: v.hex() if isinstance(v, bytes) else v for k, v in values.items()}
                 expected.append(hexed)
             assert num_examples == len(expected) > 0
-            # It reads several shards at once.
+            # TFDS reads several shards at once, so the order may differ.
             assert sorted(images, key=itemgetter("image/source_id")) == sorted(
                 expected, key=itemgetter("image/source_id")
             )

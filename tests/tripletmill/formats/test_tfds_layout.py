@@ -1,4 +1,4 @@
-"""The two JSON files that TensorFlow Datasets reads (opening them with it was tried by hand)."""
+"""The two JSON files that TensorFlow Datasets reads."""
 
 import json
 
@@ -11,7 +11,7 @@ SPLITS = {
     "test": SplitInfo(shard_lengths=(1,), num_bytes=10),
 }
 EXTRA = {"settings": {"short_side": 256, "ratio": 0.5}, "format_version": 1, "text": "ü\n"}
-# Top-level keys that TFDS 4.9.10 knows; it refuses a file with any other.
+# TFDS 4.9.10 knows these top-level keys and refuses a file with any other.
 KNOWN = {
     *("alternativeFileFormats", "citation", "configDescription", "configName", "configTags"),
     *("dataSourceAccesses", "description", "disableShuffling", "downloadChecksums"),

@@ -1,4 +1,4 @@
-"""What `describe` prints."""
+"""The output of `describe`."""
 
 import shutil
 
@@ -79,7 +79,7 @@ def test_whole(data_set, capsys):
 
 
 def test_of_the_pipeline(tmp_path):
-    from tests.fixtures.datasets import small_data_set  # brings Beam
+    from tests.fixtures.datasets import small_data_set  # imports Beam
 
     lines = list(describe(str(small_data_set(tmp_path, classes=4, images=3))))
     assert [line.split()[:3] for line in lines[3:6]] == [
@@ -134,7 +134,7 @@ def test_names_of_any_kind(copy):
 
 
 def test_nothing_in_it(copy):
-    """As far as this command looks."""
+    """A data set that is empty as far as this command looks."""
     write_classes(copy, {})
     write_lines(copy / index.REJECTED_FILE, [])
 

@@ -1,6 +1,6 @@
 """The law of replicas: loss, gradients and weights do not depend on their number.
 
-Each number of replicas runs in a process of its own: replicas.py. One replica is this process.
+Each number of replicas runs in a process of its own (replicas.py); one replica runs in this one.
 """
 
 import functools
@@ -42,7 +42,7 @@ def on_one(loss: str, dtype: str) -> dict[str, np.ndarray]:
 
 
 def errors(found: dict[str, np.ndarray], case: Case) -> dict[str, float]:
-    """Largest difference to one replica, as a share of the largest number."""
+    """The largest difference to one replica, as a share of the largest number."""
     one = on_one(case.loss, case.dtype)
     return {
         key: np.abs(found[f"{case}/{key}"] - one[key]).max() / np.abs(one[key]).max()
@@ -88,14 +88,14 @@ def test_the_law_notices():
     for case in cases:
         wrong = errors(found, case)
         assert all(error > 0.01 for error in wrong.values()), (case, wrong)
-    # Its first loss is right: a law of the loss alone would not see it.
+    # The first loss is right, so a law about the loss alone would not see the fault.
     one = on_one("semihard", "float64")["losses"][0]
     several = found[f"{Case('semihard', mutant='stop_gathered')}/losses"][0]
     assert several == pytest.approx(one, rel=1e-10)
 
 
 def test_within_replicas_it_is_the_mean_of_their_losses():
-    """In the first step; in later ones a replica has no row, and a loss of 0."""
+    """In the first step; later, a replica has no row and a loss of 0."""
     case = Case("local")
     _, inputs, first, last = next(batches("int32", "float64", 2))
     outputs = make_model("float64")(inputs).numpy()

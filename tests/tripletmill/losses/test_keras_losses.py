@@ -1,4 +1,4 @@
-"""The losses as Keras's: configuration, saving, and what they refuse."""
+"""The losses as Keras classes: configuration, saving, and errors."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ LOSSES = [
 
 
 def linear_model(loss: keras.losses.Loss) -> keras.Model:
-    """Its outputs are its inputs."""
+    """A model whose outputs are its inputs."""
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(3, use_bias=False)])
     model.set_weights([np.eye(3)])
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
@@ -84,7 +84,7 @@ def test_labels_that_are_floats_are_refused(loss):
 
 @for_both
 def test_labels_that_float32_cannot_tell_apart(loss):
-    """Nor float64 the last ones."""
+    """Float64 cannot tell the last labels apart either."""
     expected = ORACLES[type(loss)](CLASSES, POINTS, margin=1.0, metric="L2")
     for labels in (2**24 + CLASSES, 2**53 + CLASSES):
         assert float(loss(labels, tf.constant(POINTS))) == pytest.approx(expected, rel=1e-6)

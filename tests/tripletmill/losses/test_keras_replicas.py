@@ -1,4 +1,4 @@
-"""The law of replicas through plain Keras, with a last batch that is smaller."""
+"""The law of replicas in plain Keras, with a smaller last batch."""
 
 import functools
 
@@ -19,7 +19,7 @@ def on_one(loss: str, rows: int) -> dict[str, np.ndarray]:
 
 
 def true_loss(loss: str, outputs: np.ndarray) -> float:
-    """Mean over batches, weighted by their rows as Keras does."""
+    """The mean over batches, weighted by their rows as Keras does it."""
     labels = data(len(outputs))[1]
     starts = range(0, len(outputs), BATCH)
     batches = [slice(start, start + BATCH) for start in starts]
@@ -30,7 +30,7 @@ def true_loss(loss: str, outputs: np.ndarray) -> float:
     return np.average(values, weights=[len(labels[batch]) for batch in batches])
 
 
-# 37 rows leave a last batch that replicas share unequally, 33 one that a replica has none of.
+# With 37 rows, the replicas have unequal shares of the last batch; with 33, one replica has none.
 @pytest.mark.parametrize(
     ("replicas", "losses"),
     [
@@ -50,4 +50,4 @@ def test_fit_does_not_depend_on_the_replicas(replicas, losses):
             np.testing.assert_allclose(run["evaluated"], true_loss(loss, run["outputs"]), rtol=1e-5)
         for key in one:
             np.testing.assert_allclose(several[key], one[key], rtol=0, atol=1e-5, err_msg=key)
-        assert np.ptp(one["history"]) > 0.001  # it did learn
+        assert np.ptp(one["history"]) > 0.001  # the model learned

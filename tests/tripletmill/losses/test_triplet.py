@@ -1,4 +1,4 @@
-"""The losses against a brute-force oracle and by hand."""
+"""The losses, compared with a brute-force oracle and with values computed by hand."""
 
 import functools
 
@@ -136,19 +136,19 @@ def test_metric_may_be_a_callable(rule, jit_compile):
 
 
 def cosine(x, y):
-    """Undefined at zero."""
+    """A metric that is undefined at zero."""
     return 1 - tf.reduce_sum(x * y, -1) / (tf.norm(x, axis=-1) * tf.norm(y, axis=-1))
 
 
 def euclidean(x, y):
-    """Without a gradient between equal points."""
+    """A metric without a gradient between equal points."""
     return tf.norm(x - y, axis=-1)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 def test_metric_may_be_undefined_where_no_triplet_is(rule, jit_compile):
-    for rows in (100,) if jit_compile else (8, 64, 100):  # XLA takes 5 s for each
+    for rows in (100,) if jit_compile else (8, 64, 100):  # XLA takes 5 s for each size
         labels = np.arange(rows) % (rows // 3)  # some classes have one more than others
         x = normal(labels)
         for metric, name in ((cosine, "angular"), (euclidean, "L2")):
@@ -187,7 +187,8 @@ def test_types_are_kept_and_the_short_ones_computed_in_float32(loss, dtype, tole
     )
 
 
-# Computed with TensorFlow Addons 0.23 on TensorFlow 2.15: hard, hard with soft=True, semi-hard.
+# TensorFlow Addons 0.23 on TensorFlow 2.15 computed these values: hard, hard with soft=True, semi-
+# hard.
 ADDONS = {
     "L2": (2.9073879718780518, 2.058124542236328, 0.8837950229644775),
     "squared-L2": (12.285259246826172, 11.285344123840332, 0.47821176052093506),
@@ -245,7 +246,7 @@ def test_labels_of_any_integer_type_and_size():
         np.array([[4], [4], [-4], [-4]], np.int16),
         np.array([0, 0, 2**32 - 1, 2**32 - 1], np.uint32),
         np.array([2**24, 2**24, 2**24 + 1, 2**24 + 1]),
-        np.array([2**40, 2**40, 2**41, 2**41]),  # alike in their lower 32 bits
+        np.array([2**40, 2**40, 2**41, 2**41]),  # equal in their lower 32 bits
         np.array([2**62, 2**62, 2**62 + 1, 2**62 + 1]),
     ):
         assert float(triplet_hard_loss(labels, x)) == expected
@@ -276,9 +277,9 @@ def test_by_hand():
 
 
 def test_semihard_negative_is_strictly_farther():
-    """Anchor 0: the positive and the negative at -2 are equally far, so it is the one at 5.
+    """For anchor 0, positive and negative at -2 are equally far, so the negative is the one at 5.
 
-    Terms, margin 4, for 0 -> 2: 4 + 2 - 5 = 1; for 2 -> 0: 4 + 2 - 3 = 3, 5 being 3 away.
+    Terms at margin 4: for 0 -> 2: 4 + 2 - 5 = 1; for 2 -> 0: 4 + 2 - 3 = 3, since 5 is 3 away.
     """
     result = semihard_triplets([0, 0, 1, 2], tf.constant([[0.0], [2.0], [-2.0], [5.0]]), margin=4.0)
     np.testing.assert_allclose(
@@ -379,9 +380,9 @@ def test_gradient_of_equal_points_by_hand():
 
 
 def test_near_duplicates_keep_their_precision():
-    """1000 and 1000.001: from squares of a million, their distance would come out as 0 or 0.25.
+    """From squares of a million, the distance of 1000 and 1000.001 would come out as 0 or 0.25.
 
-    Terms, margin 3: 3 + 0.001 - 3 and 3 + 0.001 - 2.999, as near as float32 comes to 1000.001.
+    Terms at margin 3: 3 + 0.001 - 3 and 3 + 0.001 - 2.999, as near as float32 comes to 1000.001.
     """
     x = np.array([[1000.0], [1000.001], [1003.0]], np.float32)
     exact = triplet_oracle.hard([0, 0, 1], x, margin=3.0, metric="L2")
@@ -405,13 +406,13 @@ def test_soft_margin_does_not_overflow(metric):
 @pytest.mark.parametrize("metric", [*METRICS, manhattan])
 @pytest.mark.parametrize("rule", RULES)
 def test_nan_is_not_hidden_wherever_it_is(rule, metric, jit_compile):
-    labels = [0, 0, 1, 1, 2]  # the last is in no triplet of its own
+    labels = [0, 0, 1, 1, 2]  # the last label is alone, so it is no anchor
     options = {"distance_metric": metric, "jit_compile": jit_compile, **RULES[rule]}
     for row in range(5):
         for bad in (np.nan, np.inf, -np.inf):
             x = normal(labels).astype(np.float32)
             x[row, 1] = bad
-            x[4] += 100  # far from all others
+            x[4] += 100  # the last point is far from all others
             assert np.isnan(batch_triplets(labels, x, **options).loss)
 
 
@@ -428,16 +429,17 @@ def test_tiles_do_not_show(monkeypatch, rule, jit_compile):
     x = normal(labels)
     options = {"jit_compile": jit_compile, **RULES[rule]}
 
-    def value_and_gradient():
-        triplet_sums._function.cache_clear()
-        return gradient_of(lambda x: batch_triplets(labels, x, **options).loss, x), [
-            batch_triplets(labels, x, **options).costliest.term.numpy()
-        ]
+    def gradient_and_terms():
+        embeddings = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(embeddings)
+            triplets = batch_triplets(labels, embeddings, **options)
+        return tape.gradient(triplets.loss, embeddings), triplets.costliest.term
 
-    whole = value_and_gradient()
+    whole = gradient_and_terms()
+    # Within a tf.function the loss is traced anew for a batch of this size, so it sees the setting.
     monkeypatch.setattr(triplet_sums, "TILE_SIZE", 1)  # three tiles of 50 anchors
-    in_tiles = value_and_gradient()
-    triplet_sums._function.cache_clear()
+    in_tiles = tf.function(gradient_and_terms)()
     np.testing.assert_allclose(in_tiles[0], whole[0], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(in_tiles[1], whole[1], rtol=1e-12)
     expected = triplet_oracle.loss(labels, x, margin=1.0, metric="L2", **RULES[rule])

@@ -1,4 +1,4 @@
-"""What a TPU asks of the training step: XLA compiles it, every shape in it is known, memory stays.
+"""What a TPU needs of the training step: XLA compiles it, shapes are known, memory is bounded.
 
 Nothing here needs a TPU; `make tpu-check` asks the TPU's own compiler (docs/tpu.md).
 """
@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.tpu_check.cases import product
-from benchmarks.tpu_check.compile import needed
-from benchmarks.tpu_check.export import LoneReplica
+from tools.tpu_check.cases import product
+from tools.tpu_check.compile import needed
+from tools.tpu_check.export import LoneReplica
 from trainer.models.embedding_model import build_model
 from tripletmill.errors import UsageError
 from tripletmill.losses import triplet_sums
@@ -30,7 +30,8 @@ ROWS, DIM, SIDE, REPLICAS = len(LABELS), 8, 16, 3
 HARD = {"positive": "hard", "negative": "hard"}
 SEMIHARD = {"positive": "all", "negative": "semihard"}
 
-# Ops whose result's shape depends on values, or that XLA or the TPU has not, or not in B x B.
+# These ops have a result whose shape depends on values, or XLA or the TPU does not have them, or
+# has them only in B x B.
 FORBIDDEN = re.compile(
     r"Unique.*|Where|LowerBound|UpperBound|TensorArray.*|.*TensorList.*|StatelessShuffle"
     r"|RandomShuffle|(Eager|Stateless)?PyFunc.*|DynamicPartition|ListDiff|SegmentSum"
@@ -57,7 +58,7 @@ def name_of(option: dict) -> str:
 
 
 def loss_and_gradient(labels, embeddings, *, lone: bool = True, **option):
-    """As the last of some replicas; those before it send zeros."""
+    """Computes as the last of several replicas; the replicas before it send zeros."""
 
     def loss():
         return batch_triplets(labels, embeddings, margin=0.5, **option).loss
@@ -78,6 +79,8 @@ def random_embeddings(dtype=np.float32) -> tf.Tensor:
 
 @pytest.fixture(autouse=True)
 def _fresh_traces():
+    # Once the loss was traced for batches of unknown size, TensorFlow takes that trace for batches
+    # of known size, too.
     triplet_sums._function.cache_clear()
 
 
@@ -153,7 +156,7 @@ def test_unknown_batch_size_gives_the_same(option):
 
 
 def nodes(function: tf.types.experimental.ConcreteFunction) -> Iterator:
-    """The nodes of a function and of those that it calls, with the shapes of their outputs."""
+    """The nodes of a function and of all that it calls, with the shapes of their outputs."""
     graph = function.graph.as_graph_def(add_shapes=True)
     yield from graph.node
     for called in graph.library.function:
@@ -161,7 +164,7 @@ def nodes(function: tf.types.experimental.ConcreteFunction) -> Iterator:
 
 
 def complaints(function: tf.types.experimental.ConcreteFunction) -> list[str]:
-    """What a TPU would not compile."""
+    """The reasons for which a TPU would not compile a function."""
     found = []
     for node in nodes(function):
         if FORBIDDEN.fullmatch(node.op):
@@ -187,7 +190,8 @@ def test_whole_step_has_known_shapes_and_allowed_ops(model, option):
     )
     assert complaints(function) == []
     ops = {node.op for node in nodes(function)}
-    assert {"Conv2DBackpropFilter", "StatelessWhile", "MatMul"} <= ops  # all of it was seen
+    # So the whole step was looked at.
+    assert {"Conv2DBackpropFilter", "StatelessWhile", "MatMul"} <= ops
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=name_of)
@@ -245,7 +249,7 @@ def test_int32_labels_stay_int32():
 
 
 def largest_array(function: Callable, rows: int) -> int:
-    """Elements of the largest array that XLA's compiled code for the CPU speaks of."""
+    """The number of elements of the largest array in XLA's compiled code for the CPU."""
     hlo = tf.function(function, jit_compile=True).experimental_get_compiler_ir(
         tf.TensorSpec([rows], tf.int32), tf.TensorSpec([rows, DIM])
     )(stage="optimized_hlo")
@@ -323,7 +327,7 @@ def test_memory_is_read_out_of_a_refusal():
     ("flags", "message"),
     [
         (["--batch=8,x"], "argument --batch: 'x': whole numbers, 1 or more; see --help"),
-        (["--loss=easy"], "argument --loss: 'easy': of semihard, hard; see --help"),
+        (["--loss=easy"], "argument --loss: 'easy': choose from semihard, hard; see --help"),
         (["--size=8"], "unrecognized arguments: --size=8; see --help"),
         (["--jax_python=no/python"], "--jax_python no/python: No such file or directory"),
         (
@@ -336,7 +340,7 @@ def test_mistakes_are_said_in_one_line(flags, message, tmp_path):
     without_jax = tmp_path / "python"
     without_jax.write_text("#!/bin/sh\nexit 1\n")
     without_jax.chmod(0o755)
-    command = [sys.executable, "-m", "benchmarks.tpu_check", f"--jax_python={without_jax}", *flags]
+    command = [sys.executable, "-m", "tools.tpu_check", f"--jax_python={without_jax}", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 

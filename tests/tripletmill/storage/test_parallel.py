@@ -1,4 +1,4 @@
-"""Results come in order, not too far ahead, and an error is not lost."""
+"""Results come in order and not too far ahead, and errors are raised."""
 
 import pytest
 from hypothesis import given
@@ -31,5 +31,5 @@ def test_an_error_comes_in_its_place_and_ends_it():
     seen: list[int] = []
     with pytest.raises(ValueError, match="forty"):
         seen.extend(map_ahead(work, range(1000), threads=3))
-    # Those that its thread took with it are lost.
+    # The items that its thread had already taken are lost.
     assert seen == list(range(40 // AT_ONCE * AT_ONCE))

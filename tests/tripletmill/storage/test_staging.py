@@ -1,4 +1,4 @@
-"""Shards of a bucket brought to a local disk, against a live emulator and faults before it."""
+"""Shards are copied from a bucket to a local disk, with a live emulator and with faults."""
 
 import builtins
 import contextlib
@@ -19,17 +19,9 @@ import google_crc32c
 import numpy as np
 import pytest
 
+from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import go_emulator
-from tests.fixtures.cloud.faults import (
-    DOWNLOAD,
-    HANG,
-    RESET,
-    FaultyProxy,
-    Rule,
-    cut,
-    slow,
-    status,
-)
+from tests.fixtures.cloud.faults import DOWNLOAD, HANG, RESET, FaultyProxy, Rule, cut, slow, status
 from tests.fixtures.cloud.loopback import Message
 from tests.fixtures.datasets import small_data_set
 from tripletmill.errors import UsageError
@@ -39,7 +31,7 @@ from tripletmill.storage.staging import stage
 
 BUCKET = "sets"
 SHARD = r"tfrecord-\d"
-SECONDS = 120  # more than anything here takes, and less than a slow answer
+SECONDS = 120  # longer than anything here takes, and shorter than a slow answer
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,7 @@ def emulator():
 
 
 def put(emulator, folder, *, sizes=(50_000,) * 8, seed=0, split="train"):
-    """The index of a data set of random bytes, and the shards' bytes by name."""
+    """Puts random shards into the bucket; returns the data set's index and the shards by name."""
     rng = np.random.default_rng(seed)
     data = [rng.bytes(size) for size in sizes]
     info = DatasetInfo(
@@ -79,22 +71,6 @@ def put(emulator, folder, *, sizes=(50_000,) * 8, seed=0, split="train"):
 
 
 @contextlib.contextmanager
-def client_of(endpoint, monkeypatch):
-    """Storage of this process leads to the endpoint."""
-    with monkeypatch.context() as patched:
-        for name, value in endpoint.environment().items():
-            patched.setenv(name, value)
-        for cached in (bucket._client, bucket._retry):
-            cached.cache_clear()
-        try:
-            yield
-        finally:
-            bucket._client().close()
-            for cached in (bucket._client, bucket._retry):
-                cached.cache_clear()
-
-
-@contextlib.contextmanager
 def proxied(emulator, monkeypatch, rules=(), proxy_class=FaultyProxy):
     with (
         proxy_class(emulator.url, rules) as proxy,
@@ -113,7 +89,7 @@ def fetched(proxy, kind=None):
 
 
 def lying(folder):
-    """Bytes of the files in the one data set that is staged in a folder, lock aside."""
+    """The bytes of the files in the only data set staged in a folder, without the lock file."""
     [target] = Path(folder).iterdir()
     return {p.name: p.read_bytes() for p in target.iterdir() if p.name != ".lock"}
 
@@ -128,7 +104,7 @@ def begin(endpoint, index, folder, log, dies=""):
 
 
 def _main(environment, index, folder, log, dies):
-    """Stages; `dies` names the moment at which the process is killed."""
+    """Stages in a process; `dies` names the moment at which the process is killed."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = open(log, "w")  # noqa: SIM115
@@ -136,11 +112,17 @@ def _main(environment, index, folder, log, dies):
     def killed(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    atomic_file, write, replace = staging.storage.atomic_file, staging._Shard.write, os.replace
+    atomic_file, extend, replace = storage.atomic_file, google_crc32c.extend, os.replace
+    written: list[int] = []
+
+    def dies_after_some_bytes(crc32c: int, data: bytes) -> int:
+        written.append(len(data))
+        return extend(crc32c, data) if sum(written) < 20_000 else killed()
+
     if dies == "opening":
-        staging.storage.atomic_file = lambda path: killed() or atomic_file(path)
+        storage.atomic_file = lambda path: killed() or atomic_file(path)
     if dies == "writing":
-        staging._Shard.write = lambda s, d: write(s, d) if s.received < 20_000 else killed()
+        google_crc32c.extend = dies_after_some_bytes
     if dies == "syncing":
         os.fsync = killed
     if dies == "renaming":
@@ -200,7 +182,7 @@ def test_a_whole_data_set(emulator, monkeypatch, tmp_path, capsys):
 
 
 def test_where_a_copy_belongs(emulator, monkeypatch, tmp_path):
-    """The same data set elsewhere shares it, another never."""
+    """A copy of the same data set in another place is shared, a copy of another set never."""
     first, shards = put(emulator, "first")
     moved, _ = put(emulator, "moved")
     other, _ = put(emulator, "other", seed=1)
@@ -259,7 +241,7 @@ def test_faults_in_between(emulator, monkeypatch, tmp_path, capsys):
 
 
 def test_a_line_that_breaks_all_the_time(emulator, monkeypatch, tmp_path):
-    """More often than retries would last: what has arrived is not asked for again."""
+    """The connection breaks more often than retries allow; no byte is asked for twice."""
     index, shards = put(emulator, "breaks", sizes=(120_000,))
     monkeypatch.setattr(bucket, "RETRY_SECONDS", 0.5)
     with proxied(emulator, monkeypatch, [Rule(cut(10_000), path=DOWNLOAD)]) as proxy:
@@ -269,7 +251,7 @@ def test_a_line_that_breaks_all_the_time(emulator, monkeypatch, tmp_path):
 
 
 class Flipping(FaultyProxy):
-    """Changes the last byte of one shard's body, after the other rules."""
+    """Changes the last byte of one shard's body, after the other rules were applied."""
 
     def forward(self, request, message):
         answer = super().forward(request, message)
@@ -281,7 +263,7 @@ class Flipping(FaultyProxy):
 
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_bytes_that_change_on_their_way(emulator, monkeypatch, tmp_path, broken_off):
-    """Also after a break: the library's own checksum does not look at such a download."""
+    """Also after a break, when the library does not check the checksum of the download."""
     index, shards = put(emulator, "flipped")
     rules = [Rule(cut(40_000), name="00003-of", path=DOWNLOAD, first=1)] if broken_off else []
     with (
@@ -301,23 +283,27 @@ def test_bytes_that_change_on_their_way(emulator, monkeypatch, tmp_path, broken_
     assert lying(tmp_path) == shards
 
 
-def test_nothing_is_taken_once_nobody_waits(monkeypatch, tmp_path):
-    """A download that is still on its way when another has failed."""
-    shard = staging._Shard("gs://sets/a", str(tmp_path / "a"), 3, None)
-    closing = threading.Thread(target=shard.close)
-    atomic_file = storage.atomic_file
+def test_nothing_is_taken_once_nobody_waits(emulator, monkeypatch, tmp_path):
+    """When a download has failed, one that is just opening its file leaves nothing behind."""
+    index, _ = put(emulator, "late", sizes=(50_000, 50_000))
+    atomic_file, opening = storage.atomic_file, threading.Event()
 
     def slow(path):
-        closing.start()
-        time.sleep(0.2)
+        opening.set()
+        time.sleep(1)
         return atomic_file(path)
 
+    def first_fails(request):
+        if not re.search(DOWNLOAD, request.path) or "00000-of" not in request.name:
+            return None
+        assert opening.wait(SECONDS)
+        return status(404)
+
     monkeypatch.setattr(storage, "atomic_file", slow)
-    shard.write(b"ab")
-    closing.join()
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="nobody waits"):
-        shard.write(b"c")
+    with proxied(emulator, monkeypatch, first_fails), pytest.raises((OSError, UsageError)):
+        stage(index, folder=str(tmp_path))
+    assert opening.is_set()
+    assert lying(tmp_path) == {}
 
 
 @pytest.mark.parametrize("change", ["bytes", "gone"])
@@ -337,7 +323,7 @@ def test_wrong_in_the_bucket(emulator, monkeypatch, tmp_path, change):
 
 
 def test_without_checksums_in_the_data_set(emulator, monkeypatch, tmp_path):
-    """An older one: the bucket's own count."""
+    """An older data set has no checksums, so those of the bucket are used."""
     index, shards = put(emulator, "older")
     index = dataclasses.replace(index, info=dataclasses.replace(index.info, shard_crc32c={}))
     with (
@@ -366,7 +352,7 @@ def test_network_that_stays_down(emulator, monkeypatch, tmp_path, code, kept, me
     assert "the same command goes on from there" in str(raised.value)
     assert str(raised.value).startswith("[Errno ")
     assert raised.value.filename in index.shards
-    assert len(fetched(proxy)) < 40  # those that had not begun were left
+    assert len(fetched(proxy)) < 40  # downloads that had not begun were not started
     assert kept <= len(finished(tmp_path)) <= 3
     assert lying(tmp_path).items() <= shards.items()
 
@@ -415,7 +401,7 @@ def test_killed_again_and_again(emulator, tmp_path):
 
 
 def test_interrupted(emulator, tmp_path):
-    """Ends though answers are to come and shards to be begun; what is finished stays."""
+    """Ctrl+C ends the process although downloads are running or waiting; finished shards stay."""
     index, shards = put(emulator, "interrupted", sizes=(30_000,) * 40)
     with FaultyProxy(emulator.url, [Rule(slow(4 * SECONDS), path=DOWNLOAD, skip=3)]) as late:
         process = begin(late, index, tmp_path / "cache", tmp_path / "log")
@@ -490,7 +476,7 @@ def test_too_small_a_disk(emulator, monkeypatch, tmp_path):
         assert not fetched(proxy)
         [target] = tmp_path.iterdir()
         name = next(iter(shards))
-        (target / name).write_bytes(shards[name])  # needs no room any more
+        (target / name).write_bytes(shards[name])  # this shard needs no more space
         stage(index, folder=str(tmp_path))
     assert lying(tmp_path) == shards
 
@@ -531,11 +517,11 @@ def test_odd_folders(emulator, monkeypatch, tmp_path):
         odd = tmp_path / "ä [b] *" / "%20 #?"
         staged = stage(index, folder=f"{odd}/")
         assert lying(odd) == shards
-        # A copy that is whole needs no lock, so nobody has to be able to write there.
+        # A complete copy needs no lock, so nobody needs the right to write there.
         os.remove(Path(staged.shards[0]).parent / ".lock")
         assert stage(index, folder=str(odd)).shards == staged.shards
         assert not (Path(staged.shards[0]).parent / ".lock").exists()
-        # A folder where a shard belongs
+        # There is a folder in the place of a shard.
         os.remove(staged.shards[2])
         os.mkdir(staged.shards[2])
         with pytest.raises(UsageError, match=r"00002-of-00008: cannot be written"):

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""A file or folder is written whole or not at all."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_a_folder_or_nothing(tmp_path):
 
 @pytest.mark.parametrize("killed", ["while it was filled", "between the renames", "at the end"])
 def test_a_folder_after_a_kill(tmp_path, killed):
-    """What was left behind goes; what was there stays until the new one is whole."""
+    """Leftovers are removed, and the old folder stays until the new one is complete."""
     old, made, former = (tmp_path / name for name in ("a", "a.partial", "a.former"))
     for folder in (old, made) if killed == "while it was filled" else (former, made):
         folder.mkdir()

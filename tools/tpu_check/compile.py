@@ -1,6 +1,8 @@
-"""Compiles HLO for a TPU v5e, with libtpu on the CPU. Run under jax, without TensorFlow.
+"""Compiles HLO for a TPU v5e with libtpu on the CPU.
 
-python -m benchmarks.tpu_check.compile HLO    (prints JSON: a Compiled)
+Runs in an environment with jax and without TensorFlow. Prints a Compiled as JSON.
+
+python -m tools.tpu_check.compile HLO_FILE
 """
 
 import dataclasses
@@ -14,24 +16,25 @@ from pathlib import Path
 from typing import Any
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Two wordings; the second one speaks of temporaries alone.
+# The compiler's two messages for too little memory. The second one counts only temporaries.
 _REFUSED = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
     re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
 )
-_CAPACITY = 15.75 * 2**30  # as those messages say
+_CAPACITY = 15.75 * 2**30  # bytes, as these messages say
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """How the compiler answered.
+    """The compiler's answer.
 
     Attributes:
-      seconds: that it took.
-      memory: bytes in use at once: arguments, temporaries, results of their own, code. Where the
-        compiler refused for memory, what it said that it needs.
-      fits: whether it compiled and the chip has that memory.
-      error: any other refusal, in one line.
+      seconds: the time of the compilation.
+      memory: bytes in use at once: arguments, temporaries, results that do not share an argument's
+        memory, and code. If the compiler refused the step for its memory, this is the need that
+        the message states.
+      fits: whether the step was compiled and the chip has enough memory for it.
+      error: any other failure, in one line; empty if there was none.
     """
 
     seconds: float
@@ -42,7 +45,7 @@ class Compiled:
 
 def compile_hlo(hlo: bytes) -> Compiled:
     """Compiles a serialized HLO module for one v5e chip."""
-    # So that libtpu asks no metadata server, looks for no chip, and leaves room for another one.
+    # With these, libtpu asks no metadata server, looks for no chip, and allows a second libtpu.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
         TPU_ACCELERATOR_TYPE="v5litepod-1",
@@ -59,7 +62,7 @@ def compile_hlo(hlo: bytes) -> Compiled:
     start = time.monotonic()
     try:
         stats = _compile(hlo, chip).get_compiled_memory_stats()
-    except Exception as error:  # the class differs between versions of jax
+    except Exception as error:  # its class depends on the version of jax
         seconds, message = time.monotonic() - start, str(error)
         if (memory := needed(message)) is not None:
             return Compiled(seconds, memory)
@@ -75,15 +78,18 @@ def compile_hlo(hlo: bytes) -> Compiled:
 
 
 def needed(message: str) -> float | None:
-    """Bytes that a step needs, as the compiler refuses it; None where it says no memory."""
+    """Returns the bytes that a step needs, from the compiler's error message.
+
+    Returns None if the message is not about memory.
+    """
     for pattern in _REFUSED:
-        if found := pattern.search(message):
-            return float(found[1]) * _UNITS[found[2]]
+        if match := pattern.search(message):
+            return float(match[1]) * _UNITS[match[2]]
     return None
 
 
 def _compile(hlo: bytes, chip: Any) -> Any:
-    # jax has no public way in for HLO that it did not make.
+    # jax has no public function that compiles HLO of another framework.
     import numpy as np
     from jax._src.interpreters import mlir
     from jaxlib import _jax, xla_client
@@ -91,7 +97,8 @@ def _compile(hlo: bytes, chip: Any) -> Any:
 
     text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
     module = ir.Module.parse(text, mlir.make_ir_context())
-    # XLA's importer makes copies that its own exporter does not know; they change nothing.
+    # XLA's importer adds copy operations that its exporter does not know. They have no effect, so
+    # they are removed.
     copies = [op for op in _operations(module.operation) if op.name == "mhlo.copy"]
     for copy in copies:
         copy.results[0].replace_all_uses_with(copy.operands[0])
@@ -103,6 +110,7 @@ def _compile(hlo: bytes, chip: Any) -> Any:
 
 
 def _operations(operation: Any) -> Iterator[Any]:
+    """Yields all operations inside an operation, at any depth."""
     for region in operation.regions:
         for block in region.blocks:
             for inner in block.operations:

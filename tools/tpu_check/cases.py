@@ -1,4 +1,4 @@
-"""What is compiled: a training step of one replica among several."""
+"""The cases that are compiled: the training step of one replica among several."""
 
 import dataclasses
 import itertools
@@ -13,17 +13,17 @@ PRECISIONS = ("default", "highest")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One step.
+    """A training step.
 
     Attributes:
-      backbone: as `build_model` takes it.
+      backbone: the name that `build_model` takes.
       loss: one of LOSSES.
-      dtype: of the backbone; the loss is float32.
-      matmul: precision of float32 matmuls and convolutions, one of PRECISIONS.
+      dtype: the dtype of the backbone, one of DTYPES. The loss is always computed in float32.
+      matmul: the precision of float32 matmuls and convolutions, one of PRECISIONS.
       batch: images of this replica.
-      replicas: how many there are.
+      replicas: the number of replicas.
       image_size: pixels.
-      embedding_dim: D.
+      embedding_dim: D, the dimensions of an embedding.
     """
 
     backbone: str = "small_conv"
@@ -37,21 +37,21 @@ class Case:
 
     @property
     def global_batch(self) -> int:
-        """Images of all replicas."""
+        """Images of all replicas together."""
         return self.batch * self.replicas
 
     def to_json(self) -> str:
-        """For the command line of the process that exports it."""
+        """Returns the case as JSON, for the command line of the process that exports it."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Case":
-        """The inverse of to_json."""
+        """Returns the case that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
 _RESNET = Case(backbone="resnet50", dtype="bfloat16", image_size=224, embedding_dim=128)
-# What `make tpu-check` compiles; the slow ones begin first.
+# What `make tpu-check` compiles. Cases that compile slowly come first.
 DEFAULTS = (
     dataclasses.replace(_RESNET, replicas=256),
     dataclasses.replace(_RESNET, dtype="float32"),
@@ -68,10 +68,15 @@ DEFAULTS = (
 
 
 def product(choices: Mapping[str, Sequence[Any]]) -> list[Case]:
-    """Every combination of some attributes' values; the others by the backbone."""
+    """Returns every combination of the given values.
+
+    Args:
+      choices: values for some attributes of a Case. Other attributes get defaults, which depend on
+        the backbone.
+    """
     cases = []
     for values in itertools.product(*choices.values()):
         given = dict(zip(choices, values, strict=True))
-        start = Case() if given.get("backbone", "small_conv") == "small_conv" else _RESNET
-        cases.append(dataclasses.replace(start, **given))
+        default = Case() if given.get("backbone", "small_conv") == "small_conv" else _RESNET
+        cases.append(dataclasses.replace(default, **given))
     return cases

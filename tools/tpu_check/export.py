@@ -1,13 +1,15 @@
-"""Writes the HLO of a replica's training step. Run under TensorFlow, one process a case.
+"""Writes the HLO of one replica's training step.
 
-python -m benchmarks.tpu_check.export CASE OUT
+Runs under TensorFlow, with a new process for each case.
+
+python -m tools.tpu_check.export CASE OUT
 """
 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.tpu_check.cases import Case
+from tools.tpu_check.cases import Case
 from tripletmill.cli.notices import import_tensorflow
 from tripletmill.errors import UsageError
 
@@ -23,10 +25,9 @@ _TRIPLETS = {"semihard": semihard_triplets, "hard": hard_triplets}
 
 
 class LoneReplica(tf.distribute.ReplicaContext):
-    """One TPU replica of several, the others' rows being arguments of the compiled function.
+    """One of several TPU replicas. The rows of the other replicas are arguments of the function.
 
-    Only collectives are replaced. What `tripletmill.losses.global_batch` does around them is
-    compiled.
+    Only the collectives are replaced. The code of global_batch around them is compiled.
     """
 
     def __init__(self, replica: int | tf.Tensor, replicas: int) -> None:
@@ -44,30 +45,31 @@ class LoneReplica(tf.distribute.ReplicaContext):
         return self._replicas
 
     def all_gather(self, value: tf.Tensor, axis: int, options: object = None) -> tf.Tensor:
-        """[b, ...] of each replica -> [B, ...], as TPUStrategy does it: zeros, but for one's own.
+        """Gathers [b, ...] of each replica to [B, ...], the way TPUStrategy does it.
 
-        Those are then summed over the replicas.
+        Each replica puts its rows into a tensor of zeros; the sum over the replicas holds all rows.
         """
         assert axis == 0
-        own = tf.one_hot(self.replica_id_in_sync_group, self._replicas, dtype=value.dtype)
-        placed = tf.reshape(own, [-1, *[1] * value.shape.rank]) * value[None]
-        summed = self.all_reduce(tf.distribute.ReduceOp.SUM, placed)
+        mask = tf.one_hot(self.replica_id_in_sync_group, self._replicas, dtype=value.dtype)
+        padded = tf.reshape(mask, [-1, *[1] * value.shape.rank]) * value[None]
+        summed = self.all_reduce(tf.distribute.ReduceOp.SUM, padded)
         return tf.reshape(summed, [self._replicas * value.shape[0], *value.shape[1:]])
 
     def all_reduce(
         self, reduce_op: tf.distribute.ReduceOp, value: tf.Tensor, options: object = None
     ) -> tf.Tensor:
-        """The sum of this replica's value and what the others' come to, of the same shape."""
-        with tf.init_scope():  # so captured: an argument, which the compiler cannot foresee
+        """Returns this replica's value plus the sum of the others', which has the same shape."""
+        # A tensor of init_scope becomes an argument, whose value the compiler does not know.
+        with tf.init_scope():
             others = tf.zeros(value.shape, value.dtype)
         return value + others
 
 
 def step_hlo(case: Case) -> bytes:
-    """The serialized HLO of embedding, loss, gradients and an AdamW step.
+    """Returns the serialized HLO of a step: embedding, loss, gradients and an AdamW update.
 
     Raises:
-      UsageError: a backbone that does not exist, or does not take the image size.
+      UsageError: the backbone does not exist or does not accept the image size.
     """
     tf.config.experimental.enable_tensor_float_32_execution(case.matmul == "default")
     if case.dtype == "bfloat16":

@@ -1,4 +1,6 @@
-"""Which batches fit a TPU v5e: compiles training steps with libtpu and prints a table.
+"""Shows which batches fit a TPU v5e, without a TPU: docs/tpu.md.
+
+Compiles one replica's training step with libtpu on the CPU, and prints the memory that it needs.
 
 make tpu-check
 make tpu-check ARGS='--backbone=resnet50 --dtype=bfloat16 --batch=128,256 --replicas=8'
@@ -13,9 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from benchmarks.tpu_check import cases
-from benchmarks.tpu_check.cases import Case
-from benchmarks.tpu_check.compile import Compiled
+from tools.tpu_check import cases
+from tools.tpu_check.cases import Case
+from tools.tpu_check.compile import Compiled
 from tripletmill.cli.arguments import Parser, positive
 from tripletmill.errors import UsageError
 
@@ -34,7 +36,7 @@ _COLUMNS = (
 
 
 class _ProcessError(Exception):
-    """A process ended otherwise than by a mistake of the user."""
+    """A child process failed, and the reason is not a mistake of the user."""
 
 
 def _list_of(kind: Callable[[str], object]) -> Callable[[str], list[object]]:
@@ -47,7 +49,7 @@ def _list_of(kind: Callable[[str], object]) -> Callable[[str], list[object]]:
 def _one_of(known: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in known:
-            raise argparse.ArgumentTypeError(f"{text!r}: of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(known)}")
         return text
 
     return parse
@@ -55,28 +57,33 @@ def _one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(
-        prog="python -m benchmarks.tpu_check",
-        description="Compiles a replica's training step for a TPU v5e and prints the memory it"
-        " takes. Values may be lists, as in --batch=128,256: every combination is compiled.",
+        prog="python -m tools.tpu_check",
+        description="Compiles one replica's training step for a TPU v5e and prints the memory that"
+        " it needs. A value may be a list, as in --batch=128,256; every combination is compiled.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     for name, kind, text in (
         ("backbone", str, "small_conv, efficientnet_lite0 or a network of keras.applications"),
-        ("loss", _one_of(cases.LOSSES), ", ".join(cases.LOSSES)),
-        ("dtype", _one_of(cases.DTYPES), f"of the backbone: {', '.join(cases.DTYPES)}"),
+        ("loss", _one_of(cases.LOSSES), f"the triplet loss: {', '.join(cases.LOSSES)}"),
+        ("dtype", _one_of(cases.DTYPES), f"dtype of the backbone: {', '.join(cases.DTYPES)}"),
         ("matmul", _one_of(cases.PRECISIONS), "precision of float32 matmuls: default, highest"),
-        ("batch", positive, "images a replica"),
-        ("replicas", positive, "how many there are; 2 or more for a gathered batch"),
-        ("image_size", positive, "pixels"),
-        ("embedding_dim", positive, "of the head"),
+        ("batch", positive, "images per replica"),
+        ("replicas", positive, "number of replicas; with 2 or more, the batch is gathered"),
+        ("image_size", positive, "image size in pixels"),
+        ("embedding_dim", positive, "dimensions of an embedding"),
     ):
         parser.add_argument(f"--{name}", type=_list_of(kind), help=text)
     parser.add_argument(
-        "--jax_python", default=sys.executable, help="Python of an environment with jax and libtpu"
+        "--jax_python",
+        default=sys.executable,
+        help="the Python of an environment with jax and libtpu",
     )
     parser.add_argument(
-        "--jobs", type=positive, default=os.cpu_count(), help="cases at a time; default: cores"
+        "--jobs",
+        type=positive,
+        default=os.cpu_count(),
+        help="cases that run at a time (number of cores)",
     )
     return parser.parse_args()
 
@@ -94,23 +101,28 @@ def _check_jax(python: str) -> None:
 
 
 def _run(command: Sequence[str]) -> str:
-    """What a process printed; UsageError for its exit code 2."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode == 2:
-        raise UsageError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise _ProcessError(f"{command[2]} ended with {done.returncode}: {last[:200]}")
-    return done.stdout
+    """Runs a child process and returns what it printed.
+
+    Raises:
+      UsageError: its exit code is 2, a mistake of the user.
+      _ProcessError: any other failure.
+    """
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    if process.returncode == 2:
+        raise UsageError(process.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    if process.returncode:
+        last_line = (process.stderr.strip() or "no message").splitlines()[-1]
+        raise _ProcessError(f"{command[2]}: exit status {process.returncode}: {last_line[:200]}")
+    return process.stdout
 
 
 def _check(case: Case, jax_python: str, file: str) -> Compiled:
-    """Exports a case to a file and compiles it, in a process each."""
+    """Exports a case to a file and compiles the file; each in its own process."""
     try:
-        _run([sys.executable, "-m", "benchmarks.tpu_check.export", case.to_json(), file])
-        output = _run([jax_python, "-m", "benchmarks.tpu_check.compile", file])
+        _run([sys.executable, "-m", "tools.tpu_check.export", case.to_json(), file])
+        output = _run([jax_python, "-m", "tools.tpu_check.compile", file])
         return Compiled(**json.loads(output.splitlines()[-1]))
-    except _ProcessError as error:  # libtpu may end its process instead of raising
+    except _ProcessError as error:  # libtpu may end the process instead of raising an error
         return Compiled(0.0, error=str(error))
 
 
@@ -138,13 +150,18 @@ def _cells(values: Sequence[object]) -> str:
 
 
 def check_all(chosen: Sequence[Case], *, jax_python: str, jobs: int) -> bool:
-    """Prints a line a case, when it has ended.
+    """Compiles all cases and prints one line for each, as soon as it has ended.
+
+    Args:
+      chosen: the cases.
+      jax_python: the Python of an environment with jax and libtpu.
+      jobs: how many cases run at a time.
 
     Returns:
-      Whether every case was compiled, or refused for its memory only.
+      Whether each case was compiled, or was refused only because it needs too much memory.
     """
     print(_cells([name for name, _ in _COLUMNS]), flush=True)
-    good = True
+    succeeded = True
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor(jobs) as pool,
@@ -154,13 +171,13 @@ def check_all(chosen: Sequence[Case], *, jax_python: str, jobs: int) -> bool:
             for i, case in enumerate(chosen)
         }
         try:
-            for done in concurrent.futures.as_completed(running):
-                compiled = done.result()
-                print(_row(running[done], compiled), flush=True)
-                good &= not compiled.error
+            for future in concurrent.futures.as_completed(running):
+                compiled = future.result()
+                print(_row(running[future], compiled), flush=True)
+                succeeded &= not compiled.error
         finally:
             pool.shutdown(cancel_futures=True)
-    return good
+    return succeeded
 
 
 def main() -> None:

@@ -14,10 +14,9 @@ from PIL import Image
 
 from tests.fixtures import jobs
 from tests.fixtures.retrieval import oracle
-from tests.fixtures.search.oracle import nearest
 from tests.fixtures.written import edit_rows
 from tests.trainer.report import conftest as planted
-from tests.trainer.report.test_findings import plain_near_duplicates, plain_wrong_labels
+from tests.trainer.report.test_findings import nearest, plain_near_duplicates, plain_wrong_labels
 from trainer.pictures.source_images import RecordPictures
 from trainer.report.__main__ import main
 from trainer.report.report import write_report

@@ -36,7 +36,7 @@ CALLED = {"train": ("train", "evaluate"), "evaluate": ("evaluate",), "export": (
 # Parameters that the trainer sets, so that no configuration needs to.
 SET_BY_PROGRAM = (
     "train.configuration",
-    *("evaluate.configuration", "evaluate.check_only", "export.configuration"),
+    *("evaluate.configuration", "export.configuration"),
     *("BatchPlan.index", "BatchPlan.seed", "BatchPlan.num_hosts", "BatchPlan.host"),
     *("batch_triplets.labels", "batch_triplets.embeddings"),
     *("hard_triplets.labels", "hard_triplets.embeddings"),

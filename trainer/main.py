@@ -37,6 +37,7 @@ def _run(flags: argparse.Namespace) -> None:
 
     from trainer import config
     from trainer.distributed import lost_workers
+    from trainer.evaluation.evaluate import check_evaluation
     from trainer.runs import stop_signals
     from trainer.runs.folder import RunConfig
     from trainer.training.train import train
@@ -49,7 +50,7 @@ def _run(flags: argparse.Namespace) -> None:
     configuration = f"--mode={flags.mode}\n{config.common()}"
     with lost_workers.ended_if_lost():
         if flags.mode == "train":
-            gin.get_configurable("evaluate")(check_only=True)
+            check_evaluation(**gin.get_bindings("evaluate"))
             run_config = RunConfig(text=gin.config_str(), shared=configuration)
             finished = train(gin.get_configurable("train")(configuration=run_config))
         if finished:

@@ -1,8 +1,9 @@
-"""Retrieval on the classes of a split: the trained model beside what it began with."""
+"""Evaluates a run by retrieval on a split: the trained model beside three baselines."""
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,15 +20,19 @@ from trainer.evaluation.inference import (
     forward_function,
 )
 from trainer.evaluation.measure import Embedded, has_queries, measure, raw_pixels
-from trainer.evaluation.neighbour_sheet import _write_sheet
-from trainer.evaluation.results import TRAINED, Results, split_name, worse
-from trainer.retrieval.metrics import RetrievalMetrics
+from trainer.evaluation.neighbour_sheet import write_sheet
+from trainer.evaluation.results import (
+    TRAINED,
+    Results,
+    results_name,
+    results_path,
+    worse,
+)
 from trainer.runs.checkpoints import Checkpoints
-from trainer.runs.folder import EVALUATION_FOLDER, is_data_of
 from trainer.runs.write_errors import naming_write_errors
 from tripletmill.errors import UsageError, require_positive
-from tripletmill.formats.index import load_index, load_info
-from tripletmill.formats.splits import GALLERY, QUERY
+from tripletmill.formats.index import DatasetIndex, DatasetInfo, load_index, load_info
+from tripletmill.formats.splits import default_splits
 from tripletmill.storage.storage import require_local
 
 OF_DATA = "of the data set"
@@ -49,75 +54,54 @@ def evaluate(
     reading: Reading | None = None,
     make_strategy: Callable[[], tf.distribute.Strategy] = tf.distribute.get_strategy,
     configuration: str = "",
-    check_only: bool = False,
 ) -> None:
-    """Evaluates the best checkpoint of a run beside raw pixels and the untrained model.
+    """Evaluates the best checkpoint of a run, beside raw pixels and the untrained model.
 
-    Prints a table; writes it to model_dir/evaluation/SPLIT.json (or QUERIES-GALLERY.json), and a
-    contact sheet of queries with their nearest neighbours beside it. docs/evaluation.md has what is
+    Prints a table, and writes it to model_dir/evaluation/SPLIT.json or QUERIES-GALLERY.json, beside
+    a contact sheet of queries with their nearest neighbours. docs/evaluation.md says what is
     measured.
 
     Args:
       data_dir: a finished data set.
       model_dir: folder of the run.
-      build_model: makes the model; takes embedding_dim=None for the backbone's features alone.
-      split: whose images are queries; None: `query`, against `gallery`, where the data set has the
-        two, else `test`.
-      gallery: the split that is searched; None: the same one, each image but the query itself.
-      group: column of the index, such as 'x_camera': images of a query's class and group are left
-        out of its ranking. By default the one that the data set names as its group; None for none.
-      central_share: side of the central square that is kept, as a share of the short side.
-      batch_size: images at a time.
-      seed: the one that training began with, so that the untrained model is the one it began with.
+      build_model: makes the model; called with embedding_dim=None for the backbone alone.
+      split: the split whose images are queries. None: `query`, searched for in `gallery`, if the
+        data set has both, otherwise `test`.
+      gallery: the split that is searched. None: the queries' split, where each query is left out of
+        its own ranking.
+      group: column of the index, such as 'x_camera', or None. Images that have a query's class and
+        its group are left out of its ranking. By default the data set's own group column.
+      central_share: side of the image's central square that is used, as a share of its short side.
+      batch_size: images at a time, over all replicas.
+      seed: seed of the training, so that the untrained model is the one that training began with.
       num_queries: rows of the contact sheet.
-      num_neighbours: its columns.
+      num_neighbours: neighbours in each row of the contact sheet.
       reading: how records are read.
       make_strategy: makes the distribution strategy.
-      configuration: all that several workers must have in common, as text; they compare it.
-      check_only: only sees that all that is asked for can be had, before a long training.
+      configuration: the configuration as text; several workers check that theirs are equal.
 
     Raises:
-      UsageError: no such data set or split, no class of two images in it, or no checkpoint.
-      WorkerLostError: another process that evaluates along does not answer.
+      UsageError: an argument is out of range, the data set, a split or a checkpoint is missing, or
+        no image of the split has a match.
+      WorkerLostError: another worker does not answer.
     """
-    require_local(model_dir, "model_dir")
-    require_positive(
-        "evaluate",
-        batch_size=batch_size,
-        num_queries=num_queries,
-        num_neighbours=num_neighbours,
-    )
-    check_central_share(central_share)
+    _check_arguments(model_dir, central_share, batch_size, num_queries, num_neighbours)
     reading = checked(reading, "evaluate.reading")
     info = load_info(data_dir)
-    if split is None:
-        both = {QUERY, GALLERY} <= {*info.num_images}
-        split, gallery = (QUERY, gallery or GALLERY) if both else ("test", gallery)
-    if gallery == split:
-        gallery = None
-    group = info.group if group == OF_DATA else group
-    indexes = [
-        load_index(data_dir, each) if check_only else reading.open(data_dir, each)
-        for each in (split, gallery)
-        if each is not None
-    ]
-    if not has_queries(*indexes, group=group):
-        what = "has two images" if gallery is None else f"is in {gallery} too"
-        apart = f", with another {group}" if group else ""
-        raise UsageError(f"data_dir {data_dir}: no class of {split} {what}{apart}")
-    if check_only:
-        return
+    splits, group = _splits_and_group(info, split, gallery, group)
+    indexes = [reading.open(data_dir, name) for name in splits]
+    _require_queries(data_dir, indexes, group)
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
     strategy = make_strategy()
+
+    def untrained(**changes: None) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        with strategy.scope():
+            return build_model(**changes)
+
     with naming_lost_workers(strategy):
         require_agreement(strategy, configuration, info)
-
-        def untrained(**changes: None) -> keras.Model:
-            keras.utils.set_random_seed(seed)
-            with strategy.scope():
-                return build_model(**changes)
-
         model = untrained()
         images = [
             SplitImages(
@@ -131,47 +115,140 @@ def evaluate(
             )
             for index in indexes
         ]
+        backbone = untrained(embedding_dim=None)
+        results, trained = _measure_models(images, group, model_dir, model, backbone)
+    if is_chief(strategy):
+        _write(model_dir, results, trained, num_queries, num_neighbours)
 
-        def embedded(forward: Forward, what: str) -> list[Embedded]:
-            return [Embedded(each, *embed(forward, each, what)) for each in images]
 
-        def measured(forward: Forward, what: str) -> RetrievalMetrics:
-            return measure(*embedded(forward, what), group=group, what=what)
+def check_evaluation(
+    *,
+    data_dir: str,
+    model_dir: str,
+    split: str | None = None,
+    gallery: str | None = None,
+    group: str | None = OF_DATA,
+    central_share: float = 1.0,
+    batch_size: int = 128,
+    num_queries: int = 12,
+    num_neighbours: int = 8,
+    reading: Reading | None = None,
+    **_: Any,
+) -> None:
+    """Checks before a long training that `evaluate` will have what it needs from a data set.
 
-        forward = forward_function(strategy, model)
-        before = measured(forward, "model before training")
-        step = Checkpoints(model_dir, model).restore_best()
-        require_same(strategy, step, f"the step of the model in model_dir {model_dir}")
-        found = embedded(forward, TRAINED)
-        backbone = forward_function(strategy, untrained(embedding_dim=None))
-        results = Results(
-            queries=indexes[0],
-            gallery=indexes[1] if gallery else None,
-            group=group,
-            step=step,
-            num_damaged=sum(len(each.images.index) - len(each.rows) for each in found),
-            metrics={
-                "raw pixels": measured(compile_on_replicas(strategy, raw_pixels), "raw pixels"),
-                "backbone before training": measured(backbone, "backbone before training"),
-                "model before training": before,
-                TRAINED: measure(*found, group=group, what=TRAINED),
-            },
-        )
-    if not is_chief(strategy):
+    Reads the indexes of the splits, but no images and no checkpoint.
+
+    Args: those of `evaluate`, so that both can be called with the same ones; the arguments that
+    `evaluate` has beside these are not checked.
+
+    Raises:
+      UsageError: an argument is out of range, the data set or a split is missing, or no image of
+        the split has a match.
+    """
+    _check_arguments(model_dir, central_share, batch_size, num_queries, num_neighbours)
+    checked(reading, "evaluate.reading")
+    splits, group = _splits_and_group(load_info(data_dir), split, gallery, group)
+    _require_queries(data_dir, [load_index(data_dir, name) for name in splits], group)
+
+
+def _check_arguments(
+    model_dir: str, central_share: float, batch_size: int, num_queries: int, num_neighbours: int
+) -> None:
+    require_local(model_dir, "model_dir")
+    require_positive(
+        "evaluate", batch_size=batch_size, num_queries=num_queries, num_neighbours=num_neighbours
+    )
+    check_central_share(central_share)
+
+
+def _splits_and_group(
+    info: DatasetInfo, split: str | None, gallery: str | None, group: str | None
+) -> tuple[list[str], str | None]:
+    """The queries' split and, if it is another one, the gallery's; the column of the groups."""
+    if split is None:
+        split, default_gallery = default_splits(info.num_images)
+        gallery = gallery or default_gallery
+    splits = [split] if gallery is None or gallery == split else [split, gallery]
+    return splits, info.group if group == OF_DATA else group
+
+
+def _require_queries(data_dir: str, indexes: Sequence[DatasetIndex], group: str | None) -> None:
+    if has_queries(*indexes, group=group):
         return
+    lacking = "has two images" if len(indexes) == 1 else f"is in {indexes[1].split} too"
+    apart = f", with another {group}" if group else ""
+    raise UsageError(f"data_dir {data_dir}: no class of {indexes[0].split} {lacking}{apart}")
 
-    folder = os.path.join(model_dir, EVALUATION_FOLDER)
-    os.makedirs(folder, exist_ok=True)
-    # A run's own data set needs no name; another's figures must not take its place.
-    own = is_data_of(model_dir, info)
-    name = split_name(split, gallery)
-    name = name if own else f"{info.name}-{name}"
-    table, sheet = (os.path.join(folder, f"{name}{end}") for end in (".json", "-neighbours.png"))
+
+def _measure_models(
+    images: Sequence[SplitImages],
+    group: str | None,
+    model_dir: str,
+    model: keras.Model,
+    backbone: keras.Model,
+) -> tuple[Results, list[Embedded]]:
+    """Measures the model before and after training, its backbone alone, and raw pixels.
+
+    Args:
+      images: of the queries' split and, if it is another one, of the gallery's.
+      group: column of the index.
+      model_dir: folder of the run, whose best checkpoint is restored.
+      model: the untrained model; afterwards it has the trained weights.
+      backbone: the untrained backbone alone.
+
+    Returns:
+      The results, and the trained model's embeddings of `images`.
+    """
+    strategy = images[0].strategy
+
+    def embedded(forward: Forward, name: str) -> list[Embedded]:
+        return [Embedded(split, *embed(forward, split, name)) for split in images]
+
+    forward = forward_function(strategy, model)
+    baselines = {
+        "raw pixels": compile_on_replicas(strategy, raw_pixels),
+        "backbone before training": forward_function(strategy, backbone),
+        "model before training": forward,
+    }
+    metrics = {
+        name: measure(*embedded(baseline, name), group=group, progress_name=name)
+        for name, baseline in baselines.items()
+    }
+    step = Checkpoints(model_dir, model).restore_best()
+    require_same(strategy, step, f"the step of the model in model_dir {model_dir}")
+    trained = embedded(forward, TRAINED)
+    metrics[TRAINED] = measure(*trained, group=group, progress_name=TRAINED)
+    results = Results(
+        queries=images[0].index,
+        gallery=images[1].index if len(images) > 1 else None,
+        group=group,
+        step=step,
+        num_damaged=sum(len(split.images.index) - len(split.rows) for split in trained),
+        metrics=metrics,
+    )
+    return results, trained
+
+
+def _write(
+    model_dir: str,
+    results: Results,
+    trained: Sequence[Embedded],
+    num_queries: int,
+    num_neighbours: int,
+) -> None:
+    """Writes and prints the results, and writes the contact sheet."""
+    name = results_name(model_dir, results.queries.info, *results.splits)
+    table = results_path(model_dir, name)
+    sheet = f"{table.removesuffix('.json')}-neighbours.png"
+    os.makedirs(os.path.dirname(table), exist_ok=True)
     with naming_write_errors(table):
         results.write(table)
-    _write_sheet(sheet, found, num_queries, num_neighbours, group=group)
+    write_sheet(sheet, trained[0], trained[-1], num_queries, num_neighbours, group=results.group)
     results.show()
-    if warning := worse(name, {name: each.map_at_r for name, each in results.metrics.items()}):
+    if warning := worse(
+        name, {model: metrics.map_at_r for model, metrics in results.metrics.items()}
+    ):
         print(warning)
     command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
     print(f"next: the same on other images: {command} --data_dir=OTHER")

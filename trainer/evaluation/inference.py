@@ -1,4 +1,4 @@
-"""The images of a split as evaluation sees them: each once, in order, shared by all replicas."""
+"""Applies a model to the images of a split, each once and in order, on all replicas."""
 
 import dataclasses
 import functools
@@ -21,19 +21,24 @@ Forward = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor
 def compile_on_replicas(
     strategy: tf.distribute.Strategy, function: Callable[[tf.Tensor], tf.Tensor]
 ) -> Forward:
-    """A function of images [b, S, S, 3], compiled to run on every replica.
+    """Compiles a function of images to run on every replica.
+
+    Args:
+      strategy: whose replicas run the function.
+      function: images [b, S, S, 3] uint8 -> values [b, ...].
 
     Returns:
-      A function (images, places, mask) of the replicas' batches -> (values, places, mask) of all.
+      A function from the replicas' batches to (values, places, mask) of all replicas. A batch is
+      (images, places, mask) as `evaluation_batches` gives it.
     """
 
     def replica(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images, places, mask = batch
-        own = (function(images), tf.cast(places, tf.int32), tf.cast(mask, tf.int32))
+        parts = (function(images), tf.cast(places, tf.int32), tf.cast(mask, tf.int32))
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync == 1:
-            return own
-        return tuple(context.all_gather(tf.identity(part), axis=0) for part in own)
+            return parts
+        return tuple(context.all_gather(tf.identity(part), axis=0) for part in parts)
 
     @tf.function(autograph=False)
     def run(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -45,16 +50,17 @@ def compile_on_replicas(
 
 @dataclasses.dataclass(frozen=True)
 class SplitImages:
-    """Images of a split.
+    """The images of a split, as an evaluation shows them to a model.
 
     Attributes:
-      index: the split.
-      records: where its records are read.
-      image_size: side of the square images, pixels.
-      central_share: side of the central square that is kept, as a share of the short side.
+      index: index of the split.
+      records: reads the records of the split.
+      image_size: side of the square images, in pixels.
+      central_share: side of the central square of an image that is used, as a share of its short
+        side.
       batch_size: images at a time, over all replicas.
-      damaged: what to do about a damaged record, see `Reading`.
-      strategy: whose replicas share the work.
+      damaged: what happens to a damaged record, see `Reading`.
+      strategy: whose replicas share the images.
     """
 
     index: DatasetIndex
@@ -68,21 +74,21 @@ class SplitImages:
     def apply(
         self,
         forward: Forward,
-        what: str,
+        progress_name: str,
         rows: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Applies a function to images, showing progress.
+        """Applies a function to images, and shows its progress.
 
         Args:
-          forward: of `compile_on_replicas`, for this strategy.
-          what: it is, for the progress line.
-          rows: [N] of the index; all by default.
+          forward: result of `compile_on_replicas` for this strategy.
+          progress_name: what the progress line and error messages call the work.
+          rows: [N] distinct rows of the index; by default all rows.
 
         Returns:
-          Values [M, ...] and their rows [M] in the order of `rows`, all but the damaged ones.
+          Values [M, ...] and their rows [M], in the order of `rows`, without the damaged images.
 
         Raises:
-          UsageError: a record is damaged, unless `damaged` says that it is to be left out.
+          UsageError: a record is damaged, and `damaged` does not allow to leave it out.
         """
         dataset = self._all if rows is None else self._batches(rows)
         rows = np.arange(len(self.index)) if rows is None else rows
@@ -90,27 +96,27 @@ class SplitImages:
         places: list[np.ndarray] = []
         with Progress() as progress, iterated(dataset) as batches:
             for batch in batches():
-                result, of, mask = (tensor.numpy() for tensor in forward(*batch))
-                values.append(result[mask > 0])
-                places.append(of[mask > 0])
+                results, result_places, mask = (tensor.numpy() for tensor in forward(*batch))
+                values.append(results[mask > 0])
+                places.append(result_places[mask > 0])
                 done = sum(map(len, places))
-                progress.update(f"{what}: {done:,} of {len(rows):,} images")
+                progress.update(f"{progress_name}: {done:,} of {len(rows):,} images")
         order = np.concatenate(places)
         if len(order) < len(rows) and self.damaged == STOP:
             lost = find_damaged(self.index, np.delete(rows, order))
             raise UsageError(
-                f"{what}: {summary(lost, len(rows) - len(order))}; restore it, or set"
+                f"{progress_name}: {summary(lost, len(rows) - len(order))}; restore it, or set"
                 " Reading.damaged = 'replace' to leave out what is damaged"
             )
         return np.concatenate(values), rows[order]
 
-    # To build it takes half a second, which several models and evaluations would take again.
+    # Built once, since it takes half a second, and several models and evaluations use it.
     @functools.cached_property
     def _all(self) -> tf.distribute.DistributedDataset:
         return self._batches(np.arange(len(self.index)))
 
     def _batches(self, rows: np.ndarray) -> tf.distribute.DistributedDataset:
-        def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return evaluation_batches(
                 self.index,
                 rows,
@@ -123,11 +129,11 @@ class SplitImages:
                 host=context.input_pipeline_id,
             )
 
-        return self.strategy.distribute_datasets_from_function(of_host)
+        return self.strategy.distribute_datasets_from_function(host_batches)
 
 
 def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Forward:
-    """A model's forward pass on every replica."""
+    """Compiles a model's forward pass, in inference mode, to run on every replica."""
     return compile_on_replicas(strategy, lambda images: model(images, training=False))
 
 
@@ -161,17 +167,28 @@ def images_as_evaluated(
     return on_one.apply(compile_on_replicas(on_one.strategy, shrink), "pictures", rows)
 
 
-def embed(forward: Forward, images: SplitImages, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [M, D] float32 of images, and their rows [M]; all but the damaged ones.
+def embed(
+    forward: Forward, images: SplitImages, progress_name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds all images of a split.
+
+    Args:
+      forward: result of `forward_function` for the images' strategy.
+      images: images of a split.
+      progress_name: what the progress line and error messages call the work.
+
+    Returns:
+      Embeddings [M, D] float32 and their rows [M] of the index, without the damaged images.
 
     Raises:
-      UsageError: one is not finite, or a record is damaged.
+      UsageError: an embedding is not finite, or a record is damaged and `images.damaged` does not
+        allow to leave it out.
     """
-    embeddings, rows = images.apply(forward, what)
-    bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
-    if bad:
+    embeddings, rows = images.apply(forward, progress_name)
+    num_bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
+    if num_bad:
         raise UsageError(
-            f"{what}: {bad} of {len(embeddings)} embeddings are not finite, the model has diverged;"
-            " lower the learning rate"
+            f"{progress_name}: {num_bad} of {len(embeddings)} embeddings are not finite, the model"
+            " has diverged; lower the learning rate"
         )
     return embeddings, rows

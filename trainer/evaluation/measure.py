@@ -1,4 +1,4 @@
-"""Retrieval metrics of embedded images."""
+"""Retrieval metrics of embedded images, and the embedding by raw pixels."""
 
 import dataclasses
 
@@ -7,21 +7,20 @@ import tensorflow as tf
 
 from trainer.evaluation.inference import SplitImages
 from trainer.evaluation.results import RECALL_AT
+from trainer.pictures.similarity import SIDE, area_weights
 from trainer.retrieval.matches import Gallery, Matches
 from trainer.retrieval.metrics import RetrievalMetrics, retrieval_metrics
 from tripletmill.formats.index import DatasetIndex
 
-PIXEL_SIDE = 16
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedded:
-    """Images with what a model makes of them.
+    """Images of a split with their embeddings.
 
     Attributes:
-      images: of a split.
+      images: all images of the split.
       embeddings: [M, D] float32.
-      rows: [M], which images; all but the damaged ones.
+      rows: [M], rows of the index that the embeddings belong to; damaged images are left out.
     """
 
     images: SplitImages
@@ -30,11 +29,11 @@ class Embedded:
 
     @property
     def labels(self) -> np.ndarray:
-        """[M]."""
+        """Labels [M]."""
         return self.images.index.label[self.rows]
 
     def groups(self, column: str | None) -> list[str | None] | None:
-        """[M] of a column of the index; None without one."""
+        """Values [M] of a column of the index; None where no column is given."""
         if column is None:
             return None
         values = self.images.index.column(column).to_pylist()
@@ -42,49 +41,54 @@ class Embedded:
 
 
 def measure(
-    queries: Embedded, gallery: Embedded | None = None, *, group: str | None, what: str
+    queries: Embedded, gallery: Embedded | None = None, *, group: str | None, progress_name: str
 ) -> RetrievalMetrics:
-    """Retrieval on the replicas of the images' strategy; all workers have to ask.
+    """Retrieval metrics, computed on the devices of the images' strategy; every worker has to call.
 
     Args:
-      queries: each a query.
-      gallery: what is searched; None: the queries, each but the query itself.
-      group: column; rows of a query's class and group are left out of its ranking.
-      what: the embeddings are, for the progress line.
+      queries: images, each of which is a query.
+      gallery: images that are searched. None: the queries, where each is left out of its own
+        ranking.
+      group: column of the index. Rows that have a query's class and its group are left out of its
+        ranking. None for no column.
+      progress_name: what the progress line calls the work.
     """
-    searched = None
+    other_split = None
     if gallery is not None:
-        searched = Gallery(gallery.embeddings, gallery.labels, gallery.groups(group))
+        other_split = Gallery(gallery.embeddings, gallery.labels, gallery.groups(group))
     return retrieval_metrics(
         queries.embeddings,
         queries.labels,
         groups=queries.groups(group),
-        gallery=searched,
+        gallery=other_split,
         recall_at=RECALL_AT,
         strategy=queries.images.strategy,
-        what=what,
+        progress_name=progress_name,
     )
 
 
 def has_queries(
     queries: DatasetIndex, gallery: DatasetIndex | None = None, *, group: str | None
 ) -> bool:
-    """Whether an image of the split has a match, so that it can be found by it."""
+    """Whether any image of the queries' split has a match, see `measure`."""
 
-    def of(index: DatasetIndex) -> tuple[np.ndarray, list[str | None] | None]:
+    def labels_and_groups(index: DatasetIndex) -> tuple[np.ndarray, list[str | None] | None]:
         return index.label, None if group is None else index.column(group).to_pylist()
 
-    searched = None if gallery is None else of(gallery)
-    return bool(Matches(*of(queries), searched).num_matches.any())
+    other_split = None if gallery is None else labels_and_groups(gallery)
+    return bool(Matches(*labels_and_groups(queries), other_split).num_matches.any())
 
 
 def raw_pixels(images: tf.Tensor) -> tf.Tensor:
-    """Images [batch, S, S, 3] -> [batch, 768]: shrunk to 16 x 16 by area, compared as they are."""
-    # TPUs have no kernel of TensorFlow's for it.
-    side = images.shape[1]
-    ends = np.arange(side + 1) * PIXEL_SIDE / side
-    cells = np.arange(PIXEL_SIDE)[:, None]
-    share = np.diff(np.clip(ends, cells, cells + 1))
-    shares = tf.constant(share, tf.float32)
-    small = tf.einsum("is,bstc,jt->bijc", shares, tf.cast(images, tf.float32), shares)
-    return tf.reshape(small, [-1, PIXEL_SIDE * PIXEL_SIDE * 3])
+    """Embeds images by their pixels: shrunk to 16 x 16 pixels by area, 0 to 255.
+
+    Args:
+      images: [batch, S, S, 3], 0 to 255.
+
+    Returns:
+      float32 [batch, 768].
+    """
+    # Two matrix products, since TensorFlow has no kernel for area resizing on TPUs.
+    weights = tf.constant(area_weights(images.shape[1]), tf.float32)
+    small = tf.einsum("is,bstc,jt->bijc", weights, tf.cast(images, tf.float32), weights)
+    return tf.reshape(small, [-1, SIDE * SIDE * 3])

@@ -1,7 +1,5 @@
 """The contact sheet of an evaluation: queries and their nearest neighbours."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from trainer.evaluation.inference import SplitImages, images_as_evaluated
@@ -13,64 +11,90 @@ from trainer.runs.write_errors import naming_write_errors
 from tripletmill.storage.storage import atomic_file
 
 
-def _write_sheet(
+def write_sheet(
     path: str,
-    found: Sequence[Embedded],
+    queries: Embedded,
+    gallery: Embedded,
     num_queries: int,
     num_neighbours: int,
     *,
     group: str | None,
 ) -> None:
-    """Of queries and, where that is another split, the gallery."""
-    of, among = found[0], found[-1]
-    places = choose_queries(of.labels, num=num_queries)
-    queries = of.rows[places]
-    neighbours = [
-        among.rows[nearest] for nearest in _nearest(of, among, places, num_neighbours, group)
+    """Writes a PNG with some queries, drawn at random, and their nearest neighbours.
+
+    Args:
+      path: of the file.
+      queries: images of which the queries are drawn.
+      gallery: images that are searched; may be `queries` itself.
+      num_queries: rows of the sheet; fewer where there are fewer images.
+      num_neighbours: neighbours in each row; fewer where there are fewer images.
+      group: column of the index. Rows that have a query's class and its group are left out.
+    """
+    places = choose_queries(queries.labels, num=num_queries)
+    query_rows = queries.rows[places].tolist()
+    neighbour_rows = [
+        gallery.rows[nearest].tolist()
+        for nearest in nearest_places(queries, gallery, places, num_neighbours, group)
     ]
-    if among is of:
-        shown = pictures = _pictures(of.images, np.concatenate([queries, *neighbours]))
+    all_neighbours = [row for rows in neighbour_rows for row in rows]
+    query_index, gallery_index = queries.images.index, gallery.images.index
+    if gallery is queries:
+        query_pictures = _pictures(queries.images, np.array(query_rows + all_neighbours, np.int64))
+        gallery_pictures, title = query_pictures, query_index.split
     else:
-        shown = _pictures(of.images, queries)
-        pictures = _pictures(among.images, np.concatenate(neighbours))
-    index, searched = of.images.index, among.images.index
-    title = index.split if among is of else f"{index.split} in {searched.split}"
-    names = index.class_names()
+        query_pictures = _pictures(queries.images, np.array(query_rows, np.int64))
+        gallery_pictures = _pictures(gallery.images, np.array(all_neighbours, np.int64))
+        title = f"{query_index.split} in {gallery_index.split}"
+    names = query_index.class_names()
 
     def neighbour(row: int, query: int) -> Tile:
-        label = int(searched.label[row])
-        return Tile(pictures[row], names[label], bool(label == index.label[query]))
+        label = int(gallery_index.label[row])
+        return Tile(gallery_pictures[row], names[label], bool(label == query_index.label[query]))
 
     sheet = contact_sheet(
-        [Tile(shown[query], names[int(index.label[query])]) for query in queries.tolist()],
+        [Tile(query_pictures[row], names[int(query_index.label[row])]) for row in query_rows],
         [
-            [neighbour(row, query) for row in rows.tolist()]
-            for query, rows in zip(queries.tolist(), neighbours, strict=True)
+            [neighbour(row, query) for row in rows]
+            for query, rows in zip(query_rows, neighbour_rows, strict=True)
         ],
-        title=f"{index.info.name}, {title}: queries and their nearest neighbours",
+        title=f"{query_index.info.name}, {title}: queries and their nearest neighbours",
     )
     with naming_write_errors(path), atomic_file(path) as file:
         sheet.save(file, format="PNG")
 
 
-def _nearest(
-    of: Embedded, among: Embedded, queries: np.ndarray, num: int, group: str | None
+def nearest_places(
+    queries: Embedded, gallery: Embedded, places: np.ndarray, num: int, group: str | None
 ) -> list[np.ndarray]:
-    """Places of each query's nearest that count: not those of its class and its group."""
-    same = among is of
-    rows = nearest_neighbours(
-        of.embeddings,
+    """Finds the nearest neighbours of some queries, without the rows that do not count.
+
+    Args:
+      queries: embedded images.
+      gallery: embedded images that are searched; may be `queries` itself.
+      places: [q], places among `queries`.
+      num: number of neighbours of each query.
+      group: column of the index. Rows that have a query's class and its group are left out.
+
+    Returns:
+      For each query the places of its neighbours among `gallery`, nearest first: [num], or fewer
+      where fewer are left.
+    """
+    within = gallery is queries
+    neighbours = nearest_neighbours(
+        queries.embeddings,
         num,
-        queries=queries,
-        gallery=None if same else among.embeddings,
-        protocol=Matches(
-            of.labels, of.groups(group), None if same else (among.labels, among.groups(group))
+        queries=places,
+        gallery=None if within else gallery.embeddings,
+        matches=Matches(
+            queries.labels,
+            queries.groups(group),
+            None if within else (gallery.labels, gallery.groups(group)),
         ),
-    ).rows
-    return [places[places >= 0] for places in rows]
+    )
+    return [rows[rows >= 0] for rows in neighbours.rows]
 
 
 def _pictures(images: SplitImages, rows: np.ndarray) -> dict[int, np.ndarray]:
     """Images [S, S, 3] uint8 by row."""
-    shown, rows = images_as_evaluated(images, np.unique(rows))
-    return dict(zip(rows.tolist(), shown, strict=True))
+    pictures, rows = images_as_evaluated(images, np.unique(rows))
+    return dict(zip(rows.tolist(), pictures, strict=True))

@@ -1,8 +1,9 @@
-"""The figures of an evaluation as a table, and as the file that keeps them."""
+"""The results of an evaluation: printed as a table, and kept as a JSON file in the run's folder."""
 
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,16 @@ from trainer.retrieval.metrics import (
     RetrievalMetrics,
     recall_name,
 )
+from trainer.runs.folder import EVALUATION_FOLDER, is_data_of
 from tripletmill.errors import UsageError
-from tripletmill.formats.index import DatasetIndex
+from tripletmill.formats.index import DatasetIndex, DatasetInfo
 from tripletmill.storage import storage
 from tripletmill.storage.storage import write_file
 
 RECALL_AT = (1, 2, 4, 8)
 TRAINED = "trained model"
-_WRITTEN = {"step", "num_classes", "num_queries", "results"}
+_REQUIRED_KEYS = {"step", "num_classes", "num_queries", "results"}
+# The metrics that every table shows: name -> heading.
 COLUMNS = {
     **{recall_name(k): f"Recall@{k}" for k in RECALL_AT},
     MAP_AT_R: "MAP@R",
@@ -32,15 +35,15 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-      queries: the split whose images were queries.
-      gallery: the split that was searched, None for the same.
-      group: column whose rows of one class are left out together, if any.
-      step: of the trained model.
-      num_damaged: images left out.
-      metrics: by the name of what embedded the images; TRAINED is one.
+      queries: the split whose images are queries.
+      gallery: the split that is searched; None where it is the queries' split.
+      group: column of the index by which rows are left out of rankings; None for no column.
+      step: step of the trained model.
+      num_damaged: number of images that were left out, since their records are damaged.
+      metrics: name of what embedded the images -> its metrics. One name is TRAINED.
     """
 
     queries: DatasetIndex
@@ -51,20 +54,17 @@ class Results:
     metrics: Mapping[str, RetrievalMetrics]
 
     @property
-    def name(self) -> str:
-        """Of the splits, in file names and lines."""
-        return split_name(self.queries.split, self._searched)
-
-    @property
-    def _searched(self) -> str | None:
-        return None if self.gallery is None else self.gallery.split
+    def splits(self) -> tuple[str, str | None]:
+        """Names of the queries' split and of the gallery's, None where that is the same split."""
+        return self.queries.split, None if self.gallery is None else self.gallery.split
 
     def write(self, path: str) -> None:
-        """Writes them as JSON, whole or not at all."""
+        """Writes the results as JSON; the file is written as a whole or not at all."""
         trained = self.metrics[TRAINED]
+        queries, gallery = self.splits
         content = {
-            "split": self.queries.split,
-            "gallery": self._searched,
+            "split": queries,
+            "gallery": gallery,
             "group": self.group,
             "step": self.step,
             "num_classes": trained.num_classes,
@@ -72,47 +72,46 @@ class Results:
             "num_without_match": trained.num_without_match,
             "num_gallery": trained.num_gallery,
             "num_damaged": self.num_damaged,
-            "results": {name: _known(metrics.mean) for name, metrics in self.metrics.items()},
-            "intervals": {name: _intervals(metrics) for name, metrics in self.metrics.items()},
+            "results": {name: _json_means(metrics) for name, metrics in self.metrics.items()},
+            "intervals": {name: _json_intervals(metrics) for name, metrics in self.metrics.items()},
             "classes": self._classes(),
         }
         write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
     def show(self) -> None:
-        """Prints them."""
+        """Prints the results."""
         trained = self.metrics[TRAINED]
-        searched = self._searched
-        against = searched_words(searched, trained.num_gallery)
+        queries, gallery = self.splits
         print(
-            f"\n{self.queries.split}: {trained.num_queries:,} images of"
-            f" {trained.num_classes:,} classes, each a query against {against}; model of step"
+            f"\n{queries}: {trained.num_queries:,} images of {trained.num_classes:,} classes, each"
+            f" a query against {searched_words(gallery, trained.num_gallery)}; model of step"
             f" {self.step:,}"
         )
         if self.group:
             print(f"  images of a query's class and {self.group} are left out of its ranking")
         if trained.num_without_match:
-            why = f"without a match in {searched}" if searched else "alone in their class"
+            reason = f"without a match in {gallery}" if gallery else "alone in their class"
             if self.group:
-                why = f"without a match of another {self.group}"
-            print(f"  {trained.num_without_match:,} images {why} are no queries")
+                reason = f"without a match of another {self.group}"
+            print(f"  {trained.num_without_match:,} images {reason} are no queries")
         if self.num_damaged:
             print(f"  {self.num_damaged:,} images with damaged records are left out")
-        print(f"  {'':26}" + "".join(f"{head:>10}" for head in COLUMNS.values()))
+        print(f"  {'':26}" + "".join(f"{heading:>10}" for heading in COLUMNS.values()))
         for name, metrics in self.metrics.items():
             _print_row(name, metrics.mean)
-        ends = confidence_intervals(trained)
-        for end, what in enumerate(("95 % interval, from", "to")):
-            _print_row(f"  {what}", {name: ends[name][end] for name in ends})
+        intervals = confidence_intervals(trained)
+        for end, title in enumerate(("95 % interval, from", "to")):
+            _print_row(f"  {title}", {name: intervals[name][end] for name in intervals})
 
     def _classes(self) -> list[dict[str, Any]]:
-        """The trained model's, by class."""
+        """The trained model's metrics of each class."""
         trained, names = self.metrics[TRAINED], self.queries.class_names()
         return [
             {
                 "label": label,
                 "class": names[label],
                 "num_queries": count,
-                **{name: float(of[i]) for name, of in trained.of_classes.items()},
+                **{name: float(values[i]) for name, values in trained.of_classes.items()},
             }
             for i, (label, count) in enumerate(
                 zip(trained.class_labels.tolist(), trained.class_counts.tolist(), strict=True)
@@ -120,12 +119,36 @@ class Results:
         ]
 
 
+def results_name(model_dir: str, info: DatasetInfo, queries: str, gallery: str | None) -> str:
+    """Name of an evaluation, in its files and messages: SPLIT, or QUERIES-GALLERY.
+
+    The name of another data set than the run's own stands before it, so that its results do not
+    replace the run's own.
+
+    Args:
+      model_dir: folder of the run.
+      info: the data set that is evaluated.
+      queries: the split whose images are queries.
+      gallery: the split that is searched; None where it is the queries' split.
+    """
+    name = queries if gallery is None else f"{queries}-{gallery}"
+    return name if is_data_of(model_dir, info) else f"{info.name}-{name}"
+
+
+def results_path(model_dir: str, name: str) -> str:
+    """Path of the file that `Results.write` writes for an evaluation of this name."""
+    return os.path.join(model_dir, EVALUATION_FOLDER, f"{name}.json")
+
+
 def read_results(path: str) -> dict[str, Any] | None:
-    """What `Results.write` wrote; None for other JSON.
+    """Reads what `Results.write` wrote.
+
+    Returns:
+      The content; None where the file holds other JSON.
 
     Raises:
-      UsageError: it is damaged, or no JSON.
-      OSError: it cannot be read.
+      UsageError: the file is damaged, or holds no JSON.
+      OSError: the file cannot be read.
     """
     try:
         content = json.loads(storage.read(path))
@@ -133,31 +156,34 @@ def read_results(path: str) -> dict[str, Any] | None:
         raise UsageError(
             f"{path}: cannot be read ({error}); evaluate again, or move it away"
         ) from error
-    known = isinstance(content, dict) and {*content} >= _WRITTEN
-    return content if known and isinstance(content["results"], dict) else None
-
-
-def split_name(queries: str, gallery: str | None) -> str:
-    """SPLIT, or QUERIES-GALLERY."""
-    return queries if gallery is None else f"{queries}-{gallery}"
+    complete = isinstance(content, dict) and {*content} >= _REQUIRED_KEYS
+    return content if complete and isinstance(content["results"], dict) else None
 
 
 def searched_words(gallery: str | None, num_gallery: int) -> str:
-    """What each query was held against."""
+    """Says which images each query is compared with."""
     return "all others" if gallery is None else f"the {num_gallery:,} of {gallery}"
 
 
-def worse(split: str, map_at_r: Mapping[str, float]) -> str | None:
-    """A warning where the trained model does not come up to what there was without training.
+def worse(name: str, map_at_r: Mapping[str, float]) -> str | None:
+    """Warns where the trained model has a lower MAP@R than one of the baselines.
 
-    Fine-tuning can forget: a pretrained backbone's own features may tell unseen classes better.
+    Fine-tuning can forget: the features of a pretrained backbone may separate unseen classes
+    better.
+
+    Args:
+      name: name of the evaluation.
+      map_at_r: MAP@R by the name of what embedded the images; one name is TRAINED.
+
+    Returns:
+      The warning; None where no baseline is better.
     """
-    name = max(map_at_r, key=lambda name: map_at_r[name])
-    if not map_at_r[TRAINED] < map_at_r[name]:
+    best = max(map_at_r, key=lambda model: map_at_r[model])
+    if not map_at_r[TRAINED] < map_at_r[best]:
         return None
     return (
-        f"warning: training made it worse: MAP@R {map_at_r[TRAINED]:.3f} on {split}, {name}"
-        f" {map_at_r[name]:.3f}; try a tenth of the learning rate, train.patience, or no head"
+        f"warning: training made it worse: MAP@R {map_at_r[TRAINED]:.3f} on {name}, {best}"
+        f" {map_at_r[best]:.3f}; try a tenth of the learning rate, train.patience, or no head"
         " (build_model.embedding_dim = None)"
     )
 
@@ -166,13 +192,14 @@ def _print_row(name: str, values: Mapping[str, float]) -> None:
     print(f"  {name:26}" + "".join(f"{values[column]:>10.3f}" for column in COLUMNS))
 
 
-def _known(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: None where no query is left that has a match."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+# JSON has no NaN, so a mean or an interval that is NaN becomes None.
 
 
-def _intervals(metrics: RetrievalMetrics) -> dict[str, list[float] | None]:
-    """None where one class is all there is."""
+def _json_means(metrics: RetrievalMetrics) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in metrics.mean.items()}
+
+
+def _json_intervals(metrics: RetrievalMetrics) -> dict[str, list[float] | None]:
     return {
         name: None if math.isnan(ends[0]) else list(ends)
         for name, ends in confidence_intervals(metrics).items()

@@ -1,4 +1,4 @@
-"""Embeddings of image files, by an exported model: no more of the trainer is needed for it."""
+"""Embeds image files by an exported model. Of the trainer, this module alone is needed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BATCH = 32
 
 
 class Embedder:
-    """An exported model, loaded; may be used from several threads at once.
+    """An exported model in memory; several threads may use it at once.
 
     Args:
-      card: of the export.
-      batch_size: images that go through the model at a time, at most.
+      card: model card of the export.
+      batch_size: largest number of images that the model embeds at a time.
 
     Raises:
-      UsageError: its SavedModel cannot be loaded.
+      UsageError: the SavedModel cannot be loaded.
     """
 
     def __init__(self, card: ModelCard, *, batch_size: int = BATCH) -> None:
@@ -36,7 +36,7 @@ class Embedder:
         self._batch_size = batch_size
         path = card.saved_model
         try:
-            # Kept: its variables live as long as it does.
+            # The reference keeps the variables of the signature alive.
             self._model = tf.saved_model.load(path)
             self._serve = self._model.signatures["serving_default"]
         except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
@@ -45,22 +45,33 @@ class Embedder:
         self._constant = tf.constant
 
     def embed(self, image: bytes) -> np.ndarray:
-        """Embedding of an image file, float32 [D]; raises BadImage where it is none."""
+        """Embeds one image file.
+
+        Returns:
+          float32 [D].
+
+        Raises:
+          BadImage: the file is no image, or is damaged.
+        """
         [result] = self.embed_all([image])
         if isinstance(result, BadImage):
             raise result
         return result
 
     def embed_all(self, images: Sequence[bytes]) -> list[np.ndarray | BadImage]:
-        """For each image file its embedding, float32 [D], or why it has none.
+        """Embeds image files.
 
-        An image becomes the JPEG that it would be in the data set, and that is embedded: so it has
-        the embedding of its record. In a batch of another size it can differ by float rounding.
+        An image is first converted to the JPEG that preprocessing would write for it, so that it
+        gets the embedding of its record in the data set. In a batch of another size the embedding
+        can differ by float rounding.
+
+        Returns:
+          For each file its embedding, float32 [D], or the reason why it has none.
         """
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._canonical, images))
-        jpegs = {place: each for place, each in enumerate(found) if isinstance(each, bytes)}
-        results: list[Any] = [*found]
+            canonical = list(pool.map(self._canonical, images))
+        jpegs = {place: image for place, image in enumerate(canonical) if isinstance(image, bytes)}
+        results: list[Any] = [*canonical]
         places = [*jpegs]
         for start in range(0, len(places), self._batch_size):
             part = places[start : start + self._batch_size]

@@ -1,4 +1,4 @@
-"""What an exported model is: for programs (model_card.json) and for people (model_card.md)."""
+"""Describes an exported model: model_card.json for programs, model_card.md for people."""
 
 import hashlib
 import json
@@ -10,28 +10,34 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.evaluation.results import read_results, searched_words
+from trainer.evaluation.results import COLUMNS, read_results, searched_words
 from trainer.runs.folder import EVALUATION_FOLDER
 from tripletmill.formats.model_card import FORMAT_VERSION
 
-_SHOWN = {"recall_at_1": "Recall@1", "map_at_r": "MAP@R", "r_precision": "R-precision"}
+_NOT_EVALUATED = "the run's folder has no evaluation of this step."
+_SHOWN = ("recall_at_1", "map_at_r", "r_precision")  # Of COLUMNS.
 
 
 def fingerprint(
     model: keras.Model, *, central_share: float, preprocessing: Mapping[str, Any]
 ) -> str:
-    """SHA-256, hex, over all that fixes an embedding: layers, weights, what is done to an image.
+    """SHA-256, in hex, of all that decides an embedding: layers, weights, and image processing.
 
-    The names of layers are no part of it: Keras counts them up in each process.
+    The names of layers are left out, since Keras numbers them anew in each process.
+
+    Args:
+      model: a built model.
+      central_share: side of the central square of an image, as a share of its short side.
+      preprocessing: short side, JPEG quality and background of the images.
     """
     digest = hashlib.sha256()
-    fixed = {
+    settings = {
         "format": FORMAT_VERSION,
         "layers": _without_names(model),
         "central_share": central_share,
         "preprocessing": preprocessing,
     }
-    digest.update(json.dumps(fixed, sort_keys=True).encode())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
     for variable in model.weights:
         values = np.ascontiguousarray(variable.numpy())
         digest.update(f"{values.dtype}{values.shape}".encode())
@@ -40,13 +46,13 @@ def fingerprint(
 
 
 def _without_names(model: keras.Model) -> Any:
-    """The configuration of a model, its layers numbered in place of their names."""
-    number = {model.name: "model"}
+    """The configuration of a model, with numbers in place of the names of its layers."""
+    numbered = {model.name: "model"}
 
     def find(value: Any) -> None:
         if isinstance(value, Mapping):
             if "inbound_nodes" in value:
-                number.setdefault(value["name"], f"layer {len(number)}")
+                numbered.setdefault(value["name"], f"layer {len(numbered)}")
             value = list(value.values())
         for each in value if isinstance(value, list) else []:
             find(each)
@@ -56,7 +62,7 @@ def _without_names(model: keras.Model) -> Any:
             return {key: renamed(each) for key, each in value.items()}
         if isinstance(value, list):
             return [renamed(each) for each in value]
-        return number.get(value, value) if isinstance(value, str) else value
+        return numbered.get(value, value) if isinstance(value, str) else value
 
     config = json.loads(model.to_json())
     find(config)
@@ -64,29 +70,34 @@ def _without_names(model: keras.Model) -> Any:
 
 
 def read_metrics(model_dir: str, step: int) -> tuple[dict[str, Any], list[str]]:
-    """What evaluations measured of the model of a step.
+    """Reads the results of all evaluations of a run.
+
+    Args:
+      model_dir: folder of the run.
+      step: step of the model that is exported.
 
     Returns:
-      The tables by name, such as "test", and paths of those that are of another step.
+      The results of this step by the name of the evaluation, such as "test"; the paths of results
+      of other steps.
     """
     folder = os.path.join(model_dir, EVALUATION_FOLDER)
-    found, others = {}, []
+    tables, outdated = {}, []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, name)
         if not name.endswith(".json"):
             continue
         table = read_results(path)
         if table is None:
-            continue  # what else an evaluation writes
+            continue  # Another JSON file.
         if table.get("step") == step:
-            table.pop("classes", None)  # as long as there are classes
-            found[name.removesuffix(".json")] = table
+            table.pop("classes", None)  # One entry for each class: too long for a card.
+            tables[name.removesuffix(".json")] = table
         else:
-            others.append(path)
-    return found, others
+            outdated.append(path)
+    return tables, outdated
 
 
-def card(
+def make_card(
     *,
     fingerprint: str,
     embedding_dim: int,
@@ -98,7 +109,20 @@ def card(
     metrics: Mapping[str, Any],
     gin: str,
 ) -> dict[str, Any]:
-    """What is in model_card.json."""
+    """The content of model_card.json.
+
+    Args:
+      fingerprint: of the model, see `fingerprint`.
+      embedding_dim: length of an embedding.
+      image_size: side of the model's square input, in pixels.
+      central_share: side of the central square of an image that is used, as a share of its short
+        side.
+      preprocessing: short side, JPEG quality and background of the images.
+      data: name and fingerprint of the data set that the model was trained on.
+      step: step of the model.
+      metrics: results of evaluations, see `read_metrics`.
+      gin: configuration of the run, as text.
+    """
     return {
         "format": FORMAT_VERSION,
         "fingerprint": fingerprint,
@@ -110,9 +134,10 @@ def card(
         "step": step,
         "metrics": dict(metrics),
         "purpose": (
-            f"Finds images alike: of two images of the same class the embeddings ({embedding_dim}"
-            " numbers of unit length) lie closer together, by cosine or Euclidean distance, than of"
-            " two that are not, for classes like those of the data set that it was trained on."
+            "Finds similar images. The model gives each image an embedding of unit length, with"
+            f" {embedding_dim} numbers. By cosine or Euclidean distance, two images of one class"
+            " have embeddings closer together than two images of different classes, if the classes"
+            " are like those of the data set that the model was trained on."
         ),
         "limits": _limits(data["name"], metrics),
         "made_with": {"keras": keras.__version__, "tensorflow": tf.__version__},
@@ -123,30 +148,34 @@ def card(
 def _limits(data: str, metrics: Mapping[str, Any]) -> list[str]:
     measured = [
         f"Measured: retrieval among {table['num_queries']:,} images of {table['num_classes']:,}"
-        f" classes ({name}), {_protocol(table)}."
+        f" classes ({name}), {_ranking(table)}."
         for name, table in metrics.items()
     ]
     return [
-        *(measured or ["Not measured: no evaluation of this step lies in the run's folder."]),
-        f"Images unlike those of {data} were not looked at, nor was any group of people, place or"
-        " camera by itself.",
-        "A distance is no probability: where a threshold is wanted, choose it on images of your"
-        " own.",
-        "Retrieval by class says nothing about other likeness, such as of colour or style.",
+        *(measured or [f"Not measured: {_NOT_EVALUATED}"]),
+        f"The model was not tested on images unlike those of {data}, nor on any group of people,"
+        " place or camera separately.",
+        "A distance is no probability: if you need a threshold, choose it on your own images.",
+        "Retrieval by class says nothing about other kinds of similarity, such as colour or style.",
     ]
 
 
-def _protocol(table: Mapping[str, Any]) -> str:
-    against = searched_words(table.get("gallery"), table.get("num_gallery", 0))
+def _ranking(table: Mapping[str, Any]) -> str:
+    """Says which images are ranked for each query."""
+    searched = searched_words(table.get("gallery"), table.get("num_gallery", 0))
     group = table.get("group")
-    left_out = f", but for images of its class and {group}" if group else ""
-    return f"each a query against {against}{left_out}"
+    left_out = f", without the images of its class and {group}" if group else ""
+    return f"each a query against {searched}{left_out}"
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """model_card.json for people."""
-    made = card["preprocessing"]
-    background = ", ".join(map(str, made["background"]))
+    """The content of model_card.md.
+
+    Args:
+      card: result of `make_card`.
+    """
+    preprocessing = card["preprocessing"]
+    background = ", ".join(map(str, preprocessing["background"]))
     lines = [
         f"# Image embeddings, trained on {card['data']['name']}",
         "",
@@ -157,8 +186,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"| embedding | {card['embedding_dim']} float32 numbers, unit length |",
         f"| image | {card['image_size']} x {card['image_size']} RGB, the central square"
         f" ({card['central_share']:g} of the short side) |",
-        f"| made before | JPEG of quality {made['quality']}, short side {made['short_side']},"
-        f" transparency over ({background}) |",
+        f"| preprocessing | JPEG of quality {preprocessing['quality']}, short side"
+        f" {preprocessing['short_side']}, transparent pixels over ({background}) |",
         f"| trained on | {card['data']['name']}, fingerprint `{card['data']['fingerprint']}` |",
         f"| step | {card['step']:,} |",
         f"| fingerprint | `{card['fingerprint']}` |",
@@ -166,7 +195,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in card["made_with"].items())
         + " |",
         "",
-        "## What was measured",
+        "## Results",
         "",
         *_tables(card["metrics"]),
         "## Limits",
@@ -187,14 +216,14 @@ def _tables(metrics: Mapping[str, Any]) -> Sequence[str]:
     for name, table in metrics.items():
         lines += [
             f"{name}: {table['num_queries']:,} images of {table['num_classes']:,} classes,"
-            f" {_protocol(table)}.",
+            f" {_ranking(table)}.",
             "",
-            "| | " + " | ".join(_SHOWN.values()) + " |",
+            "| | " + " | ".join(COLUMNS[key] for key in _SHOWN) + " |",
             "|---|" + "---|" * len(_SHOWN),
         ]
-        for what, values in table["results"].items():
-            known = [values.get(key) for key in _SHOWN]
-            shown = ["" if value is None else f"{value:.3f}" for value in known]
-            lines.append(f"| {what} | " + " | ".join(shown) + " |")
+        for model, means in table["results"].items():
+            values = [means.get(key) for key in _SHOWN]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines.append("")
-    return lines or ["Nothing: no evaluation of this step lies in the run's folder.", ""]
+    return lines or [f"None: {_NOT_EVALUATED}", ""]

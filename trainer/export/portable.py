@@ -1,4 +1,4 @@
-"""The same model of Keras's own layers alone: what it is saved as loads without this project."""
+"""Copies a model with layers of Keras only, so that a saved model loads without this project."""
 
 import keras
 
@@ -7,40 +7,40 @@ from trainer.models.keras_applications import PreprocessInput
 
 
 def portable(model: keras.Model) -> keras.Model:
-    """Copies a functional model, each layer of this project's replaced by one of Keras's.
+    """Copies a functional model, and replaces each layer of this project by one of Keras.
 
-    Frozen batch norm becomes Keras's with `trainable` False, which keeps it in inference mode;
-    dropout that drops nothing has a rate of 0; the scaling of the pixels becomes a layer that does
-    the same.
+    Frozen batch norm becomes Keras's batch norm with `trainable` False, which keeps it in inference
+    mode. Dropout gets a rate of 0. The scaling of the pixels becomes a layer that computes the same
+    values.
 
     Args:
-      model: a functional model of `build_model`; it is left as it is.
+      model: a functional model of `build_model`; it is not changed.
 
     Returns:
-      A model with the same outputs.
+      A model with equal outputs.
     """
     copies: list[tuple[keras.Layer, keras.Layer]] = []
 
     def copy(layer: keras.Layer) -> keras.Layer:
-        copies.append((layer, _of_keras(layer)))
+        copies.append((layer, _keras_layer(layer)))
         return copies[-1][1]
 
-    made = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    for layer, of_keras in copies:
-        if isinstance(layer, PreprocessInput) and of_keras.weights:
-            of_keras.set_weights([layer.matrix[None, None], layer.offset])
-        elif isinstance(layer, keras.Layer) and layer.weights:  # operations have none
-            of_keras.set_weights(layer.get_weights())
-    return made
+    copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    for layer, keras_layer in copies:
+        if isinstance(layer, PreprocessInput) and keras_layer.weights:
+            keras_layer.set_weights([layer.matrix[None, None], layer.offset])
+        elif isinstance(layer, keras.Layer) and layer.weights:  # An operation has no weights.
+            keras_layer.set_weights(layer.get_weights())
+    return copied
 
 
-def _of_keras(layer: keras.Layer) -> keras.Layer:
+def _keras_layer(layer: keras.Layer) -> keras.Layer:
     config = layer.get_config()
     if isinstance(layer, PreprocessInput):
         common = {"dtype": layer.dtype_policy, "name": layer.name}
         if layer.scaling is not None:
             return keras.layers.Rescaling(layer.scaling.scale, layer.scaling.offset, **common)
-        # From RGB to BGR. Whole numbers up to 255 come out exactly, whatever it is computed in.
+        # Converts RGB to BGR. Whole numbers up to 255 stay exact in every float type.
         return keras.layers.Conv2D(3, 1, trainable=False, **common)
     if isinstance(layer, BatchNormalization):
         return keras.layers.BatchNormalization.from_config({**config, "trainable": False})

@@ -1,4 +1,4 @@
-"""A model as TensorFlow alone runs it: a SavedModel from image files, or pixels, to embeddings."""
+"""Saves a model as a SavedModel that computes embeddings of image files or of pixels."""
 
 import os
 
@@ -10,8 +10,8 @@ from trainer.data.image_ops import ANTIALIAS_FROM, resize, to_uint8
 
 ENCODED, PIXELS = "serving_default", "pixels"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_PNG_BITS = 24  # where a PNG says how many bits a sample has
-_REFUSED = "not a JPEG or PNG image; make a JPEG of it first"
+_PNG_BITS = 24  # Offset of the byte of a PNG that holds the number of bits of a sample.
+_REFUSED = "not a JPEG or PNG image; convert it to JPEG first"
 
 
 def save(
@@ -21,17 +21,18 @@ def save(
     central_share: float,
     background: tuple[int, int, int],
 ) -> None:
-    """Writes a SavedModel with two signatures, for any number of images, 0 too.
+    """Writes a SavedModel with two signatures, each for any number of images, including none.
 
-    "serving_default": encoded, string [batch], each a JPEG or PNG file -> embedding, float32
-    [batch, D]. What evaluation does with an image of a data set is done in the graph; see `decode`.
-    "pixels": image, uint8 [batch, S, S, 3] RGB -> the same.
+    "serving_default" takes `encoded`, string [batch], each a JPEG or PNG file. The graph processes
+    an image as an evaluation does; see `decode`. "pixels" takes `image`, uint8 [batch, S, S, 3],
+    RGB. Both return `embedding`, float32 [batch, D].
 
     Args:
-      model: images [batch, S, S, 3] 0 to 255 -> [batch, D].
-      folder: where it is written.
-      central_share: side of the central square that is kept, as a share of the short side.
-      background: RGB, each 0 to 255, that transparent pixels of a PNG are laid over.
+      model: images [batch, S, S, 3], 0 to 255 -> embeddings [batch, D].
+      folder: folder that is written.
+      central_share: side of the central square of an image that is used, as a share of its short
+        side.
+      background: RGB, each 0 to 255, on which transparent pixels of a PNG are shown.
     """
     size = int(model.input_shape[1])
 
@@ -49,32 +50,33 @@ def save(
         input_signature=[tf.TensorSpec([None], tf.string, name="encoded")], autograph=False
     )
     def encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-        # There are no decoders for other devices.
+        # TensorFlow decodes images on the CPU only.
         with tf.device("/device:CPU:0"):
             spec = tf.TensorSpec([size, size, 3], tf.uint8)
             images = tf.map_fn(square, encoded, fn_output_signature=spec)
         return {"embedding": model(images, training=False)}
 
     module = tf.Module()
-    # The values alone: with the model would go Keras's own signatures, and this project's names.
+    # Only the values: with the model itself, Keras's own signatures and this project's class names
+    # would be saved too.
     module.weights = [variable.value for variable in model.variables]
     tf.saved_model.save(module, folder, signatures={ENCODED: encoded, PIXELS: pixels})
-    _without_chance(os.path.join(folder, "fingerprint.pb"))
+    _clear_uuid(os.path.join(folder, "fingerprint.pb"))
 
 
 @tf.autograph.experimental.do_not_convert
 def decode(
     data: tf.Tensor, image_size: int, *, central_share: float, background: tuple[int, int, int]
 ) -> tf.Tensor:
-    """The central square of an image file, as evaluation sees a record of a data set.
+    """Decodes the central square of an image file, as an evaluation does with a record.
 
-    JPEG as TensorFlow decodes it: EXIF orientation is not looked at. PNG: transparency is laid over
-    the background, 16 bits become the upper 8. Anything else fails, and damaged files do.
+    EXIF orientation is ignored. Transparent pixels of a PNG are shown on the background, and of 16
+    bits the upper 8 are used. Any other format and damaged files raise an error of TensorFlow.
 
     Args:
       data: scalar string, a JPEG or PNG file.
-      image_size: S.
-      central_share: side of the square, as a share of the short side.
+      image_size: S, in pixels.
+      central_share: side of the square, as a share of the image's short side.
       background: RGB, each 0 to 255.
 
     Returns:
@@ -82,7 +84,7 @@ def decode(
     """
 
     def window(shape: tf.Tensor) -> tf.Tensor:
-        """As `central_windows` has it, which is of numpy."""
+        """Computes in TensorFlow what `central_windows` computes in NumPy."""
         edges = tf.cast(shape[:2], tf.float64)
         side = tf.maximum(tf.round(tf.reduce_min(edges) * central_share), 1)
         corner = tf.floor((edges - side) / 2)
@@ -95,7 +97,7 @@ def decode(
 
     def png() -> tf.Tensor:
         image = tf.io.decode_png(data, channels=4)
-        # Without transparency TensorFlow fills in 2^bits - 1, not 255, for 1, 2 and 4 bits.
+        # For an opaque PNG of 1, 2 or 4 bits TensorFlow sets opacity to 2^bits - 1, not to 255.
         bits = tf.cast(tf.io.decode_raw(tf.strings.substr(data, _PNG_BITS, 1), tf.uint8), tf.int32)
         filled = tf.cast(image[..., 3], tf.int32) == tf.bitwise.left_shift(1, bits) - 1
         opaque = tf.reduce_all(filled)
@@ -120,8 +122,8 @@ def decode(
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
-def _without_chance(path: str) -> None:
-    """Leaves out of a SavedModel's fingerprint the one number that is drawn anew each time."""
+def _clear_uuid(path: str) -> None:
+    """Clears the random part of a SavedModel's fingerprint: equal models give equal bytes."""
     with open(path, "rb") as file:
         fingerprint = FingerprintDef.FromString(file.read())
     fingerprint.ClearField("uuid")

@@ -1,4 +1,4 @@
-"""A picture of queries beside their nearest neighbours, to look at what a model finds alike."""
+"""Draws contact sheets: pictures of queries beside their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ INK: Colour = (25, 25, 25)
 PAPER: Colour = (255, 255, 255)
 LETTERBOX: Colour = (232, 232, 232)
 
-# Frames differ in width as well as in colour, and captions carry a tick or a cross: the sheet
-# reads without red and green too.
+# Frames differ in width as well as in colour, and captions start with a tick or a cross, so that
+# the sheet can be read without telling red from green.
 FRAME = 5
 WIDTHS = {True: 5, False: 2, None: 2}
 COLOURS = {True: GREEN, False: RED, None: GREY}
@@ -32,6 +32,8 @@ TITLE_SIZE = 17
 TEXT_SIZE = 12
 LINE = 18
 MARK = 9
+LEGEND_TEXT = LINE + 4 + MARK + 5  # From a frame of the legend to its text.
+RULE: Colour = (190, 190, 190)
 
 # Unicode categories of accents, joiners and control characters, which show nothing by themselves.
 UNSEEN = ("Mn", "Me", "Cf", "Cc")
@@ -41,9 +43,10 @@ UNSEEN = ("Mn", "Me", "Cf", "Cc")
 class Tile:
     """One image of a contact sheet.
 
-    image: uint8 [H, W, 3], RGB.
-    caption: its class's text, any Unicode.
-    match: is it of the query's class? None: not known, or not asked (a query).
+    Attributes:
+      image: uint8 [H, W, 3], RGB, with at least one pixel.
+      caption: name of its class, any Unicode text.
+      match: whether the image is of the query's class; None if that is unknown, and for a query.
     """
 
     image: np.ndarray
@@ -52,13 +55,21 @@ class Tile:
 
 
 def choose_queries(labels: Any, *, num: int, seed: int = 0) -> np.ndarray:
-    """Rows for a contact sheet, spread over the classes and drawn blindly, not picked.
+    """Draws rows for a contact sheet at random, spread over the classes.
 
-    labels: integers [N].
-    Returns distinct rows, int64 [min(num, N)]: one of every class in random order, then a second
-    one of every class that has two, and so on. The same arguments give the same rows, and a
-    smaller `num` gives the first of them. No labels: [0].
-    Raises ValueError if labels are not of rank 1 or num is negative.
+    The first rows are one of every class, in random order; then comes a second one of every class
+    that has two, and so on. A smaller `num` gives the first of the rows.
+
+    Args:
+      labels: integers [N].
+      num: number of rows.
+      seed: equal seeds give equal rows.
+
+    Returns:
+      Distinct rows, int64 [min(num, N)]; [0] where there are no labels.
+
+    Raises:
+      ValueError: labels are not of rank 1, or num is negative.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
@@ -83,74 +94,110 @@ def contact_sheet(
     headings: Sequence[str] = ("query",),
     tile_size: int = 96,
 ) -> Image.Image:
-    """A sheet with a row for each query: the query, then its neighbours, nearest first.
+    """Draws a sheet with a row for each query: the query, then its neighbours, nearest first.
 
-    neighbours: for each query its neighbours in order of distance; rows may differ in length, what
-    is missing stays white.
-    headings: of the first columns; the others have the number of the neighbour.
-    tile_size: side in pixels of the square that holds an image, 32 and up; an image keeps its
-    aspect ratio and is scaled, up too, to fill it.
+    Neighbours of the query's class have a thick green frame and a tick, others a thin red frame and
+    a cross. Queries, and neighbours whose match is unknown, have a thin grey frame. A legend
+    explains the frames, unless no neighbour's match is known.
+
     Text is drawn in Pillow's own font, which has plain Latin letters: accents are dropped, and "?"
-    stands for every other character that is not ASCII. Text too long for its place ends in "…".
+    replaces every other character that is not ASCII. Text that is too long ends in "…".
 
-    Neighbours of the query's class have a thick green frame and a tick, others a thin red frame
-    and a cross; queries and neighbours with match=None a thin grey one. A legend says so, except
-    where no neighbour's match is known. Returns an RGB image, the same for the same arguments and
-    Pillow version. No queries: title and legend only.
-    Raises ValueError if queries and neighbours differ in number, on an image that is not uint8
-    [H, W, 3] with at least one pixel, on a smaller tile_size.
+    Args:
+      queries: one tile for each row.
+      neighbours: for each query its neighbours, nearest first. Rows may differ in length; a row
+        that is shorter ends in white.
+      title: text above the sheet.
+      headings: of the first columns; other columns are numbered by neighbour.
+      tile_size: side of the square that holds an image, in pixels, at least 32. An image keeps its
+        aspect ratio, and is scaled to fit the square.
+
+    Returns:
+      An RGB image; equal arguments and versions of Pillow give equal images. Without queries it has
+      a title and a legend only.
+
+    Raises:
+      ValueError: queries and neighbours differ in number, an image is not uint8 [H, W, 3] with at
+        least one pixel, or tile_size is below 32.
     """
     if len(queries) != len(neighbours):
         raise ValueError(f"{len(queries)} queries, but neighbours of {len(neighbours)}")
     if tile_size < 32:
         raise ValueError(f"tile_size is {tile_size}, must be at least 32")
-    found = [tile for row in neighbours for tile in row]
-    for tile in [*queries, *found]:
+    all_neighbours = [tile for row in neighbours for tile in row]
+    for tile in [*queries, *all_neighbours]:
         _check(tile)
+    explained = not all_neighbours or any(tile.match is not None for tile in all_neighbours)
+    legend = [f"same class as the {headings[0]}", "another class"] if explained else []
+    num_columns = 1 + max(map(len, neighbours), default=0)
+    painter = _Painter(tile_size, len(queries), num_columns, legend)
+    painter.draw_head(title, headings)
+    for number, (query, row) in enumerate(zip(queries, neighbours, strict=True)):
+        painter.draw_row(number, [Tile(query.image, query.caption), *row])
+    return painter.sheet
 
-    heading, text = _Text(TITLE_SIZE), _Text(TEXT_SIZE)
-    cell = tile_size + 2 * FRAME
-    lefts = [MARGIN]
-    for column in range(max(map(len, neighbours), default=0)):
-        lefts.append(lefts[-1] + cell + (GAP if column else QUERY_GAP))
-    legend = [(True, f"same class as the {headings[0]}"), (False, "another class")]
-    if found and all(tile.match is None for tile in found):
-        legend = []
-    legend_steps = [LINE + 4 + MARK + 5 + text.width(words) + 20 for _, words in legend]
-    width = max(lefts[-1] + cell, MARGIN + sum(legend_steps)) + MARGIN
-    heads_top = MARGIN + 24 + (LINE + 8 if legend else 0)
-    top = heads_top + (LINE if queries else 0)
-    row_height = cell + 2 + LINE + GAP
-    sheet = Image.new("RGB", (width, top + row_height * len(queries) + MARGIN - GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
 
-    heading.draw(draw, (MARGIN, MARGIN), title, width - 2 * MARGIN)
-    x, y = MARGIN, MARGIN + 24
-    for (match, words), step in zip(legend, legend_steps, strict=True):
-        _frame(draw, (x, y + 1), LINE - 2, match)
-        _mark(draw, (x + LINE + 4, y + 4), match)
-        text.draw(draw, (x + LINE + 4 + MARK + 5, y + 1), words, step)
-        x += step
-    if queries:
-        for column, left in enumerate(lefts):
-            name = headings[column] if column < len(headings) else str(column)
-            text.draw(draw, (left, heads_top), name, cell)
-    if queries and len(lefts) > 1:
-        line = lefts[1] - QUERY_GAP // 2 - 1
-        draw.line((line, heads_top, line, sheet.height - MARGIN), (190, 190, 190))
+class _Painter:
+    """Lays out and draws a contact sheet.
 
-    for query, row in zip(queries, neighbours, strict=True):
-        tiles = [Tile(query.image, query.caption), *row]
-        for left, tile in zip(lefts, tiles, strict=False):  # a row may be short
-            _frame(draw, (left, top), cell, tile.match)
-            _paste(sheet, tile.image, (left + FRAME, top + FRAME), tile_size)
-            caption = (left, top + cell + 2)
+    Args:
+      tile_size: side of an image, in pixels.
+      num_rows: number of queries.
+      num_columns: one for the query, and one for each neighbour.
+      legend: texts for the frames of matches and of other neighbours; empty for no legend.
+    """
+
+    def __init__(
+        self, tile_size: int, num_rows: int, num_columns: int, legend: Sequence[str]
+    ) -> None:
+        self._tile_size, self._num_rows = tile_size, num_rows
+        self._title_text, self._text = _Text(TITLE_SIZE), _Text(TEXT_SIZE)
+        self._cell = tile_size + 2 * FRAME
+        self._row_height = self._cell + 2 + LINE + GAP
+        self._lefts = [MARGIN]
+        for column in range(num_columns - 1):
+            self._lefts.append(self._lefts[-1] + self._cell + (GAP if column else QUERY_GAP))
+        self._legend = [(words, LEGEND_TEXT + self._text.width(words) + 20) for words in legend]
+        legend_width = sum(width for _, width in self._legend)
+        self._headings_top = MARGIN + 24 + (LINE + 8 if legend else 0)
+        self._top = self._headings_top + (LINE if num_rows else 0)
+        width = max(self._lefts[-1] + self._cell, MARGIN + legend_width) + MARGIN
+        height = self._top + self._row_height * num_rows + MARGIN - GAP
+        self.sheet = Image.new("RGB", (width, height), PAPER)
+        self._draw = ImageDraw.Draw(self.sheet)
+
+    def draw_head(self, title: str, headings: Sequence[str]) -> None:
+        """Draws the title, the legend and the headings of the columns."""
+        width = self.sheet.width - 2 * MARGIN
+        self._title_text.draw(self._draw, (MARGIN, MARGIN), title, width)
+        x, y = MARGIN, MARGIN + 24
+        for match, (words, width) in zip((True, False), self._legend, strict=False):
+            _frame(self._draw, (x, y + 1), LINE - 2, match)
+            _mark(self._draw, (x + LINE + 4, y + 4), match)
+            self._text.draw(self._draw, (x + LEGEND_TEXT, y + 1), words, width)
+            x += width
+        if not self._num_rows:
+            return
+        for column, left in enumerate(self._lefts):
+            heading = headings[column] if column < len(headings) else str(column)
+            self._text.draw(self._draw, (left, self._headings_top), heading, self._cell)
+        if len(self._lefts) > 1:
+            x = self._lefts[1] - QUERY_GAP // 2 - 1
+            self._draw.line((x, self._headings_top, x, self.sheet.height - MARGIN), RULE)
+
+    def draw_row(self, number: int, tiles: Sequence[Tile]) -> None:
+        """Draws a query and its neighbours."""
+        top = self._top + number * self._row_height
+        for left, tile in zip(self._lefts, tiles, strict=False):  # A row may be shorter.
+            _frame(self._draw, (left, top), self._cell, tile.match)
+            _paste(self.sheet, tile.image, (left + FRAME, top + FRAME), self._tile_size)
+            caption_left = left
             if tile.match is not None:
-                _mark(draw, (left, top + cell + 5), tile.match)
-                caption = (left + MARK + 4, top + cell + 2)
-            text.draw(draw, caption, tile.caption, left + cell - caption[0])
-        top += row_height
-    return sheet
+                _mark(self._draw, (left, top + self._cell + 5), tile.match)
+                caption_left += MARK + 4
+            caption_width = left + self._cell - caption_left
+            at = (caption_left, top + self._cell + 2)
+            self._text.draw(self._draw, at, tile.caption, caption_width)
 
 
 def _check(tile: Tile) -> None:
@@ -163,13 +210,13 @@ def _check(tile: Tile) -> None:
 
 
 def _frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], side: int, match: bool | None) -> None:
-    """The outline of a square; a thin one lies at the outer edge."""
+    """Draws the outline of a square; a thin outline lies at the outer edge."""
     box = (at[0], at[1], at[0] + side - 1, at[1] + side - 1)
     draw.rectangle(box, outline=COLOURS[match], width=WIDTHS[match])
 
 
 def _mark(draw: ImageDraw.ImageDraw, at: tuple[int, int], match: bool) -> None:
-    """A tick or a cross, MARK pixels wide: drawn, since fonts may lack both."""
+    """Draws a tick or a cross, MARK pixels wide, with lines, since fonts may lack both."""
     x, y = at
     end = MARK - 1
     if match:
@@ -199,7 +246,7 @@ class _Text:
         return round(self._font.getlength(text))
 
     def fit(self, text: str, width: int) -> str:
-        """The text in plain letters, or as much of its start as fits `width` pixels."""
+        """The text in plain letters, shortened to `width` pixels."""
         text = _plain(text)
         if self.width(text) <= width:
             return text
@@ -212,7 +259,7 @@ class _Text:
 
 
 def _plain(text: str) -> str:
-    """The text on one line of ASCII: without accents, and with "?" for what is not ASCII."""
+    """The text on one line, without accents, and with "?" for characters that are not ASCII."""
     decomposed = unicodedata.normalize("NFKD", " ".join(text.split()))
     letters = "".join(char for char in decomposed if unicodedata.category(char) not in UNSEEN)
     return letters.encode("ascii", "replace").decode()

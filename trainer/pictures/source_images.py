@@ -1,4 +1,4 @@
-"""The pictures behind source ids: from the records of a data set, or from image files."""
+"""Reads the images that source ids name, from the records of a data set or from files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tripletmill.formats.records import DamagedRecord, decode_example, read_reco
 from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
 from tripletmill.storage import storage
 
-SIDE = 128  # of the shorter side, pixels
+SIDE = 128  # Length of the shorter side of a thumbnail, in pixels.
 
 
 class SourceImages(Protocol):
-    """Where pictures come from; safe to use from several threads at once."""
+    """Where images come from; several threads may use it at once."""
 
     def of(self, source_id: str, split: str | None = None) -> bytes | None:
-        """The image file of this name, None where there is none or it is damaged."""
+        """Content of the image file that a source id names; None if it is missing or damaged."""
         ...
 
 
 class RecordPictures:
-    """The canonical JPEGs of a data set.
+    """The JPEGs in the records of a data set.
 
     Args:
       data_dir: a finished data set.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no data set.
     """
 
     def __init__(self, data_dir: str) -> None:
@@ -45,9 +45,9 @@ class RecordPictures:
         }
 
     def of(self, source_id: str, split: str | None = None) -> bytes | None:
-        """Looks in one split, or in all."""
-        wanted = [self._splits[split]] if split in self._splits else self._splits.values()
-        for index, source_ids in wanted:
+        """Looks in a split of the data set; in all splits, if there is none of this name."""
+        splits = [self._splits[split]] if split in self._splits else self._splits.values()
+        for index, source_ids in splits:
             row = pc.index(source_ids, source_id).as_py()
             if row >= 0:
                 return _jpeg_of(index, row)
@@ -67,23 +67,23 @@ class FilePictures:
     """Image files that were embedded, on a disk or in a bucket.
 
     Args:
-      images: the folder that was, in which source ids are paths; or the list (.csv, .jsonl), beside
-        which they are.
+      images: the folder that was embedded, in which source ids are paths; or the manifest (.csv,
+        .jsonl) that was embedded, and relative to which source ids are paths.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no such folder or manifest.
     """
 
     def __init__(self, images: str) -> None:
         storage.require_supported(images, "images")
-        self._is_list = images.lower().endswith(SUFFIXES) and storage.is_file(images)
-        if not self._is_list and not storage.is_folder(images):
-            raise UsageError(f"images {images}: no such folder, and no list (.csv, .jsonl)")
+        self._is_manifest = images.lower().endswith(SUFFIXES) and storage.is_file(images)
+        if not self._is_manifest and not storage.is_folder(images):
+            raise UsageError(f"images {images}: no such folder, and no manifest (.csv, .jsonl)")
         self._images = images
 
     def of(self, source_id: str, split: str | None = None) -> bytes | None:
-        """Reads the file; of a folder, none outside it."""
-        if self._is_list:
+        """Reads the file. A file outside the folder is treated as missing."""
+        if self._is_manifest:
             path = path_in_manifest(self._images, source_id)
         else:
             parts = os.path.normpath(source_id).split(os.sep)
@@ -99,10 +99,13 @@ class FilePictures:
 
 
 def thumbnail(image: bytes) -> np.ndarray:
-    """Upright pixels of an image file, uint8 [H, W, 3] RGB, the shorter side SIDE.
+    """Decodes an image file, and shrinks it so that its shorter side has SIDE pixels.
+
+    Returns:
+      uint8 [H, W, 3], RGB, upright.
 
     Raises:
-      BadImage: it is none.
+      BadImage: the file is no image, or is damaged.
     """
     jpeg = canonical_jpeg(image, ImageSettings(short_side=SIDE)).jpeg
     with Image.open(io.BytesIO(jpeg)) as opened:
@@ -110,7 +113,7 @@ def thumbnail(image: bytes) -> np.ndarray:
 
 
 def thumbnail_or_none(image: bytes | None) -> np.ndarray | None:
-    """The same; None for no image, or a bad one."""
+    """Like `thumbnail`, but None where there is no image, or a damaged one."""
     try:
         return None if image is None else thumbnail(image)
     except BadImage:

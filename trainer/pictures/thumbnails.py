@@ -1,4 +1,4 @@
-"""Small pictures that stand within a page, as data: URIs."""
+"""Thumbnails that are part of an HTML page, as data: URIs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from PIL import Image
 from trainer.pictures.source_images import SourceImages, thumbnail_or_none
 from tripletmill.formats.embeddings import Embeddings
 
-SIDE = 96  # of the longer side, pixels
+SIDE = 96  # Length of the longer side, in pixels.
 QUALITY = 75
 
 
 class Thumbnails:
-    """Thumbnails of embedded images, each made once.
+    """Thumbnails of embedded images; each is made once.
 
     Args:
-      embeddings: whose rows are asked for.
-      pictures: where their pictures come from.
+      embeddings: the rows that thumbnails are asked for.
+      pictures: where the pictures of these rows come from.
 
     Attributes:
-      missing: source ids of which there was no picture, or a damaged one.
+      missing: source ids of rows that were asked for, and whose picture is missing or damaged.
     """
 
     def __init__(self, embeddings: Embeddings, pictures: SourceImages) -> None:
@@ -31,11 +31,9 @@ class Thumbnails:
         self.missing: list[str] = []
 
     def of(self, row: int) -> str | None:
-        """The data: URI of a row's picture, a JPEG; None where it is missing."""
+        """The data: URI of a JPEG of a row's picture; None if the picture is missing or damaged."""
         if row not in self._made:
-            source_id, split = (
-                of[row] for of in (self._embeddings.source_id, self._embeddings.split)
-            )
+            source_id, split = self._embeddings.source_id[row], self._embeddings.split[row]
             pixels = thumbnail_or_none(self._pictures.of(source_id, split))
             if pixels is None:
                 self.missing.append(source_id)

@@ -65,7 +65,7 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
         groups=None if group is None else group[queries],
         gallery=gallery,
         recall_at=range(1, DEEPEST + 1),
-        what=f"metrics of {inputs.split}",
+        progress_name=f"metrics of {inputs.split}",
     )
     if not metrics.num_queries:
         raise UsageError(
@@ -76,12 +76,12 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
         embedding[queries],
         NEIGHBOURS,
         gallery=None if gallery is None else gallery.embeddings,
-        protocol=Matches(
+        matches=Matches(
             label[queries],
             None if group is None else group[queries],
             None if gallery is None else (gallery.labels, gallery.groups),
         ),
-        what=f"neighbours in {inputs.searched or inputs.split}",
+        progress_name=f"neighbours in {inputs.searched or inputs.split}",
     )
     neighbours = [searched[rows[rows >= 0]].tolist() for rows in ranked.rows]
     positives, negatives = findings.pair_distances(
@@ -90,7 +90,7 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
         None if gallery is None else gallery.embeddings,
         None if gallery is None else gallery.labels,
     )
-    around = nearest_neighbours(embedding, NEIGHBOURS, what="neighbours in all splits")
+    around = nearest_neighbours(embedding, NEIGHBOURS, progress_name="neighbours in all splits")
     return Analysis(
         metrics=metrics,
         positives=positives,

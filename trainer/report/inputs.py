@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.results import read_results, split_name
-from trainer.runs.folder import is_data_of, read_training_metrics
+from trainer.evaluation.results import read_results, results_name, results_path
+from trainer.runs.folder import read_training_metrics
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 from tripletmill.formats.index import DatasetInfo, load_index, load_info
 from tripletmill.formats.model_card import CARD_FILE, EXPORT_FOLDER, load_card
-from tripletmill.formats.splits import GALLERY, QUERY
+from tripletmill.formats.splits import default_splits
 from tripletmill.storage import storage
 
 
@@ -82,15 +82,13 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
     splits = {*embeddings.split.tolist()}
     searched = None
     if split is None:
-        both = {QUERY, GALLERY} <= splits
-        split, searched = (QUERY, GALLERY) if both else ("test", None)
+        split, searched = default_splits(splits)
     if split not in splits:
         raise UsageError(
             f"embeddings {embeddings_dir}: none of split {split!r}, only of"
             f" {', '.join(sorted(splits)) or 'no images'}; choose one with --split"
         )
-    name = split_name(split, searched)
-    name = name if is_data_of(model_dir, info) else f"{info.name}-{name}"
+    name = results_name(model_dir, info, split, searched)
     return Inputs(
         info=info,
         embeddings=embeddings,
@@ -100,7 +98,7 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
         gallery=None if searched is None else np.flatnonzero(embeddings.split == searched),
         split=split,
         searched=searched,
-        evaluation=_evaluation(os.path.join(model_dir, "evaluation", f"{name}.json")),
+        evaluation=_evaluation(results_path(model_dir, name)),
         history=read_training_metrics(model_dir),
     )
 

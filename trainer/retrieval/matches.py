@@ -1,4 +1,4 @@
-"""Which rows of a gallery are matches of a query, and which do not count."""
+"""Which rows of a gallery are matches of a query, and which are left out of its ranking."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-PAIRS = 2**20  # of queries and rows of their class, in one tile
+MAX_PAIRS = 2**20  # Pairs of a query and a gallery row of its class, in one tile.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gallery:
-    """What is searched, where that is not the queries themselves.
+    """The rows that are searched, where they are not the queries themselves.
 
-    embeddings: [N, D].
-    labels: integers [N].
-    groups: [N], strings or integers; None or "" for a row of no group.
+    Attributes:
+      embeddings: [N, D].
+      labels: integers [N].
+      groups: [N], strings or integers; None or "" for a row without a group. None where no row has
+        a group.
     """
 
     embeddings: Any
@@ -25,24 +27,29 @@ class Gallery:
 
 
 class Matches:
-    """The rows of the gallery that have a query's class: its matches, and those that are left out.
+    """The gallery rows of each query's class: its matches, and the rows that are left out.
 
-    Left out are the rows of its class and its group, and, where the queries are the gallery, the
-    query itself. They are as if they were not in the gallery: neither matches nor misses.
+    A row is left out if it has both the class and the group of the query. Where the queries are
+    the gallery, the query itself is left out too. A row that is left out counts neither as a match
+    nor as a miss, as if it were not in the gallery.
 
     Args:
-      labels: integers [Q] of the queries.
-      groups: [Q] of the queries, strings or integers, None or "" for a row of none; or None.
-      gallery: labels [N] and groups, likewise, of what is searched; None: the queries themselves.
-      order: [N], distinct numbers, by which rows of the gallery are given; their own by default.
+      labels: integers [Q], of the queries.
+      groups: [Q], of the queries: strings or integers, None or "" for a row without a group. None
+        where no row has a group.
+      gallery: labels [N] and groups [N] of the gallery; None where the queries are the gallery.
+      order: [N], distinct numbers by which gallery rows of a class are sorted; by default their row
+        numbers.
 
     Raises:
-      ValueError: shapes do not fit, or labels are not integers.
+      ValueError: shapes do not fit, labels are not integers, or only one of the queries and the
+        gallery has groups.
 
     Attributes:
-      num_matches: int64 [Q].
-      class_sizes: int64 [Q], all rows of the gallery of the query's class.
-      classes: int64 [Q], places among the labels of the gallery; -1 where it has no such label.
+      num_matches: int64 [Q], matches of each query.
+      class_sizes: int64 [Q], gallery rows of each query's class, with those that are left out.
+      classes: int64 [Q], place of each query's label among the gallery's distinct labels; -1 where
+        the gallery does not have it.
     """
 
     def __init__(
@@ -53,74 +60,108 @@ class Matches:
         *,
         order: np.ndarray | None = None,
     ) -> None:
-        count = len(labels)
-        labels = as_labels(labels, count)
-        own = np.arange(count)
+        labels = as_labels(labels, len(labels))
         if gallery is None:
-            kept = labels
-            # A row of no group is its own, so that each row is left out with its group.
-            of_query = of_row = own if groups is None else _codes(groups, count, own - count)
+            gallery_labels = labels
+            row_groups = query_groups = _groups_within(groups, len(labels))
         else:
-            kept = as_labels(gallery[0], len(gallery[0]), "gallery labels")
-            size = len(kept)
-            of_query, of_row = np.full(count, -1), np.full(size, -2)  # no group is another's
-            if (groups is None) != (gallery[1] is None):
-                raise ValueError("groups of the queries and of the gallery: both or none")
-            if groups is not None:
-                _check_groups(groups, count)
-                _check_groups(gallery[1], size)
-                codes = _codes(
-                    [*groups, *gallery[1]], count + size, np.concatenate([of_query, of_row])
-                )
-                of_query, of_row = codes[:count], codes[count:]
-        names, rows_class, counts = np.unique(kept, return_inverse=True, return_counts=True)
-        self._groups, self._of_query = of_row, of_query
-        self._members = np.lexsort((np.arange(len(kept)) if order is None else order, rows_class))
+            gallery_labels = as_labels(gallery[0], len(gallery[0]), "gallery labels")
+            query_groups, row_groups = _groups_across(
+                groups, len(labels), gallery[1], len(gallery_labels)
+            )
+        names, row_classes, counts = np.unique(
+            gallery_labels, return_inverse=True, return_counts=True
+        )
+        self._row_groups, self._query_groups = row_groups, query_groups
+        within_class = np.arange(len(gallery_labels)) if order is None else order
+        self._members = np.lexsort((within_class, row_classes))
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         place = np.searchsorted(names, labels)
         known = place < len(names)
         known[known] = names[place[known]] == labels[known]
         self.classes = np.where(known, place, -1)
         self.class_sizes = np.append(counts, 0)[self.classes]
-        left_out = _count_pairs((rows_class, of_row), (self.classes, of_query))
-        self.num_matches = self.class_sizes - left_out
+        num_left_out = _count_pairs((row_classes, row_groups), (self.classes, query_groups))
+        self.num_matches = self.class_sizes - num_left_out
 
-    def of_class(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of queries [q]: their places and the gallery rows of their class, and which are matches.
+    def class_rows(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of a query and a gallery row of its class.
 
-        Returns int64 [n], int64 [n], bool [n], by query and then by the order of rows.
+        Args:
+          queries: row numbers [q] of queries.
+
+        Returns:
+          int64 [n], places among `queries`; int64 [n], gallery rows; bool [n], whether the row is a
+          match. Sorted by place, then by the order of the gallery rows.
         """
         sizes = self.class_sizes[queries]
         place = np.repeat(np.arange(len(queries)), sizes)
         within = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         row = self._members[self._starts[self.classes[queries]][place] + within]
-        match = self._groups[row] != self._of_query[queries][place]
+        match = self._row_groups[row] != self._query_groups[queries][place]
         return place, row, match
 
-    def tiles(self, queries: np.ndarray, most: int) -> list[np.ndarray]:
-        """Places among queries [q], at most `most` at a time, and PAIRS of what `of_class` gives.
+    def query_tiles(self, queries: np.ndarray, max_queries: int) -> list[np.ndarray]:
+        """Divides queries [q] into tiles, each with places among them.
 
-        By class, so that the queries of a tile share what they are compared with.
+        A tile has at most max_queries queries, and at most MAX_PAIRS pairs of `class_rows` unless
+        it has one query only. Queries are sorted by class, since queries of one class are compared
+        with the same rows.
         """
         places = np.argsort(self.classes[queries], kind="stable")
         ends = np.cumsum(self.class_sizes[queries[places]])
         tiles, start = [], 0
         while start < len(places):
-            pairs = (ends[start - 1] if start else 0) + PAIRS
-            end = min(start + most, int(np.searchsorted(ends, pairs, side="right")))
+            max_end = (ends[start - 1] if start else 0) + MAX_PAIRS
+            end = min(start + max_queries, int(np.searchsorted(ends, max_end, side="right")))
             tiles.append(places[start : max(start + 1, end)])
             start += len(tiles[-1])
         return tiles
 
 
-def as_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:
-    """[count] integers; raises ValueError where they are not."""
+def as_labels(labels: Any, count: int, name: str = "labels") -> np.ndarray:
+    """Converts labels to an array [count]; error messages call it `name`.
+
+    Raises:
+      ValueError: the labels are not integers [count].
+    """
     labels = np.asarray(labels)
     if labels.shape != (count,):
-        raise ValueError(f"{what} are {list(labels.shape)}, must be [{count}]")
+        raise ValueError(f"{name} are {list(labels.shape)}, must be [{count}]")
     if count and not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{what} are {labels.dtype}, must be integers")
+        raise ValueError(f"{name} are {labels.dtype}, must be integers")
     return labels
+
+
+def _groups_within(groups: Any, count: int) -> np.ndarray:
+    """int64 [count], a number for each group, where the queries are the gallery.
+
+    A row without a group has a number of its own: so it leaves out itself, and no other row.
+    """
+    row_numbers = np.arange(count)
+    return row_numbers if groups is None else _group_numbers(groups, count, row_numbers - count)
+
+
+def _groups_across(
+    query_groups: Any, num_queries: int, row_groups: Any, num_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [Q] and int64 [N], a number for each group, where the gallery is another split.
+
+    A query without a group has another number than any row, so it leaves out no row.
+    """
+    query_numbers, row_numbers = np.full(num_queries, -1), np.full(num_rows, -2)
+    if (query_groups is None) != (row_groups is None):
+        raise ValueError("groups of the queries and of the gallery: give both or none")
+    if query_groups is None:
+        return query_numbers, row_numbers
+    _check_groups(query_groups, num_queries)
+    _check_groups(row_groups, num_rows)
+    numbers = _group_numbers(
+        [*query_groups, *row_groups],
+        num_queries + num_rows,
+        np.concatenate([query_numbers, row_numbers]),
+    )
+    return numbers[:num_queries], numbers[num_queries:]
 
 
 def _check_groups(groups: Any, count: int) -> None:
@@ -128,24 +169,24 @@ def _check_groups(groups: Any, count: int) -> None:
         raise ValueError(f"groups are [{len(groups)}], must be [{count}]")
 
 
-def _codes(groups: Any, count: int, none: np.ndarray) -> np.ndarray:
-    """[N] int64: the same number, 0 and up, for the same group; `none` for a row of none."""
+def _group_numbers(groups: Any, count: int, without_group: np.ndarray) -> np.ndarray:
+    """int64 [N]: one number from 0 on for each group; `without_group` for rows that have none."""
     _check_groups(groups, count)
-    numbers: dict[Any, int] = {}
-    codes = [
-        alone if group is None or group == "" else numbers.setdefault(group, len(numbers))
-        for group, alone in zip(groups, none.tolist(), strict=True)
+    known: dict[Any, int] = {}
+    numbers = [
+        alone if group is None or group == "" else known.setdefault(group, len(known))
+        for group, alone in zip(groups, without_group.tolist(), strict=True)
     ]
-    return np.array(codes, np.int64)
+    return np.array(numbers, np.int64)
 
 
 def _count_pairs(
-    of: tuple[np.ndarray, np.ndarray], sought: tuple[np.ndarray, np.ndarray]
+    rows: tuple[np.ndarray, np.ndarray], queries: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """How often each sought pair of numbers [Q] is among others [N]."""
-    classes, groups = (np.concatenate(both) for both in zip(of, sought, strict=True))
+    """[Q], how many rows [N] have the (class, group) of each query [Q]."""
+    classes, groups = (np.concatenate(both) for both in zip(rows, queries, strict=True))
     groups = groups - groups.min(initial=0)
     pairs = (classes + 1) * (groups.max(initial=0) + 1) + groups
     _, codes = np.unique(pairs, return_inverse=True)
-    size = len(of[0])
-    return np.bincount(codes[:size], minlength=len(codes) + 1)[codes[size:]]
+    num_rows = len(rows[0])
+    return np.bincount(codes[:num_rows], minlength=len(codes) + 1)[codes[num_rows:]]

@@ -1,4 +1,4 @@
-"""Recall@K, MAP@R, R-precision and mean reciprocal rank: of each query, each class, and in all."""
+"""Recall@K, MAP@R, R-precision and mean reciprocal rank of each query, each class and in total."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.retrieval.neighbours import GALLERY_TILE, QUERY_TILE
 from trainer.retrieval.range_search import RangeSearch
 from trainer.retrieval.tied_metrics import expected
 from trainer.retrieval.tied_ranks import tied_blocks
-from trainer.retrieval.work_sharing import of_all, share
+from trainer.retrieval.work_sharing import for_each_tile, merge_workers
 
 MAP_AT_R, R_PRECISION, RECIPROCAL_RANK = "map_at_r", "r_precision", "mean_reciprocal_rank"
 
@@ -27,22 +27,22 @@ def recall_name(k: int) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RetrievalMetrics:
-    """What came of the queries that have a match, M of them.
+    """Metrics of the M queries that have a match.
 
-    Names of metrics are recall_at_K, map_at_r, r_precision and mean_reciprocal_rank, each in
-    [0, 1]; of one query the last is its reciprocal rank.
+    The metrics are named recall_at_K, map_at_r, r_precision and mean_reciprocal_rank. Each lies in
+    [0, 1]. For a single query, mean_reciprocal_rank is its reciprocal rank.
 
     Attributes:
-      mean: name -> mean over these queries; NaN where there is none.
-      of_queries: name -> [M], float64.
-      of_classes: name -> [C], means over the queries of a class.
-      queries: int64 [M], their row numbers, ascending.
-      labels: [M], their labels.
-      num_matches: int64 [M], R of each.
-      class_labels: [C], labels of these queries, ascending.
-      class_counts: int64 [C], how many of them have each.
-      num_without_match: queries left out, since nothing in the gallery is a match.
-      num_gallery: rows searched.
+      mean: name -> mean over these queries; NaN where no query has a match.
+      of_queries: name -> float64 [M].
+      of_classes: name -> float64 [C], means over the queries of each class.
+      queries: int64 [M], row numbers of these queries, ascending.
+      labels: [M], labels of these queries.
+      num_matches: int64 [M], number of matches R of each.
+      class_labels: [C], distinct labels of these queries, ascending.
+      class_counts: int64 [C], number of these queries in each class.
+      num_without_match: number of queries left out, since no row of the gallery is a match.
+      num_gallery: number of gallery rows.
     """
 
     mean: Mapping[str, float]
@@ -58,17 +58,17 @@ class RetrievalMetrics:
 
     @property
     def num_queries(self) -> int:
-        """Queries with a match, M."""
+        """Number of queries with a match, M."""
         return len(self.queries)
 
     @property
     def num_classes(self) -> int:
-        """Classes of these queries, C."""
+        """Number of classes of these queries, C."""
         return len(self.class_labels)
 
     @property
     def map_at_r(self) -> float:
-        """The metric to judge a model by."""
+        """Mean MAP@R: the metric by which the best model of a run is chosen."""
         return self.mean[MAP_AT_R]
 
 
@@ -82,76 +82,88 @@ def retrieval_metrics(
     strategy: tf.distribute.Strategy | None = None,
     query_tile: int = QUERY_TILE,
     gallery_tile: int = GALLERY_TILE,
-    what: str | None = None,
+    progress_name: str | None = None,
 ) -> RetrievalMetrics:
     """Recall@K, MAP@R, R-precision and mean reciprocal rank; docs/evaluation.md defines them.
 
     Rows are ranked by the distance of `trainer.retrieval.distances`. Where distances are equal,
-    each metric is its expected value over all orders of the rows at that distance, so the order of
-    rows does not matter.
+    each metric is its expected value over all orders of the tied rows, so the order of the rows
+    does not matter. Where no query has a match, the means are NaN, and the counts tell why.
+
+    Memory is O(query_tile x gallery_tile), a copy of the gallery and some numbers for each query,
+    with classes of up to a million rows. With larger classes, memory also grows with the class
+    size.
 
     Args:
-      embeddings: [Q, D] of the queries, array or tensor, of any floating type; read as float32.
-      labels: integers [Q]; a match of a query is a row of the gallery with its label.
-      groups: [Q], strings or integers, None or "" for a row of no group: rows of a query's label
-        and of its group are left out of its ranking, as if they were not in the gallery.
-      gallery: what is searched; by default the queries themselves, each query left out of its own
-        ranking by its row number.
-      recall_at: values of K, each at least 1; one past the gallery looks at all of it.
-      strategy: whose devices share the queries; of several workers, all have to call. By default
-        one device.
-      query_tile: queries computed at a time, at most.
-      gallery_tile: rows of the gallery computed at a time, at most.
-      what: the embeddings are, for a progress line.
-
-    Memory is O(query_tile x gallery_tile) beside a copy of the gallery and some numbers a query, at
-    any sizes of classes up to a million rows, O(size) from there. Without a query that has a match
-    the means are NaN and the counts tell why: no error.
+      embeddings: [Q, D] of the queries, array or tensor of any floating type; read as float32.
+      labels: integers [Q]; the matches of a query are the gallery rows with its label.
+      groups: [Q], strings or integers, None or "" for a row without a group. Rows that have a
+        query's label and its group are left out of its ranking, as if they were not in the gallery.
+      gallery: the rows that are searched; by default the queries themselves, where each query is
+        left out of its own ranking by its row number.
+      recall_at: values of K, each at least 1. A K beyond the gallery's size counts all of it.
+      strategy: whose devices share the queries; every worker has to call. By default one device.
+      query_tile: largest number of queries computed at a time.
+      gallery_tile: largest number of gallery rows computed at a time.
+      progress_name: what the progress line calls the work; None for no progress line.
 
     Raises:
-      ValueError: shapes do not fit, labels are not integers, rows are not finite, K or a tile is
-        below 1.
+      ValueError: shapes do not fit, labels are not integers, rows are not finite, or K or a tile
+        size is below 1.
     """
     cutoffs = sorted(set(recall_at))
     if cutoffs and cutoffs[0] < 1:
         raise ValueError(f"recall_at has {cutoffs[0]}, must be at least 1")
     if query_tile < 1:
         raise ValueError(f"query_tile is {query_tile}, must be at least 1")
-    sought = as_embeddings(embeddings)
-    labels = as_labels(labels, len(sought))
-    searched, of_gallery = sought, None
+    query_rows = as_embeddings(embeddings)
+    labels = as_labels(labels, len(query_rows))
+    gallery_rows, of_gallery = query_rows, None
     if gallery is not None:
-        searched = as_embeddings(gallery.embeddings, "gallery embeddings")
-        of_gallery = (as_labels(gallery.labels, len(searched), "gallery labels"), gallery.groups)
-    scan = RangeSearch(sought, searched, tile=gallery_tile)
-    protocol = Matches(labels, groups, of_gallery, order=scan.place(np.arange(len(searched))))
+        gallery_rows = as_embeddings(gallery.embeddings, "gallery embeddings")
+        gallery_labels = as_labels(gallery.labels, len(gallery_rows), "gallery labels")
+        of_gallery = (gallery_labels, gallery.groups)
+    range_search = RangeSearch(query_rows, gallery_rows, tile=gallery_tile)
+    positions = range_search.positions(np.arange(len(gallery_rows)))
+    matches = Matches(labels, groups, of_gallery, order=positions)
     names = [*map(recall_name, cutoffs), MAP_AT_R, R_PRECISION, RECIPROCAL_RANK]
-    values = np.zeros((len(sought), len(names)))
+    values = np.zeros((len(query_rows), len(names)))
 
     def measure(queries: np.ndarray) -> None:
-        blocks = tied_blocks(scan, sought, searched, protocol, queries)
-        values[queries] = expected(blocks, protocol.num_matches[queries], cutoffs)
+        blocks = tied_blocks(range_search, query_rows, gallery_rows, matches, queries)
+        values[queries] = expected(blocks, matches.num_matches[queries], cutoffs)
 
-    queries = np.flatnonzero(protocol.num_matches)
-    tiles = [queries[places] for places in protocol.tiles(queries, query_tile)]
-    share(strategy, tiles, measure, what)
-    values = of_all(strategy, values)[queries]
+    queries = np.flatnonzero(matches.num_matches)
+    tiles = [queries[places] for places in matches.query_tiles(queries, query_tile)]
+    for_each_tile(strategy, tiles, measure, progress_name)
+    values = merge_workers(strategy, values)
+    return _aggregate(dict(zip(names, values.T, strict=True)), labels, matches, len(gallery_rows))
+
+
+def _aggregate(
+    values: Mapping[str, np.ndarray], labels: np.ndarray, matches: Matches, num_gallery: int
+) -> RetrievalMetrics:
+    """Averages metrics [Q] over the queries that have a match, and over each of their classes."""
+    queries = np.flatnonzero(matches.num_matches)
+    of_queries = {name: column[queries] for name, column in values.items()}
     class_labels, classes, counts = np.unique(
         labels[queries], return_inverse=True, return_counts=True
     )
-    by_class = [np.bincount(classes, of, len(counts)) / counts for of in values.T]
     return RetrievalMetrics(
         mean={
-            name: float(of.mean()) if len(of) else float("nan")
-            for name, of in zip(names, values.T, strict=True)
+            name: float(column.mean()) if len(column) else float("nan")
+            for name, column in of_queries.items()
         },
-        of_queries=dict(zip(names, values.T, strict=True)),
-        of_classes=dict(zip(names, by_class, strict=True)),
+        of_queries=of_queries,
+        of_classes={
+            name: np.bincount(classes, column, len(counts)) / counts
+            for name, column in of_queries.items()
+        },
         queries=queries,
         labels=labels[queries],
-        num_matches=protocol.num_matches[queries],
+        num_matches=matches.num_matches[queries],
         class_labels=class_labels,
         class_counts=counts,
-        num_without_match=len(sought) - len(queries),
-        num_gallery=len(searched),
+        num_without_match=len(labels) - len(queries),
+        num_gallery=num_gallery,
     )

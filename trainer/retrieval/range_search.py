@@ -1,8 +1,9 @@
-"""A fast search for what lies within a distance, so that few distances have to be computed.
+"""A fast search for the rows in a range of distances, so that few distances have to be computed.
 
-A distance (`trainer.retrieval.distances`) takes a hundred times as long as a number of a matmul. A
-float32 matmul, whose error is bounded, leaves out what lies outside the range in question, which is
-nearly all: half the time of a float64 one, and GPUs have it at full speed.
+A distance (`trainer.retrieval.distances`) takes about a hundred times as long as one number of a
+matmul. A float32 matmul, whose error has a known bound, rules out the rows that certainly lie
+outside the range, which are nearly all rows. It takes half the time of a float64 matmul, and GPUs
+run it at full speed.
 """
 
 import dataclasses
@@ -12,20 +13,21 @@ import tensorflow as tf
 
 from trainer.retrieval.distances import CHUNK, all_distances, distances
 
-_UNIT = 2.0**-24  # rounding to float32 is off by at most this share,
-_LEAST = 2.0**-126  # or by less than this, where results are flushed to zero
-_SMALLEST, _GREATEST = 2.0**-149, float(np.finfo(np.float32).max)
-_DENSE = 0.1  # share of a tile from where on it is faster to compute all of its distances
+_UNIT = 2.0**-24  # Largest relative error of rounding to float32.
+_MIN_NORMAL = 2.0**-126  # Largest absolute error where small results are flushed to zero.
+_MIN_SUBNORMAL, _MAX_FLOAT = 2.0**-149, float(np.finfo(np.float32).max)
+_DENSE = 0.1  # Share of candidates in a tile from which computing the whole tile is faster.
 
 
 @dataclasses.dataclass(frozen=True)
-class Within:
-    """Gallery rows around some queries.
+class Candidates:
+    """Gallery rows that may lie in the range of distances of some queries.
 
     Attributes:
-      nearer: int64 [q], how many rows are certainly nearer than the range.
+      nearer: int64 [q], number of rows that are certainly nearer than the range.
       query: int64 [n], places among the queries.
-      row: int64 [n], rows of the gallery; with `query`, every pair that may be in the range.
+      row: int64 [n], rows of the gallery. The pairs (query, row) hold every pair that may be in the
+        range.
     """
 
     nearer: np.ndarray
@@ -34,22 +36,28 @@ class Within:
 
 
 class RangeSearch:
-    """Finds the gallery rows whose distance to queries may lie in a range, none missing.
+    """Finds the gallery rows whose distance to queries may lie in a range; it misses none.
 
-    The rows are moved to their common centre and scaled by a power of two, which changes no order,
-    and rounded to float32. One matmul of [-2q, |q|^2, 1] and [x, 1, |x|^2] then gives |q - x|^2
-    with an error of at most (D + 12) u / (1 - (D + 12) u) (|q| + |x|)^2, u = 2^-24, in any order of
-    summation: D + 2 terms of magnitudes that add up to (|q| + |x|)^2 or less (Higham: Accuracy and
-    Stability of Numerical Algorithms, 2002, section 3.1), and the rounding of rows, norms, and the
-    distances that are compared with.
+    The rows are moved to the gallery's centre, scaled by a power of two, which changes no order,
+    and rounded to float32. One matmul of [-2q, |q|^2, 1] and [x, 1, |x|^2] then gives |q - x|^2.
+    Its error is at most (D + 12) u / (1 - (D + 12) u) (|q| + |x|)^2 with u = 2^-24, in any order of
+    summation: D + 2 terms are summed whose magnitudes add up to (|q| + |x|)^2 or less (Higham:
+    Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and the rows, the norms and
+    the distances that are compared are rounded.
 
-    The gallery is looked at in a fixed random order, so that queries soon have a tight range
-    whatever the order of rows. Beside the embeddings it takes one copy of the gallery.
+    The gallery is searched in a fixed random order, so that the range of each query becomes narrow
+    early, whatever the order of the rows. Memory is one copy of the gallery beside the embeddings.
 
     Args:
       queries: [Q, D] float32, finite.
       gallery: [N, D] float32, finite.
       tile: gallery rows at a time; the first tiles are smaller.
+
+    Raises:
+      ValueError: `tile` is below 1, or the numbers of dimensions differ.
+
+    Attributes:
+      tiles: slices of positions in the order of the search.
     """
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray, *, tile: int) -> None:
@@ -60,41 +68,47 @@ class RangeSearch:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {dim}")
         self._queries, self._gallery = queries, gallery
         self._centre = gallery.mean(axis=0, dtype=np.float64) if size else np.zeros(dim)
-        reach = max(
-            (float(abs(x)) for of in (queries, gallery) if of.size for x in _ends(of)), default=0.0
-        )
-        self._scale = 2.0 ** -int(np.frexp(reach)[1])
-        share = (dim + 12) * _UNIT
-        self._error = share / (1 - share)
+        largest = max(_largest(queries), _largest(gallery))
+        self._scale = 2.0 ** -int(np.frexp(largest)[1])
+        unit_sum = (dim + 12) * _UNIT
+        self._relative_error = unit_sum / (1 - unit_sum)
         self._order = np.random.default_rng(0).permutation(size)
-        self._place = np.empty_like(self._order)
-        self._place[self._order] = np.arange(size)
+        self._position = np.empty_like(self._order)
+        self._position[self._order] = np.arange(size)
         self._right = np.empty((size, dim + 2), np.float32)
         step = max(1, CHUNK // max(1, dim))
         for start in range(0, size, step):
-            rows, norms = self._moved(gallery[self._order[start : start + step]])
+            rows, norms = self._rescaled(gallery[self._order[start : start + step]])
             self._right[start : start + step] = np.column_stack([rows, np.ones_like(norms), norms])
         self.tiles = _tiles(size, tile)
-        self._lengths = [
-            float(np.sqrt(self._right[tile, -1].max(initial=0), dtype=np.float64))
-            for tile in self.tiles
+        self._max_lengths = [
+            float(np.sqrt(self._right[part, -1].max(initial=0), dtype=np.float64))
+            for part in self.tiles
         ]
 
-    def place(self, rows: np.ndarray) -> np.ndarray:
-        """[n] when rows [n] of the gallery are looked at: place p is in the tile that has p."""
-        return self._place[rows]
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Positions [n] of gallery rows [n] in the order of the search, which `tiles` slices."""
+        return self._position[rows]
 
-    def distances(self, queries: np.ndarray, tile: int, near: Within) -> np.ndarray:
-        """Those of the pairs that `within` found, float32 [n]; queries [q] by their row numbers."""
-        of = self.tiles[tile]
-        if len(near.row) < _DENSE * len(queries) * (of.stop - of.start):
-            return distances(self._queries, self._gallery, queries[near.query], near.row)
-        every = all_distances(self._queries[queries], self._gallery[self._order[of]])
-        return every[near.query, self._place[near.row] - of.start]
+    def distances(self, queries: np.ndarray, tile: int, candidates: Candidates) -> np.ndarray:
+        """Distances float32 [n] of the pairs that `within` found.
+
+        Args:
+          queries: row numbers [q].
+          tile: number of the gallery tile.
+          candidates: result of `within` for these queries and this tile.
+        """
+        part = self.tiles[tile]
+        if len(candidates.row) < _DENSE * len(queries) * (part.stop - part.start):
+            return distances(
+                self._queries, self._gallery, queries[candidates.query], candidates.row
+            )
+        whole_tile = all_distances(self._queries[queries], self._gallery[self._order[part]])
+        return whole_tile[candidates.query, self._position[candidates.row] - part.start]
 
     def query_tile(self, queries: np.ndarray) -> "QueryTile":
-        """Queries [q] by their row numbers, on the current device."""
-        rows, norms = self._moved(self._queries[queries])
+        """Puts queries, by their row numbers [q], on the current device."""
+        rows, norms = self._rescaled(self._queries[queries])
         left = np.column_stack([-2 * rows, norms, np.ones_like(norms)])
         return QueryTile(tf.constant(left), np.sqrt(norms[:, 0], dtype=np.float64))
 
@@ -102,51 +116,53 @@ class RangeSearch:
         self,
         queries: "QueryTile",
         tile: int,
-        least: np.ndarray | None,
-        most: np.ndarray,
+        min_distance: np.ndarray | None,
+        max_distance: np.ndarray,
         left_out: np.ndarray,
-    ) -> Within:
-        """What lies between two distances.
+    ) -> Candidates:
+        """Finds the rows of a gallery tile that may lie between two distances.
 
         Args:
-          queries: of `query_tile`.
-          tile: number of the gallery's.
-          least: float32 [q]; None: 0.
-          most: float32 [q], not below it.
-          left_out: int64 [n, 2], queries and places of rows in this tile that do not count.
+          queries: result of `query_tile`, q queries.
+          tile: number of the gallery tile.
+          min_distance: float32 [q]; None for 0.
+          max_distance: float32 [q], not below min_distance.
+          left_out: int64 [n, 2], pairs of a query and of a position in this tile that do not count.
         """
-        of = self.tiles[tile]
+        part = self.tiles[tile]
         margin = (
-            self._error * (queries.lengths + self._lengths[tile]) ** 2
-            + 2 * _LEAST * (self._right.shape[1])
+            self._relative_error * (queries.lengths + self._max_lengths[tile]) ** 2
+            + 2 * _MIN_NORMAL * (self._right.shape[1])
         )
-        nearer, found = _select(
+        nearer, pairs = _select(
             queries.left,
-            tf.constant(self._right[of]),
-            self._low(least, margin),
-            self._high(most, margin),
-            tf.constant(left_out - [0, of.start]),
+            tf.constant(self._right[part]),
+            self._lower_bound(min_distance, margin),
+            self._upper_bound(max_distance, margin),
+            tf.constant(left_out - [0, part.start]),
         )
-        query, place = found.numpy().T
-        return Within(nearer.numpy().astype(np.int64), query, self._order[place + of.start])
+        query, place = pairs.numpy().T
+        return Candidates(nearer.numpy().astype(np.int64), query, self._order[place + part.start])
 
-    # What is less than `_low` is certainly nearer than the distance, what is more than `_high`
-    # farther. The margin holds the rounding of distances to float32 too, but for the smallest.
+    # A product below the lower bound is certainly nearer than the range, and one above the upper
+    # bound farther. The margin also covers the rounding of distances to float32, except for the
+    # smallest numbers.
 
-    def _low(self, distance: np.ndarray | None, margin: np.ndarray) -> np.ndarray:
+    def _lower_bound(self, distance: np.ndarray | None, margin: np.ndarray) -> np.ndarray:
         if distance is None:
             return np.full(len(margin), -np.inf, np.float32)
-        least = np.minimum(distance.astype(np.float64), _GREATEST) - _SMALLEST
-        return _rounded(least * self._scale**2 - margin, -np.inf)
+        lowest = np.minimum(distance.astype(np.float64), _MAX_FLOAT) - _MIN_SUBNORMAL
+        return _rounded(lowest * self._scale**2 - margin, -np.inf)
 
-    def _high(self, distance: np.ndarray, margin: np.ndarray) -> np.ndarray:
-        most = distance.astype(np.float64) + _SMALLEST
-        return _rounded(most * self._scale**2 + margin, np.inf)
+    def _upper_bound(self, distance: np.ndarray, margin: np.ndarray) -> np.ndarray:
+        highest = distance.astype(np.float64) + _MIN_SUBNORMAL
+        return _rounded(highest * self._scale**2 + margin, np.inf)
 
-    def _moved(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moved = ((rows - self._centre) * self._scale).astype(np.float32)
-        norms = np.square(moved, dtype=np.float64).sum(axis=1, keepdims=True)
-        return moved, norms.astype(np.float32)
+    def _rescaled(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Centred and scaled rows float32 [n, D], and their squared lengths [n, 1]."""
+        rescaled = ((rows - self._centre) * self._scale).astype(np.float32)
+        norms = np.square(rescaled, dtype=np.float64).sum(axis=1, keepdims=True)
+        return rescaled, norms.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +170,8 @@ class QueryTile:
     """Queries on a device.
 
     Attributes:
-      left: float32 [q, D + 2].
-      lengths: float64 [q].
+      left: float32 [q, D + 2], the left factor of the matmul.
+      lengths: float64 [q], Euclidean lengths of the centred and scaled queries.
     """
 
     left: tf.Tensor
@@ -175,25 +191,28 @@ class QueryTile:
 def _select(
     left: tf.Tensor, right: tf.Tensor, low: tf.Tensor, high: tf.Tensor, left_out: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    found = tf.matmul(left, right, transpose_b=True)
-    nothing = tf.fill(tf.shape(left_out)[:1], np.float32(np.nan))  # neither less nor more
-    found = tf.tensor_scatter_nd_update(found, left_out, nothing)
-    nearer = found < low[:, None]
-    within = (found <= high[:, None]) & ~nearer
+    """Counts the products [q, m] below `low` [q], and finds (query, row) of those up to `high`."""
+    products = tf.matmul(left, right, transpose_b=True)
+    nan = tf.fill(tf.shape(left_out)[:1], np.float32(np.nan))  # Neither below nor above a bound.
+    products = tf.tensor_scatter_nd_update(products, left_out, nan)
+    nearer = products < low[:, None]
+    within = (products <= high[:, None]) & ~nearer
     return tf.reduce_sum(tf.cast(nearer, tf.int32), axis=1), tf.where(within)
 
 
-def _ends(array: np.ndarray) -> tuple[float, float]:
-    return array.min(), array.max()
+def _largest(rows: np.ndarray) -> float:
+    """The largest magnitude of a number in rows [n, D]; 0 where there is none."""
+    return max(abs(float(rows.min())), abs(float(rows.max()))) if rows.size else 0.0
 
 
 def _rounded(values: np.ndarray, towards: float) -> np.ndarray:
+    """float64 values as float32: rounded, then moved one step towards -inf or inf."""
     with np.errstate(over="ignore"):
         return np.nextafter(values.astype(np.float32), np.float32(towards))
 
 
 def _tiles(size: int, tile: int) -> list[slice]:
-    """0 to size; the first is small, since little is known of the range before it."""
+    """Slices from 0 to size. The first tiles are small, since ranges are still wide then."""
     tiles, start, length = [], 0, min(64, tile)
     while start < size:
         tiles.append(slice(start, min(size, start + length)))

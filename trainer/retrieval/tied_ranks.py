@@ -1,8 +1,9 @@
-"""Where the matches of queries stand in the ranking of the whole gallery, without the ranking.
+"""The ranks of each query's matches in the ranking of the whole gallery, without that ranking.
 
-A query's metrics need, of each distance at which it has matches, how many rows are nearer and how
-many are at the same distance. Those are counted, tile by tile: memory does not grow with the depth
-of the ranking, and the reciprocal rank is exact at any depth.
+To compute a query's metrics, it is enough to know two counts for each distance at which it has
+matches: how many rows are nearer, and how many are at that distance. They are counted tile by tile,
+so memory does not grow with the depth of the ranking, and the reciprocal rank is exact at any
+depth.
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ import dataclasses
 
 import numpy as np
 
-from trainer.retrieval.distances import all_distances, distances, ordered
+from trainer.retrieval.distances import all_distances, distances, sort_keys
 from trainer.retrieval.matches import Matches
 from trainer.retrieval.range_search import RangeSearch
 
-LARGE_CLASS = 64  # rows, from where on a matmul pays
+LARGE_CLASS = 64  # Rows of a class from which a matmul is faster than pairs of rows.
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Rows at one distance of a query, where at least one of them is a match; nearest first.
+    """Blocks of rows at one distance from a query, at least one of them a match; nearest first.
 
-    The first of every query, and all that begin among its R nearest.
+    The blocks of a query are its first one, and all that begin among its R nearest rows, where R is
+    its number of matches.
 
     Attributes:
       query: int64 [B], places among the queries, ascending.
-      matches: int64 [B], how many of the rows are.
-      others: int64 [B], how many are not.
-      matches_before: int64 [B], matches nearer than these.
-      before: int64 [B], all rows nearer than these.
+      matches: int64 [B], number of rows of the block that are matches.
+      others: int64 [B], number of rows of the block that are not.
+      matches_before: int64 [B], number of matches nearer than the block.
+      before: int64 [B], number of rows nearer than the block.
     """
 
     query: np.ndarray
@@ -40,113 +42,129 @@ class Blocks:
 
 
 def tied_blocks(
-    scan: RangeSearch,
+    range_search: RangeSearch,
     embeddings: np.ndarray,
     gallery: np.ndarray,
-    protocol: Matches,
+    matches: Matches,
     queries: np.ndarray,
 ) -> Blocks:
-    """Of queries [q], each with a match: row numbers of embeddings [Q, D]; gallery [N, D]."""
-    place, row, match, distance = _to_class(embeddings, gallery, protocol, queries)
-    key, matches = np.unique(ordered(place[match], distance[match]), return_counts=True)
-    found = _Counts(key, matches)
-    depth = protocol.num_matches[queries]
-    # Rows of the query's class are no misses.
-    size, numbers = len(gallery), np.arange(len(queries))
-    own = place * size + scan.place(row)  # ascending
-    on_device = scan.query_tile(queries)
-    counted = 0
-    for number, part in enumerate(scan.tiles):
-        least, most = found.range()
-        edges = (np.searchsorted(own, numbers * size + end) for end in (part.start, part.stop))
-        within = _ranges(*edges)
-        left_out = np.stack([place[within], own[within] % size], axis=1)
-        near = scan.within(on_device, number, least, most, left_out)
-        found.add(near.nearer, ordered(near.query, scan.distances(queries, number, near)))
-        # With as many rows again, a range is half as far: that is soon enough.
-        if part.stop >= 2 * counted or part.stop == size:
-            found.keep(depth)
-            counted = part.stop
-    return found.blocks()
+    """Finds the blocks of queries.
+
+    Args:
+      range_search: of these embeddings and this gallery.
+      embeddings: float32 [Q, D].
+      gallery: float32 [N, D].
+      matches: of these embeddings and this gallery.
+      queries: row numbers [q] of embeddings, each with at least one match.
+    """
+    place, row, match, distance = _class_distances(embeddings, gallery, matches, queries)
+    key, num_matches = np.unique(sort_keys(place[match], distance[match]), return_counts=True)
+    counts = _Counts(key, num_matches)
+    depth = matches.num_matches[queries]
+    # Rows of the query's class are no misses. The pairs are sorted by query, then by position.
+    size, places = len(gallery), np.arange(len(queries))
+    class_pairs = place * size + range_search.positions(row)
+    on_device = range_search.query_tile(queries)
+    last_pruned = 0
+    for number, part in enumerate(range_search.tiles):
+        min_distance, max_distance = counts.distance_range()
+        starts = np.searchsorted(class_pairs, places * size + part.start)
+        stops = np.searchsorted(class_pairs, places * size + part.stop)
+        in_tile = _ranges(starts, stops)
+        left_out = np.stack([place[in_tile], class_pairs[in_tile] % size], axis=1)
+        misses = range_search.within(on_device, number, min_distance, max_distance, left_out)
+        distance = range_search.distances(queries, number, misses)
+        counts.add_misses(misses.nearer, sort_keys(misses.query, distance))
+        # With twice as many rows counted, the ranges are about half as wide: pruning then is
+        # often enough.
+        if part.stop >= 2 * last_pruned or part.stop == size:
+            counts.prune(depth)
+            last_pruned = part.stop
+    return counts.blocks()
 
 
 class _Counts:
-    """Blocks of matches of each query, while misses are counted, by (query, distance).
+    """The blocks of each query, while misses are counted.
 
     Args:
-      key: (query, distance), ascending, as `ordered` has it; at least one of each query.
-      matches: at that distance.
+      key: sort keys of (query, distance), ascending; at least one of each query.
+      matches: number of matches at each of these distances.
     """
 
     def __init__(self, key: np.ndarray, matches: np.ndarray) -> None:
         self.key, self.matches = key, matches
-        self.tied = np.zeros_like(matches)  # misses at that distance,
-        self.between = np.zeros_like(matches)  # and between it and the one before
-        self._locate()
-        self.matches_before = self.before(matches)
+        self.tied = np.zeros_like(matches)  # Misses at the distance of the block.
+        self.between = np.zeros_like(matches)  # Misses between the block before and this one.
+        self._index_queries()
+        self.matches_before = self._sums_before(matches)
 
-    def _locate(self) -> None:
+    def _index_queries(self) -> None:
         self.query = self.key >> 32
         self.first = np.flatnonzero(np.diff(self.query, prepend=-1))
 
-    def before(self, values: np.ndarray) -> np.ndarray:
-        """Sums of what stands before each, within its query."""
+    def _sums_before(self, values: np.ndarray) -> np.ndarray:
+        """For each block, the sum of the values of its query's blocks before it."""
         sums = np.cumsum(values) - values
         return sums - sums[self.first][self.query]
 
-    def rows_before(self) -> np.ndarray:
-        """All rows nearer than each block, so far."""
-        return self.matches_before + self.before(self.between + self.tied) + self.between
+    def _rows_before(self) -> np.ndarray:
+        """For each block, the number of rows counted so far that are nearer."""
+        return self.matches_before + self._sums_before(self.between + self.tied) + self.between
 
-    def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distances between which misses are to be shown, of each query."""
+    def distance_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distances [q] of each query's first and last block: misses between are needed."""
         distance = (self.key & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
         return distance[self.first], distance[np.append(self.first[1:], len(self.key)) - 1]
 
-    def add(self, nearer: np.ndarray, key: np.ndarray) -> None:
-        """Misses: how many are nearer than the range of each query, and each that may be in it."""
+    def add_misses(self, nearer: np.ndarray, key: np.ndarray) -> None:
+        """Counts misses.
+
+        Args:
+          nearer: [q], number of misses nearer than the range of each query.
+          key: sort keys of all other misses that may be in the range.
+        """
         self.between[self.first] += nearer
         block = np.searchsorted(self.key, key)
-        same = block < len(self.key)
-        same[same] = self.query[block[same]] == key[same] >> 32  # else farther than all blocks
-        block, key = block[same], key[same]
+        in_range = block < len(self.key)
+        in_range[in_range] = self.query[block[in_range]] == key[in_range] >> 32
+        block, key = block[in_range], key[in_range]
         tied = self.key[block] == key
         self.tied += np.bincount(block[tied], minlength=len(self.key))
         self.between += np.bincount(block[~tied], minlength=len(self.key))
 
-    def keep(self, depth: np.ndarray) -> None:
-        """Forgets blocks that begin behind so many rows [q], but for the first of each query."""
-        needed = self.rows_before() < depth[self.query]
+    def prune(self, depth: np.ndarray) -> None:
+        """Drops the blocks that begin after rank depth [q], except the first one of each query."""
+        needed = self._rows_before() < depth[self.query]
         needed[self.first] = True
         for name in ("key", "matches", "tied", "between", "matches_before"):
             setattr(self, name, getattr(self, name)[needed])
-        self._locate()
+        self._index_queries()
 
     def blocks(self) -> Blocks:
-        """What has come of it."""
-        return Blocks(self.query, self.matches, self.tied, self.matches_before, self.rows_before())
+        """The result, once all misses are counted."""
+        return Blocks(self.query, self.matches, self.tied, self.matches_before, self._rows_before())
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """All numbers from each start to its stop."""
+    """All numbers of the ranges from each start to its stop."""
     sizes = stops - starts
     ends = np.cumsum(sizes)
     return np.arange(ends[-1]) + np.repeat(starts - ends + sizes, sizes)
 
 
-def _to_class(
-    embeddings: np.ndarray, gallery: np.ndarray, protocol: Matches, queries: np.ndarray
+def _class_distances(
+    embeddings: np.ndarray, gallery: np.ndarray, matches: Matches, queries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What `Matches.of_class` gives, and the distances float32 [n]."""
-    place, row, match = protocol.of_class(queries)
-    sizes = protocol.class_sizes[queries]
+    """The pairs of `Matches.class_rows`, and their distances float32 [n]."""
+    place, row, match = matches.class_rows(queries)
+    sizes = matches.class_sizes[queries]
     if sizes.max() < LARGE_CLASS:
         return place, row, match, distances(embeddings, gallery, queries[place], row)
-    # Queries of a class stand side by side, and have the same rows.
-    starts = np.flatnonzero(np.diff(protocol.classes[queries], prepend=-1))
+    # Queries of a class stand side by side, and are compared with the same rows.
+    starts = np.flatnonzero(np.diff(matches.classes[queries], prepend=-1))
     ends = np.cumsum(sizes)
-    found = [
+    by_class = [
         all_distances(embeddings[queries[a:b]], gallery[row[ends[a] - sizes[a] : ends[a]]]).ravel()
         for a, b in zip(starts, [*starts[1:], len(queries)], strict=True)
     ]
-    return place, row, match, np.concatenate(found)
+    return place, row, match, np.concatenate(by_class)

@@ -1,4 +1,4 @@
-"""Tiles of queries, shared by the devices of a strategy."""
+"""Shares the queries of a retrieval, in tiles, among the devices of a strategy."""
 
 import contextlib
 import threading
@@ -13,32 +13,33 @@ from trainer.distributed.strategy import devices_of
 from tripletmill.cli.progress import Progress
 
 
-def share(
+def for_each_tile(
     strategy: tf.distribute.Strategy | None,
     tiles: Sequence[np.ndarray],
     work: Callable[[np.ndarray], None],
-    what: str | None = None,
+    progress_name: str | None = None,
 ) -> None:
-    """Calls a function with each tile, on the devices of a strategy; tiles are taken in turns.
+    """Calls a function with each tile of queries, on all devices of a strategy.
 
-    Of several workers each does its share; `of_all` then brings together what they found.
+    A device takes the next tile as soon as it has finished one. Each of several workers takes its
+    share of the tiles; `merge_workers` then combines their results.
 
     Args:
-      strategy: whose devices; None for TensorFlow's first alone. A TPU's host computes for it: what
-        lies within a range is of no fixed size.
-      tiles: [q] each, row numbers of queries.
-      work: called in the scope of a device, by a thread of each.
-      what: it is, for the progress line; None for no line.
+      strategy: whose devices are used; None for TensorFlow's default device. With a TPU the host's
+        CPU is used, since a TPU needs fixed shapes, and the number of rows in a range is not fixed.
+      tiles: row numbers [q] of queries.
+      work: called by a thread of each device, in the device's scope.
+      progress_name: what the progress line calls the work; None for no progress line.
     """
-    worker, workers = (0, 1) if strategy is None else worker_index_and_count(strategy)
-    own = tiles[worker::workers]
-    waiting, total, lock = iter(own), sum(map(len, own)), threading.Lock()
+    worker, num_workers = (0, 1) if strategy is None else worker_index_and_count(strategy)
+    tiles = tiles[worker::num_workers]
+    waiting, total, lock = iter(tiles), sum(map(len, tiles)), threading.Lock()
     done = 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_whole_float32())
-        progress = stack.enter_context(Progress()) if what else None
+        stack.enter_context(_full_float32())
+        progress = stack.enter_context(Progress()) if progress_name else None
 
-        def work_off(device: str | None) -> None:
+        def run_device(device: str | None) -> None:
             nonlocal done
             with tf.device(device):
                 while True:
@@ -50,28 +51,31 @@ def share(
                     with lock:
                         done += len(tile)
                         if progress:
-                            progress.update(f"{what}: {done:,} of {total:,} queries")
+                            progress.update(f"{progress_name}: {done:,} of {total:,} queries")
 
         devices = _devices(strategy)
-        if len(devices) == 1:  # in this thread, which Ctrl+C ends
-            work_off(devices[0])
+        if len(devices) == 1:  # In this thread, so that Ctrl+C ends it at once.
+            run_device(devices[0])
             return
         pool = stack.enter_context(ThreadPoolExecutor(len(devices)))
-        threads = [pool.submit(work_off, device) for device in devices]
+        threads = [pool.submit(run_device, device) for device in devices]
         try:
             wait(threads, return_when=FIRST_EXCEPTION)
         finally:
             with lock:
-                waiting = iter(())  # after an error, or Ctrl+C, only what is in hand is finished
+                waiting = iter(())  # After an error or Ctrl+C only the tiles begun are finished.
         for thread in threads:
             thread.result()
 
 
-def of_all(strategy: tf.distribute.Strategy | None, found: np.ndarray) -> np.ndarray:
-    """What all workers found, each in its own places of an array of zeros; every one has to ask."""
+def merge_workers(strategy: tf.distribute.Strategy | None, values: np.ndarray) -> np.ndarray:
+    """Combines the results of all workers; every worker has to call it.
+
+    Each worker gives an array of one shape, with zeros in the places of other workers.
+    """
     if strategy is None or worker_index_and_count(strategy)[1] == 1:
-        return found
-    return all_reduce_sum(strategy, found)
+        return values
+    return all_reduce_sum(strategy, values)
 
 
 def _devices(strategy: tf.distribute.Strategy | None) -> Sequence[str | None]:
@@ -80,8 +84,8 @@ def _devices(strategy: tf.distribute.Strategy | None) -> Sequence[str | None]:
 
 
 @contextlib.contextmanager
-def _whole_float32() -> Iterator[None]:
-    """GPUs round the factors of a float32 matmul to 11 bits unless they are told not to."""
+def _full_float32() -> Iterator[None]:
+    """Switches TensorFloat-32 off: with it, GPUs round the factors of a matmul to 11 bits."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:

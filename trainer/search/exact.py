@@ -7,6 +7,7 @@ import os
 import faiss
 import numpy as np
 
+from trainer.retrieval.distances import distances
 from tripletmill.errors import UsageError
 
 SLACK = 16
@@ -48,13 +49,12 @@ def closest(
     query: float32 [D].
     rows: [n] of `vectors`, n at least k.
 
-    Distances are differences squared and summed in float64, then rounded to float32: a copy has 0.
-    Equal ones are in the order of their rows.
+    Distances are those of `trainer.retrieval.distances`. Rows of equal distance are ordered by row
+    number.
     """
-    difference = vectors[rows].astype(np.float64) - query
-    distances = np.square(difference, out=difference).sum(axis=1).astype(np.float32)
-    order = np.lexsort((rows, distances))[:k]
-    return rows[order], distances[order]
+    distance = distances(query[None], vectors, np.zeros_like(rows), rows)
+    order = np.lexsort((rows, distance))[:k]
+    return rows[order], distance[order]
 
 
 def exact(
@@ -73,19 +73,19 @@ def exact(
     num, dim = vectors.shape
     k = min(k, num)
     rows = np.empty((len(queries), k), np.int64)
-    distances = np.empty((len(queries), k), np.float32)
+    nearest = np.empty((len(queries), k), np.float32)
     if not rows.size:
-        return rows, distances
+        return rows, nearest
     depth = min(k + SLACK, num)
     use_threads(threads, queries=len(queries))
     seen, found = faiss.knn(queries, vectors, depth)
     # |q|^2 + |x|^2 - 2 q.x is a sum of D + 2 products, of total size (|q| + |x|)^2 at most.
     rounding = (dim + 2) * np.finfo(np.float32).eps * (2 * LONGEST) ** 2
     for place, query in enumerate(queries):
-        rows[place], distances[place] = closest(vectors, query, found[place], k)
-        within = distances[place, -1] + rounding
+        rows[place], nearest[place] = closest(vectors, query, found[place], k)
+        within = nearest[place, -1] + rounding
         if depth < num and seen[place, -1] <= within:
             squares = np.einsum("nd,nd->n", vectors, vectors)
             possible = np.flatnonzero(squares - 2 * (vectors @ query) + query @ query <= within)
-            rows[place], distances[place] = closest(vectors, query, possible, k)
-    return rows, distances
+            rows[place], nearest[place] = closest(vectors, query, possible, k)
+    return rows, nearest

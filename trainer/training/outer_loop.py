@@ -102,7 +102,7 @@ class OuterLoop:
     def _evaluate_on(self, val: SplitImages, forward: Forward, step: int) -> None:
         embeddings, rows = embed(forward, val, "val")
         embedded = Embedded(val, embeddings, rows)
-        metrics = measure(embedded, group=val.index.info.group, what="val")
+        metrics = measure(embedded, group=val.index.info.group, progress_name="val")
         self._telemetry.points(embeddings, rows, val)
         keep_best = self.settings.keep_best
         is_best = keep_best and self.checkpoints.save_if_best(step, metrics.map_at_r)

@@ -10,6 +10,7 @@ from tripletmill.storage import storage
 
 CARD_FILE = "model_card.json"
 EXPORT_FOLDER = "export"  # name of the exported model's folder in the folder of a run
+SAVED_MODEL = "saved_model"  # name of the SavedModel's folder in the folder of an export
 FORMAT_VERSION = 1
 
 _CARD = InfoFile(
@@ -42,7 +43,7 @@ class ModelCard:
     @property
     def saved_model(self) -> str:
         """Path of the folder that TensorFlow loads."""
-        return storage.join(self.directory, "saved_model")
+        return storage.join(self.directory, SAVED_MODEL)
 
 
 def load_card(model: str) -> ModelCard:

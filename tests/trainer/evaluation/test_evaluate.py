@@ -18,7 +18,7 @@ from preprocessing.sources.manifests import ManifestInput
 from tests.fixtures.folders import class_folder
 from tests.trainer.test_main import arguments, run
 from trainer.evaluation.measure import Embedded, raw_pixels
-from trainer.evaluation.neighbour_sheet import _nearest
+from trainer.evaluation.neighbour_sheet import nearest_places
 
 CLASSES, IMAGES = 10, 6
 
@@ -121,14 +121,16 @@ def test_the_neighbours_on_a_sheet_are_those_that_count():
     places = np.array([[0], [1], [2], [3], [4], [5], [6]], np.float32)
     of = Rows([0, 0, 0, 1, 0, 0, 1], ["a", "a", "a", "a", "b", None, "b"])
     some = Embedded(of, places, np.arange(7))
-    assert [rows.tolist() for rows in _nearest(some, some, np.array([0, 5]), 3, "visit")] == [
+    assert [rows.tolist() for rows in nearest_places(some, some, np.array([0, 5]), 3, "visit")] == [
         [3, 4, 5],
         [4, 6, 3],
     ]
-    assert [rows.tolist() for rows in _nearest(some, some, np.array([0]), 3, None)] == [[1, 2, 3]]
+    assert [rows.tolist() for rows in nearest_places(some, some, np.array([0]), 3, None)] == [
+        [1, 2, 3]
+    ]
     # Here the neighbours come from a gallery, whose rows are those of undamaged images.
     gallery = Embedded(of, places[1:], np.arange(1, 7))
     query = Embedded(Rows([9, 0], ["a", "b"]), np.float32([[4]]), np.array([1]))
-    assert [rows.tolist() for rows in _nearest(query, gallery, np.array([0]), 9, "visit")] == [
-        [2, 4, 1, 5, 0]
-    ]
+    assert [
+        rows.tolist() for rows in nearest_places(query, gallery, np.array([0]), 9, "visit")
+    ] == [[2, 4, 1, 5, 0]]

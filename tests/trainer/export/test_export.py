@@ -313,11 +313,11 @@ def test_errors_of_use(data_dir, tmp_path):
         export(model_dir=folder, build_model=small)
     (tmp_path / "export").mkdir()
     (tmp_path / "export/thesis.txt").write_text("")
-    with pytest.raises(UsageError, match=r"something else than an export lies there"):
+    with pytest.raises(UsageError, match=r"this is no export, since it has no model_card.json"):
         export(model_dir=folder, build_model=small)
     assert content(tmp_path / "export") == {"thesis.txt": b""}
     (tmp_path / "export/model_card.json").write_text("")
-    with pytest.raises(UsageError, match=r"export: thesis.txt beside the export would be lost"):
+    with pytest.raises(UsageError, match=r"export: the new export would delete thesis.txt"):
         export(model_dir=folder, build_model=small)
     (tmp_path / "checkpoints/data.json").unlink()
     (tmp_path / "export/thesis.txt").unlink()

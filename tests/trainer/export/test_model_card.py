@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.export.model_card import card, markdown
+from trainer.export.model_card import make_card, markdown
 
 TABLE = {
     "num_classes": 3,
@@ -13,7 +13,7 @@ TABLE = {
 
 
 def card_of(table):
-    return card(
+    return make_card(
         fingerprint="f",
         embedding_dim=4,
         image_size=8,
@@ -34,7 +34,7 @@ def card_of(table):
         ({"gallery": "gallery"}, "each a query against the 2,000 of gallery."),
         (
             {"gallery": "shop", "group": "visit"},
-            "each a query against the 2,000 of shop, but for images of its class and visit.",
+            "each a query against the 2,000 of shop, without the images of its class and visit.",
         ),
     ],
 )

@@ -39,7 +39,7 @@ def test_folder(tmp_path):
     outside = ("../secret", "a/../../secret", str(tmp_path / "secret"), "..")
     for name in ("a", "a/y.png", "", *outside):
         assert pictures.of(name) is None
-    with pytest.raises(UsageError, match=r"no: no such folder, and no list"):
+    with pytest.raises(UsageError, match=r"no: no such folder, and no manifest"):
         FilePictures(str(tmp_path / "no"))
 
 
@@ -58,7 +58,7 @@ def test_list(tmp_path, monkeypatch):
         pictures = FilePictures(path)
         found = [pictures.of(each) for each in ids]
         assert found == [b"photos/a/x.png", b"lists/y.png", None]
-    with pytest.raises(UsageError, match=r"b.csv: no such folder, and no list"):
+    with pytest.raises(UsageError, match=r"b.csv: no such folder, and no manifest"):
         FilePictures("b.csv")
 
 

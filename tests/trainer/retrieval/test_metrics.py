@@ -278,7 +278,7 @@ def test_no_query_has_a_match(rows):
             lambda: retrieval_metrics(
                 np.ones((2, 2)), [1, 2], groups=["a", "b"], gallery=Gallery(np.ones((1, 2)), [1])
             ),
-            "groups of the queries and of the gallery: both or none",
+            "groups of the queries and of the gallery: give both or none",
         ),
         (
             lambda: retrieval_metrics(np.ones((2, 2)), [1, 2], gallery=Gallery(np.eye(2), [1])),

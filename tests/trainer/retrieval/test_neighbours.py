@@ -60,7 +60,7 @@ def test_a_gallery_of_its_own():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.booleans(), st.integers(1, 9), st.integers(1, 20))
-def test_rows_that_a_protocol_leaves_out(seed, within, k, tile):
+def test_rows_that_matches_leave_out(seed, within, k, tile):
     """Rows of the query's class and group are left out; fewer than k may remain."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(25, 3)).round(1).astype(np.float32)
@@ -68,7 +68,7 @@ def test_rows_that_a_protocol_leaves_out(seed, within, k, tile):
     groups = rng.choice(np.array(["x", "y", "", None], object), 25).tolist()
     count = 25 if within else 12
     first = 0 if within else 12
-    protocol = Matches(
+    matches = Matches(
         labels[:count], groups[:count], None if within else (labels[first:], groups[first:])
     )
     queries = rng.integers(0, count, 6)
@@ -77,7 +77,7 @@ def test_rows_that_a_protocol_leaves_out(seed, within, k, tile):
         k,
         queries=queries,
         gallery=None if within else rows[first:],
-        protocol=protocol,
+        matches=matches,
         query_tile=tile,
         gallery_tile=tile,
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.retrieval.distances import all_distances, distances, ordered
+from trainer.retrieval.distances import all_distances, distances, sort_keys
 from trainer.retrieval.range_search import RangeSearch
 
 
@@ -46,7 +46,7 @@ def test_distances_far_from_the_origin():
 def test_order_of_queries_and_distances():
     distance = np.array([0, 1e-45, 1e-38, 0.1, 1, 3e38, np.inf], np.float32)
     query = np.repeat([0, 1, 70_000], 7)
-    keys = ordered(query, np.tile(distance, 3))
+    keys = sort_keys(query, np.tile(distance, 3))
     assert (np.diff(keys) > 0).all()
 
 
@@ -61,15 +61,15 @@ def test_range(scale, dim):
     distance = exact(queries, gallery)
     sorted_ = np.sort(distance, axis=1)
     least, most = sorted_[:, 5], sorted_[:, 40]
-    scan = RangeSearch(queries, gallery, tile=50)
-    tile = scan.query_tile(np.arange(12))
+    range_search = RangeSearch(queries, gallery, tile=50)
+    tile = range_search.query_tile(np.arange(12))
     seen = np.zeros(distance.shape, bool)
     nearer = np.zeros(12, int)
-    for number, part in enumerate(scan.tiles):
-        places = scan.place(np.arange(150))
+    for number, part in enumerate(range_search.tiles):
+        places = range_search.positions(np.arange(150))
         own = np.flatnonzero((part.start <= places) & (places < part.stop))
         left_out = np.stack([np.full(len(own), 4), places[own]], axis=1)
-        near = scan.within(tile, number, least, most, left_out)
+        near = range_search.within(tile, number, least, most, left_out)
         seen[near.query, near.row] = True
         nearer += near.nearer
     inside = (least[:, None] <= distance) & (distance <= most[:, None])
@@ -85,6 +85,8 @@ def test_range(scale, dim):
 
 
 def test_tiles_hold_every_row_once_and_grow():
-    scan = RangeSearch(np.ones((1, 2), np.float32), np.ones((1000, 2), np.float32), tile=300)
-    assert [part.stop - part.start for part in scan.tiles] == [64, 64, 128, 256, 300, 188]
-    assert sorted(scan.place(np.arange(1000))) == list(range(1000))
+    range_search = RangeSearch(
+        np.ones((1, 2), np.float32), np.ones((1000, 2), np.float32), tile=300
+    )
+    assert [part.stop - part.start for part in range_search.tiles] == [64, 64, 128, 256, 300, 188]
+    assert sorted(range_search.positions(np.arange(1000))) == list(range(1000))

@@ -20,10 +20,10 @@ def alone():
     return {"rows": rows, "distances": distances, **of_queries}
 
 
-def check(found, alone):
-    assert set(found) == set(alone)
+def check(result, alone):
+    assert set(result) == set(alone)
     for name, values in alone.items():
-        np.testing.assert_array_equal(found[name], values, err_msg=name)
+        np.testing.assert_array_equal(result[name], values, err_msg=name)
 
 
 def test_three_replicas(alone):
@@ -31,5 +31,5 @@ def test_three_replicas(alone):
 
 
 def test_two_workers(alone):
-    for found in workers(2, MODULE, "workers"):
-        check(found, alone)
+    for result in workers(2, MODULE, "workers"):
+        check(result, alone)

@@ -14,7 +14,7 @@ def test_each_tile_once(monkeypatch):
     monkeypatch.setattr(work_sharing, "devices_of", lambda strategy: ["CPU:0"] * 3)
     done = []
     strategy = tf.distribute.get_strategy()
-    work_sharing.share(
+    work_sharing.for_each_tile(
         strategy, [np.arange(n) for n in range(50)], lambda tile: done.append(len(tile))
     )
     assert sorted(done) == list(range(50))
@@ -36,5 +36,5 @@ def test_an_error_in_one_thread_ends_the_others(monkeypatch, bad):
 
     tiles = [np.array([n]) for n in range(300)]
     with pytest.raises(ValueError, match="no"):
-        work_sharing.share(tf.distribute.get_strategy(), tiles, work)
+        work_sharing.for_each_tile(tf.distribute.get_strategy(), tiles, work)
     assert len(started) < 150

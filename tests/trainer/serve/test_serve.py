@@ -391,7 +391,7 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     assert "nowhere" in error(capsys, model, "--index_dir=nowhere", data, free)
     assert "nowhere" in error(capsys, model, index, "--data_dir=nowhere", free)
     assert error(capsys, model, index, "--images=nowhere", free) == (
-        "images nowhere: no such folder, and no list (.csv, .jsonl)"
+        "images nowhere: no such folder, and no manifest (.csv, .jsonl)"
     )
     assert error(capsys, model, index, data, free, "--host=a..b") == (
         "--host=a..b --port=0: not a host name; choose others, or --port=0 for a free port"

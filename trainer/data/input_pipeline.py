@@ -14,6 +14,7 @@ from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan, exact
 from trainer.data.image_ops import central_windows, pixels, shrinks
 from trainer.data.reading import NONE, Records
+from trainer.workarounds import not_inlined
 from tripletmill.formats.index import DatasetIndex
 from tripletmill.formats.records import encode_example
 
@@ -273,9 +274,7 @@ def _read(
       image can be read, its record is a black pixel and its candidate is C.
     """
 
-    # This is a call and not a part of the calling graph: TensorFlow spends time on the nodes of a
-    # branch in the same graph even if it does not execute the branch.
-    @tf.function(autograph=False, experimental_attributes={"_noinline": True})
+    @not_inlined
     def read_with_fallbacks(places: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         flat = {name: tf.reshape(values, [-1]) for name, values in places.items()}
         candidates = tf.reshape(records.read_each(flat), [count, -1])

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.damaged_records import REPLACE, STOP
+from trainer.workarounds import record_at
 from tripletmill.cli.progress import Progress
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex, load_index
@@ -84,7 +85,9 @@ class FileRecords:
         """Reads all records of the group with one data set."""
         columns = self._columns(places)
         return tf.stack(
-            _first_of_each([_from(*each) for each in zip(*map(tf.unstack, columns), strict=True)])
+            _first_of_each(
+                [record_at(*each) for each in zip(*map(tf.unstack, columns), strict=True)]
+            )
         )
 
     def read_each(self, places: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -92,7 +95,7 @@ class FileRecords:
 
         @tf.autograph.experimental.do_not_convert
         def one(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-            return _first_of_each([_from(path, offset, size)])[0]
+            return _first_of_each([record_at(path, offset, size)])[0]
 
         columns = self._columns(places)
         records = tf.data.Dataset.from_tensor_slices(columns).map(one)
@@ -102,15 +105,6 @@ class FileRecords:
         """The path of each record's shard, its offset, and its size with framing in bytes."""
         paths = tf.gather(self._paths, places["shard"])
         return paths, places["offset"], tf.cast(places["length"] + FRAMING_BYTES, tf.int64)
-
-
-def _from(path: tf.Tensor, offset: tf.Tensor, size: tf.Tensor) -> tf.data.Dataset:
-    """A data set that begins with the record at an offset."""
-    # The buffer holds the whole record, so that reading takes one system call or one request.
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=path[None], compression_type="", buffer_size=size, byte_offsets=offset[None]
-    )
-    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
 def _first_of_each(sets: Sequence[tf.data.Dataset]) -> tuple[tf.Tensor, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.workarounds import kept_with
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetInfo
 
@@ -110,8 +111,9 @@ def _require_same_text(strategy: tf.distribute.Strategy, text: str, message: str
 
 
 def _sum_function(strategy: tf.distribute.Strategy) -> Any:
-    """The compiled sum over processes. The strategy keeps it, so that each shape is traced once."""
-    if not hasattr(strategy, "_tripletmill_sum"):
+    """The compiled sum over processes, made once for each strategy, so that it is traced once."""
+
+    def make() -> Any:
         local_replicas = strategy.num_replicas_in_sync // worker_index_and_count(strategy)[1]
 
         def on_first_replica(value: tf.Tensor) -> tf.Tensor:
@@ -124,5 +126,6 @@ def _sum_function(strategy: tf.distribute.Strategy) -> Any:
             shares = strategy.run(on_first_replica, args=(value,))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
 
-        strategy._tripletmill_sum = total
-    return strategy._tripletmill_sum
+        return total
+
+    return kept_with(strategy, "sum over processes", make)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from trainer.distributed.cluster import cluster
 from trainer.distributed.lost_workers import await_all, joining
+from trainer.workarounds import make_sums_deterministic
 from tripletmill.errors import UsageError, first_line
 
 NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -101,18 +102,13 @@ def _strategy(
 def make_deterministic() -> None:
     """Makes TensorFlow compute the same bits every time; to be called before it computes anything.
 
-    TensorFlow's own switch does not cover the sum of three or more gradients of one tensor (AddN):
-    the order of that sum depends on which thread is faster. If one operation runs at a time, on all
-    cores, the order is fixed.
-
     Raises:
       UsageError: TensorFlow runs already, with more threads.
     """
     try:
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        make_sums_deterministic()
     except RuntimeError as error:
         raise UsageError("train.deterministic: TensorFlow runs already in this process") from error
-    tf.config.experimental.enable_op_determinism()
 
 
 def devices_of(strategy: tf.distribute.Strategy) -> Sequence[str]:

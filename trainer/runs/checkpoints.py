@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.runs.write_errors import GO_ON
+from trainer.workarounds import saved_variables
 from tripletmill.errors import UsageError, first_line
 
 _VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -79,7 +80,7 @@ class Checkpoints:
         self.centres = tf.Variable(
             np.zeros([0, 0], np.int8), trainable=False, shape=[None, None], dtype=tf.int8
         )
-        weights = [v.value for v in model.variables]
+        weights = saved_variables(model)
         self._checked = [v for v in (*weights, *averages) if v.dtype.is_floating]
         trainable = model.trainable_variables
         # Part of a checkpoint -> the name and the variable of each of its entries, in order.

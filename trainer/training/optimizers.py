@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer.models.embedding_model import HEAD
+from trainer.workarounds import leave_gradients_as_they_are
 from tripletmill.errors import UsageError
 
 MakeOptimizer = Callable[[], keras.optimizers.Optimizer]
@@ -158,8 +159,8 @@ def _build(
         optimizer.build(variables)
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{name}: {error}") from error
-    # The gradients are summed already, since they have to be clipped after the sum.
-    optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+    # They are summed already, since they have to be clipped after the sum.
+    leave_gradients_as_they_are(optimizer)
     return optimizer
 
 

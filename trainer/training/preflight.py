@@ -11,6 +11,7 @@ from trainer.distributed.strategy import devices_of
 from trainer.runs.checkpoints import Checkpoints
 from trainer.training.gradients import TripletLoss
 from trainer.training.settings import MakePlan, TrainSettings
+from trainer.workarounds import all_layers
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
 from tripletmill.losses.triplet import TripletResult
@@ -70,7 +71,7 @@ def check_compiles(model: keras.Model, replicas: int, microbatches: int, jit_com
     """Raises UsageError if batch norm has to be synchronised between replicas but cannot be."""
     if replicas == 1 or not (jit_compile or microbatches > 1):
         return
-    if any(getattr(layer, "synchronized", False) for layer in model._flatten_layers()):
+    if any(getattr(layer, "synchronized", False) for layer in all_layers(model)):
         option = "train.jit_compile" if jit_compile else "train.microbatches"
         raise UsageError(
             f"{option}: synchronised batch norm does not work with it on {replicas} replicas;"

@@ -8,7 +8,6 @@ starts.
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping
 from io import BytesIO
 
@@ -20,6 +19,7 @@ from trainer.evaluation.inference import SplitImages, images_as_evaluated
 from trainer.pictures.contact_sheet import Tile, contact_sheet
 from trainer.runs.write_errors import naming_write_errors
 from trainer.training.train_step import LastBatch
+from trainer.workarounds import write_start_event
 from tripletmill.storage.storage import write_file
 
 # Triplets in a picture, and the side of one of its images in pixels.
@@ -122,16 +122,11 @@ class TensorBoard:
 
     def __init__(self, folder: str, first_step: int = 0) -> None:
         self._folder = folder
-        # At this event, TensorBoard forgets what it has read of this step and later ones. It
-        # ignores the first such event in a folder, so a new run has to write one too.
-        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        event = tf.compat.v1.Event(
-            wall_time=time.time(), step=first_step + 1, session_log=start
-        ).SerializeToString()
         with naming_write_errors(folder):
             self._writer = tf.summary.create_file_writer(folder)
-            # TensorFlow's public functions write only events that are summaries.
-            tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event)
+            # At this event, TensorBoard forgets what it has read of this step and later ones. It
+            # ignores the first such event in a folder, so a new run has to write one too.
+            write_start_event(self._writer, first_step + 1)
             self._writer.flush()
         self._points = np.zeros(0, np.int64)
 

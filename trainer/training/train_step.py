@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.data.input_pipeline import FALLBACKS
 from trainer.training.gradients import Gradients
 from trainer.training.optimizers import Optimizers
+from trainer.workarounds import has_clock
 from tripletmill.losses.triplet import STATISTICS
 
 # Means of these are reported, followed by the counts of images with a damaged record.
@@ -83,12 +84,12 @@ def make_train_steps(
     Returns:
       A function (iterator over batches of `train_batches`, number of steps) -> StepsResult.
     """
-    has_clock = _has_clock()
+    is_timed = has_clock()
     last = _LastBatchVariables(strategy, batch_size, embedding_dim)
     replica_step = _make_replica_step(gradients, optimizers, last, batch_size)
 
     def clock() -> tf.Tensor:
-        return tf.timestamp() if has_clock else tf.constant(0.0, tf.float64)
+        return tf.timestamp() if is_timed else tf.constant(0.0, tf.float64)
 
     @tf.function
     def run_steps(iterator: Iterator, num_steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -117,7 +118,7 @@ def make_train_steps(
             statistics={name: value / num_steps for name, value in zip(MEANS, sums, strict=True)},
             finite_steps=int(finite_steps),
             not_finite=last.not_finite(),
-            input_seconds=float(waited) if has_clock else None,
+            input_seconds=float(waited) if clock else None,
             num_replaced=int(num_replaced),
             num_unreadable=int(num_unreadable),
             last=last.batch(),
@@ -208,12 +209,3 @@ class _LastBatchVariables:
     def _numpy(self, variable: tf.Variable, axis: int = 0) -> np.ndarray:
         parts = self._strategy.experimental_local_results(variable)
         return np.concatenate([part.numpy() for part in parts], axis=axis)
-
-
-def _has_clock() -> bool:
-    """Returns whether TensorFlow reads the clock, which it refuses if determinism is on."""
-    try:
-        tf.timestamp()
-    except tf.errors.OpError:
-        return False
-    return True

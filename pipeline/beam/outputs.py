@@ -29,7 +29,7 @@ def check_apart(what: str, path: str, output: str) -> None:
     read = _without_links(path if is_folder else path.rpartition("/")[0] or ".")
     written = _without_links(output)
     if written == read or (is_folder and written.startswith(read.rstrip("/") + "/")):
-        raise UsageError(f"output {output}: lies in the {what}; choose a place outside of it")
+        raise UsageError(f"output {output}: lies in the {what}; choose another folder")
 
 
 def _without_links(path: str) -> str:

@@ -172,7 +172,7 @@ def decide_all(groups: Sequence[DuplicateGroup], job: Job) -> DuplicateDecision:
         counts = [f"{sum(g.kind == k for g in groups)} {k}" for k in duplicates.KINDS]
         first, second, *_ = groups[0].copies
         raise UsageError(
-            f"{len(groups)} images are there more than once ({', '.join(counts)}), such as"
+            f"{len(groups)} images occur more than once ({', '.join(counts)}), such as"
             f" {first.source_id} and {second.source_id}; see {path}, or set --duplicates=drop"
         )
     return DuplicateDecision(

@@ -97,8 +97,8 @@ def _name_hashes(chunk: FileChunk) -> Iterator[tuple[int, np.ndarray]]:
 def _require_unique(chunk: FileChunk, repeated: np.ndarray, named_by: str) -> FileChunk:
     for place in np.flatnonzero(is_among(_hashes(chunk), repeated)):
         raise UsageError(
-            f"feature {named_by!r}: {len(repeated):,} names are there more than once, such as"
-            f" {chunk.images[int(place)].source_id}; a source id must be of one image alone"
+            f"feature {named_by!r}: {len(repeated):,} names occur more than once, such as"
+            f" {chunk.images[int(place)].source_id}; each image needs its own source id"
         )
     return chunk
 

@@ -359,7 +359,7 @@ def test_duplicates_are_kept_and_listed(tmp_path, capsys):
     kinds = {kind: 1 for kind, _ in GROUPS}
     assert outcome.info.duplicates == kinds
     print_summary(outcome)
-    assert "warning: images lie in more than one split" in capsys.readouterr().out
+    assert "warning: some images are in more than one split" in capsys.readouterr().out
 
 
 def test_duplicates_are_dropped(tmp_path):
@@ -382,7 +382,7 @@ def test_duplicates_are_dropped(tmp_path):
 
 def test_duplicates_are_an_error(tmp_path):
     images = with_duplicates(tmp_path / "images")
-    message = r"3 images are there more than once \(1 within class, 1 across classes, 1 across spl"
+    message = r"3 images occur more than once \(1 within class, 1 across classes, 1 across spl"
     with pytest.raises(UsageError, match=message):
         run(images, tmp_path / "data", duplicates="error")
     assert listed_duplicates(tmp_path / "data/.work") == GROUPS

@@ -10,6 +10,7 @@ CONSTRAINTS = $(if $(filter cpu,$(EXTRAS)),--constraint constraints.txt)
 INSTALLED = $(VENV)/.installed-$(EXTRAS)
 
 INPUT ?=
+IMAGES ?=
 OUTPUT ?=
 RUNNER ?=
 GIN ?=
@@ -59,8 +60,8 @@ train: setup  ## train a model [GIN=gin/demo.gin DATA=folder MODEL=folder ARGS=.
 	$(BIN)/python -m trainer.main $(call flag,gin_file,$(or $(GIN),gin/demo.gin)) \
 	  $(call flag,data_dir,$(DATA)) $(call flag,model_dir,$(MODEL)) $(ARGS)
 
-# Embeddings, index and report are in the folder of their run, unless INPUT=, INDEX= and OUTPUT=
-# name other places.
+# Embeddings, index and report are in the folder of their run, unless EMBEDDINGS=, INDEX= and
+# OUTPUT= name other places.
 RUN = $(or $(MODEL),runs/demo)
 INDEX ?= $(RUN)/index
 
@@ -73,29 +74,31 @@ export: setup  ## write the best model as files that load without this project [
 
 # Without MODEL and GIN, the demo's model embeds the demo's data into the folder of the demo's run.
 EMBEDDED = $(or $(MODEL),$(if $(GIN),,runs/demo))
-embed: setup  ## images to embeddings: MODEL=run, DATA=folder or INPUT=images, OUTPUT=folder [GIN=file RUNNER=... ARGS=...]
+embed: setup  ## images to embeddings: MODEL=run, DATA=folder or IMAGES=folder, OUTPUT=folder [GIN=file RUNNER=... ARGS=...]
 	$(BIN)/python -m pipeline.embed $(call flag,gin_file,$(GIN)) \
-	  $(call flag,model,$(EMBEDDED)) $(call flag,input,$(INPUT)) \
-	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL)$(GIN),,data/demo))) \
+	  $(call flag,model_dir,$(EMBEDDED)) $(call flag,images,$(IMAGES)) \
+	  $(call flag,data_dir,$(or $(DATA),$(if $(IMAGES)$(MODEL)$(GIN),,data/demo))) \
 	  $(call flag,output,$(or $(OUTPUT),$(if $(EMBEDDED),$(EMBEDDED)/embeddings))) \
 	  $(call flag,runner,$(RUNNER)) $(ARGS)
 
-index: setup  ## build a search index [MODEL=runs/demo INPUT=folder of embeddings INDEX=folder ARGS=...]
+index: setup  ## build a search index [MODEL=runs/demo EMBEDDINGS=folder INDEX=folder ARGS=...]
 	$(BIN)/python -m trainer.search build \
-	  $(call flag,embeddings,$(or $(INPUT),$(RUN)/embeddings)) $(call flag,index,$(INDEX)) $(ARGS)
+	  $(call flag,embeddings,$(or $(EMBEDDINGS),$(RUN)/embeddings)) \
+	  $(call flag,index_dir,$(INDEX)) $(ARGS)
 
-search: setup  ## find similar images: INPUT=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
-	$(BIN)/python -m trainer.search query $(call flag,index,$(INDEX)) \
-	  $(if $(INPUT),$(call flag,model,$(RUN)) $(call quoted,$(INPUT))) $(ARGS)
+search: setup  ## find similar images: IMAGES=image file or folder [MODEL=runs/demo INDEX=folder ARGS=...]
+	$(BIN)/python -m trainer.search query $(call flag,index_dir,$(INDEX)) \
+	  $(if $(IMAGES),$(call flag,model_dir,$(RUN)) $(call quoted,$(IMAGES))) $(ARGS)
 
 report: setup  ## write an HTML report: MODEL=run, DATA=folder [EMBEDDINGS=folder OUTPUT=file ARGS=...]
 	$(BIN)/python -m trainer.report $(call flag,model_dir,$(RUN)) \
 	  $(call flag,data_dir,$(or $(DATA),$(if $(MODEL),,data/demo))) \
 	  $(call flag,embeddings,$(EMBEDDINGS)) $(call flag,output,$(OUTPUT)) $(ARGS)
 
-serve: setup  ## start a web page for searching [MODEL=runs/demo INDEX=folder, DATA=folder or INPUT=images, ARGS=...]
-	$(BIN)/python -m trainer.serve $(call flag,model,$(RUN)) $(call flag,index,$(INDEX)) \
-	  $(call flag,data,$(or $(DATA),$(if $(INPUT)$(MODEL),,data/demo))) $(call flag,images,$(INPUT)) $(ARGS)
+serve: setup  ## start a web page for searching [MODEL=runs/demo INDEX=folder, DATA=folder or IMAGES=folder, ARGS=...]
+	$(BIN)/python -m trainer.serve $(call flag,model_dir,$(RUN)) $(call flag,index_dir,$(INDEX)) \
+	  $(call flag,data_dir,$(or $(DATA),$(if $(IMAGES)$(MODEL),,data/demo))) \
+	  $(call flag,images,$(IMAGES)) $(ARGS)
 
 test: setup  ## run all tests except slow ones, without network or accelerator [ARGS=...]
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -1,95 +1,61 @@
 """Embeds images with an exported model, into Parquet shards.
 
-  python -m pipeline.embed --model=RUN --data=DATA --output=EMBEDDINGS [--splits=test]
-  python -m pipeline.embed --model=RUN --input=IMAGES --output=EMBEDDINGS
+  python -m pipeline.embed --model_dir=RUN --data_dir=DATA --output=EMBEDDINGS [--splits=test]
+  python -m pipeline.embed --model_dir=RUN --images=IMAGES --output=EMBEDDINGS
 
-RUN is the run whose model was exported, or the export itself. DATA is a data set that
-pipeline.main made. IMAGES is a folder with one folder a class, a folder of images, a list (.csv or
-.jsonl) with path and, if known, label, tfrecord:PATTERN, or tfds:NAME. All may lie at gs://.
-Options of Apache Beam, such as --runner or --direct_num_workers, pass through.
+RUN is the folder of the run whose model was exported, or of the export. DATA is a data set that
+pipeline.main made. IMAGES is a folder with one folder per class; a folder of images; a manifest
+(.csv or .jsonl) with the columns path and, optionally, label; tfrecord:PATTERN; or tfds:NAME. Every
+path may be a gs:// path. Options of Apache Beam, such as --runner, are passed on to Beam.
 """
 
-import shlex
+import argparse
+import sys
+from collections.abc import Sequence
 
-import gin
-from absl import flags
+from pipeline.beam import command
+from tripletmill.cli.arguments import exit_code
+from tripletmill.cli.commandline import flag_bindings, parse_gin
 
-from pipeline.beam import runners
-from pipeline.embedding.job import Outcome, embed
-from preprocessing.sources.folders import FolderInput
-from preprocessing.sources.manifests import ManifestInput
-from preprocessing.sources.tfds import TfdsInput
-from preprocessing.sources.tfrecords import RecordsInput
-from tripletmill.cli import commandline
-from tripletmill.cli.progress import duration
-from tripletmill.formats.index import REJECTED_FILE
-from tripletmill.storage import storage
-
-flags.DEFINE_string("model", None, "Folder of an exported model, or of its run")
-flags.DEFINE_string("data", None, "Folder of a data set")
-flags.DEFINE_list("splits", None, "Splits of the data set, such as val,test; else all")
-flags.DEFINE_string(
-    "input", None, "In place of --data: folder, list (.csv, .jsonl), tfrecord:PATTERN, tfds:NAME"
-)
-flags.DEFINE_string("tfds_dir", None, "Where the data set of tfds:NAME has been prepared")
-flags.DEFINE_string("output", None, "Folder of the embeddings")
-flags.DEFINE_bool("overwrite", False, "Replace embeddings that lie in the output")
-
-DEFAULTS = [
-    "embed.folder = @FolderInput()",
-    "embed.manifest = @ManifestInput()",
-    "embed.records = @RecordsInput()",
-    "embed.tfds = @TfdsInput()",
-]
+CONFIGURABLES = ("pipeline.embedding.job:embed", *command.INPUTS)
 
 
-def main(beam_flags: list[str]) -> None:
-    names = ("model", "data", "splits", "input", "tfds_dir", "output", "overwrite")
-    commandline.parse_gin(
-        (embed, FolderInput, ManifestInput, RecordsInput, TfdsInput),
-        commandline.bindings("embed", *names),
-        required={"embed.model": "model", "embed.output": "output"},
-        defaults=DEFAULTS,
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns the exit code; the arguments are those of the command line."""
+    parser = command.job_parser(
+        "pipeline.embed", "embed", description=__doc__, configurables=CONFIGURABLES
     )
-    runner, options = runners.runner_and_options(beam_flags)
-    runners.stop_at_once_on_interrupt(runner)
-    with runners.clean_errors():
-        outcome = gin.get_configurable("embed")(runner=runner, options=options)
-    if outcome is None:
-        print(runners.instead_of_output(options, "its embeddings are"))
-    else:
-        _print_summary(outcome)
+    # `dest` is the gin parameter that a flag sets.
+    text = "folder of the run whose model was exported, or of the export"
+    parser.add_argument("--model_dir", dest="model", metavar="DIR", help=text)
+    text = "folder of a finished data set"
+    parser.add_argument("--data_dir", dest="data", metavar="DIR", help=text)
+    text = "splits of the data set, such as val,test (all)"
+    parser.add_argument("--splits", metavar="NAMES", type=_names, help=text)
+    text = "images in place of a data set: folder, manifest, tfrecord:PATTERN or tfds:NAME"
+    parser.add_argument("--images", dest="input", metavar="PATH", help=text)
+    flags, beam_flags = parser.parse_known_args(arguments)
+    return exit_code(lambda: _embed(flags, beam_flags))
 
 
-def _print_summary(outcome: Outcome) -> None:
-    info = outcome.info
-    print(f"\nembeddings in {info.directory}")
-    print(f"  {info.num_rows:,} of {info.dim} numbers, in {len(info.shards):,} shards")
-    if outcome.images_embedded:
-        rate = outcome.images_embedded / outcome.seconds
-        took = f"{duration(outcome.seconds)}, {rate:,.{0 if rate > 10 else 2}f} images/s"
-        print(f"  {outcome.images_embedded:,} images embedded now, in {took}")
-    if outcome.images_reused:
-        print(f"  {outcome.images_reused:,} images lay in finished shards")
-    rejected = storage.join(info.directory, REJECTED_FILE)
-    if info.num_rejected:
-        print(f"  left out: {info.num_rejected:,} files, each with its reason in {rejected}")
-    else:
-        print("  left out: nothing")
-    if outcome.warning:
-        print(f"  warning: {outcome.warning}")
-    directory = info.directory.rstrip("/")
-    parent, _, name = directory.rpartition("/")
-    index = name.replace("embeddings", "index")
-    if index == name:
-        index = f"{name}-index"
-    if not storage.is_bucket(directory):  # where no index can be
-        index = storage.join(parent, index)
-    print(
-        f"next: python -m trainer.search build --embeddings={shlex.quote(directory)}"
-        f" --index={shlex.quote(index)}"
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _embed(flags: argparse.Namespace, beam_flags: list[str]) -> None:
+    parse_gin(
+        CONFIGURABLES,
+        files=flags.gin_file,
+        bindings=flag_bindings("embed", flags),
+        required={"embed.model": "model_dir", "embed.output": "output"},
+        defaults=command.input_bindings("embed"),
     )
+    outcome = command.run_job("embed", beam_flags, output_is="its embeddings are")
+    if outcome is not None:
+        from pipeline.embedding.summary import print_summary
+
+        print_summary(outcome)
 
 
 if __name__ == "__main__":
-    commandline.run(main, description=__doc__, other_flags=True)
+    sys.exit(main())

@@ -2,59 +2,55 @@
 
   python -m pipeline.main --input=IMAGES --output=DATA [--gin_param='preprocess.short_side = 224']
 
-IMAGES is a folder with one folder a class, a list (.csv or .jsonl) with path, label and, if wanted,
-split, tfrecord:PATTERN for files of tf.Example records, or tfds:NAME. All may lie at gs://. Options
-of Apache Beam, such as --runner or --direct_num_workers, pass through.
+IMAGES is a folder with one folder per class; a manifest (.csv or .jsonl) with the columns path,
+label and, optionally, split; tfrecord:PATTERN for files of tf.Example records; or tfds:NAME. Every
+path may be a gs:// path. Options of Apache Beam, such as --runner, are passed on to Beam.
 """
 
-import gin
-from absl import flags
+import argparse
+import sys
+from collections.abc import Sequence
 
-from pipeline.beam import runners
-from pipeline.preprocess import summary
-from pipeline.preprocess.job import preprocess
-from preprocessing.sources.folders import FolderInput
-from preprocessing.sources.manifests import ManifestInput
-from preprocessing.sources.tfds import TfdsInput
-from preprocessing.sources.tfrecords import RecordsInput
-from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
-from tripletmill.cli import commandline
+from pipeline.beam import command
+from tripletmill.cli.arguments import exit_code
+from tripletmill.cli.commandline import flag_bindings, parse_gin
 
-flags.DEFINE_string(
-    "input", None, "Folder of class folders, a list (.csv, .jsonl), tfrecord:PATTERN, tfds:NAME"
+CONFIGURABLES = (
+    "pipeline.preprocess.job:preprocess",
+    *(f"preprocessing.splits:{name}" for name in ("HashSplits", "SortedSplits", "QueryGallery")),
+    *command.INPUTS,
 )
-flags.DEFINE_string("output", None, "Folder of the data set")
-flags.DEFINE_string("name", None, "First part of the file names; else the output's last part")
-flags.DEFINE_string("tfds_dir", None, "Where the data set of tfds:NAME has been prepared")
-flags.DEFINE_string("duplicates", None, "What becomes of exact duplicates: keep, drop or error")
-flags.DEFINE_bool("overwrite", False, "Replace a data set that lies in the output")
-
-DEFAULTS = [
-    "preprocess.splits = @HashSplits()",
-    "preprocess.folder = @FolderInput()",
-    "preprocess.manifest = @ManifestInput()",
-    "preprocess.records = @RecordsInput()",
-    "preprocess.tfds = @TfdsInput()",
-]
 
 
-def main(beam_flags: list[str]) -> None:
-    set_by_flag = commandline.bindings(
-        "preprocess", "input", "output", "name", "tfds_dir", "duplicates", "overwrite"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns the exit code; the arguments are those of the command line."""
+    parser = command.job_parser(
+        "pipeline.main", "preprocess", description=__doc__, configurables=CONFIGURABLES
     )
-    required = {f"preprocess.{flag}": flag for flag in ("input", "output")}
-    inputs = (FolderInput, ManifestInput, RecordsInput, TfdsInput)
-    configurables = (preprocess, HashSplits, SortedSplits, QueryGallery, *inputs)
-    commandline.parse_gin(configurables, set_by_flag, required=required, defaults=DEFAULTS)
-    runner, options = runners.runner_and_options(beam_flags)
-    runners.stop_at_once_on_interrupt(runner)
-    with runners.clean_errors():
-        outcome = gin.get_configurable("preprocess")(runner=runner, options=options)
-    if outcome is None:
-        print(runners.instead_of_output(options))
-    else:
-        summary.print_summary(outcome)
+    text = "folder of class folders, manifest (.csv, .jsonl), tfrecord:PATTERN or tfds:NAME"
+    parser.add_argument("--input", metavar="IMAGES", help=text)
+    text = "first part of the file names (the last part of the output's path)"
+    parser.add_argument("--name", metavar="NAME", help=text)
+    text = "what to do with exact duplicates: keep, drop or error"
+    parser.add_argument("--duplicates", metavar="POLICY", help=text)
+    flags, beam_flags = parser.parse_known_args(arguments)
+    return exit_code(lambda: _preprocess(flags, beam_flags))
+
+
+def _preprocess(flags: argparse.Namespace, beam_flags: list[str]) -> None:
+    parse_gin(
+        CONFIGURABLES,
+        files=flags.gin_file,
+        bindings=flag_bindings("preprocess", flags),
+        required={"preprocess.input": "input", "preprocess.output": "output"},
+        defaults=["preprocess.splits = @HashSplits()", *command.input_bindings("preprocess")],
+    )
+    outcome = command.run_job("preprocess", beam_flags, output_is="its data set is")
+    if outcome is not None:
+        from pipeline.preprocess.summary import print_summary
+
+        print_summary(outcome)
 
 
 if __name__ == "__main__":
-    commandline.run(main, description=__doc__, other_flags=True)
+    sys.exit(main())

@@ -147,7 +147,7 @@ def test_input_all_parts(tmp_path):
 
 def retrieval(data: Path, *flags: str) -> str:
     """Returns what `python -m benchmarks.retrieval` prints."""
-    command = [sys.executable, "-m", "benchmarks.retrieval", f"--data={data}", "--steps=2"]
+    command = [sys.executable, "-m", "benchmarks.retrieval", f"--data_dir={data}", "--steps=2"]
     batch = ["--classes=4", "--images=2", "--seeds=1"]
     done = subprocess.run([*command, *batch, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -27,16 +27,15 @@ TEMPLATES = {"small_conv.gin"}
 # a batch and the number of steps.
 PARSE = """
 import os, sys
-from absl import flags
+from argparse import Namespace
 from trainer import config
 import gin
-flags.FLAGS(["parse"])
+run = {"data_dir": "DATA", "model_dir": "RUN", "mode": "train", "gin_param": []}
 for file in sys.argv[1:]:
     sys.stdout.flush()
     child = os.fork()
     if not child:
-        flags.FLAGS.gin_file = [file]
-        config.load([file], "DATA", "RUN")
+        config.load(Namespace(gin_file=[file], **run))
         plan = gin.query_parameter("BatchPlan.classes_per_batch")
         steps = gin.query_parameter("%STEPS")
         gin.query_parameter("train.triplets"), gin.query_parameter("build_model.backbone")

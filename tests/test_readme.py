@@ -88,9 +88,7 @@ def test_links_in_the_docs_lead_somewhere():
 def test_make_hands_names_on_whatever_is_in_them(target):
     model, data = "runs/it's my $HOME, so", 'dat"a `x'
     # In make a dollar sign is written twice.
-    variables = [f"MODEL={model.replace('$', '$$')}", f"DATA={data}", f"INPUT={data}"]
-    if target == "index":
-        variables.pop()
+    variables = [f"MODEL={model.replace('$', '$$')}", f"DATA={data}", f"IMAGES={data}"]
     shown = subprocess.run(
         ["make", "--dry-run", "VENV=a", "--old-file=setup", target, *variables],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -101,11 +99,11 @@ def test_make_hands_names_on_whatever_is_in_them(target):
         "train": {f"--model_dir={model}", f"--data_dir={data}"},
         "evaluate": {f"--model_dir={model}", f"--data_dir={data}"},
         "export": {f"--model_dir={model}"},
-        "embed": {f"--model={model}", f"--data={data}", f"--output={model}/embeddings"},
-        "index": {f"--embeddings={model}/embeddings", f"--index={model}/index"},
-        "search": {f"--model={model}", f"--index={model}/index", data},
+        "embed": {f"--model_dir={model}", f"--data_dir={data}", f"--output={model}/embeddings"},
+        "index": {f"--embeddings={model}/embeddings", f"--index_dir={model}/index"},
+        "search": {f"--model_dir={model}", f"--index_dir={model}/index", data},
         "report": {f"--model_dir={model}", f"--data_dir={data}"},
-        "serve": {f"--model={model}", f"--index={model}/index", f"--data={data}"},
+        "serve": {f"--model_dir={model}", f"--index_dir={model}/index", f"--data_dir={data}"},
     }
     assert of[target] <= {*words}, words
 

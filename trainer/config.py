@@ -1,35 +1,22 @@
-"""Gin at the edge: what a configuration may name, and the copy that lies beside a run."""
+"""The gin configuration of a command line, and the copy of it in the folder of the run."""
 
+import argparse
 import difflib
-import inspect
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any
 
 import gin
-import keras
 
-from trainer.data.augmentation import Augmentation
-from trainer.data.batch_plan import BatchPlan
-from trainer.data.reading import Reading
-from trainer.distributed.strategy import make_strategy
-from trainer.evaluation.evaluate import evaluate
-from trainer.export.export import export
-from trainer.models.embedding_model import build_model
+from trainer.configurables import CALLED, CONFIGURABLES
 from trainer.runs.folder import CONFIG_FILE
 from trainer.runs.write_errors import naming_write_errors
-from trainer.training.optimizers import WarmupCosine
-from trainer.training.train import train
-from tripletmill.cli import commandline
+from tripletmill.cli.commandline import parse_gin
 from tripletmill.errors import UsageError
-from tripletmill.losses.triplet import batch_triplets, hard_triplets, semihard_triplets
 from tripletmill.storage.storage import write_file
 
 _LONGEST = 10_000
-# What may differ from host to host: its disks, its memory, its patience.
+# Parameters that may differ between hosts, because their disks, memory and start times differ.
 _OF_HOST = (
     "MODEL_DIR",
     "DATA_DIR",
@@ -40,93 +27,58 @@ _OF_HOST = (
 )
 
 
-# bfloat16 needs no scaling of the loss; a head's own rate is train.make_head_optimizer; and the
-# weights that the last one trains are not those to evaluate.
-_LEFT_OUT = ("LossScaleOptimizer", "MultiOptimizer", "ScheduleFreeAdamW")
-
-
-def _classes(module: ModuleType, base: type) -> list[Callable[..., Any]]:
-    """What Keras has of a kind."""
-    found = inspect.getmembers(
-        module, lambda value: inspect.isclass(value) and issubclass(value, base)
-    )
-    return [value for name, value in found if value is not base and name not in _LEFT_OUT]
-
-
-CONFIGURABLE: tuple[Callable[..., Any], ...] = (
-    train,
-    evaluate,
-    export,
-    build_model,
-    batch_triplets,
-    hard_triplets,
-    semihard_triplets,
-    make_strategy,
-    BatchPlan,
-    Augmentation,
-    Reading,
-    WarmupCosine,
-    *_classes(keras.optimizers, keras.optimizers.Optimizer),
-    *_classes(keras.optimizers.schedules, keras.optimizers.schedules.LearningRateSchedule),
-)
-
-
-def load(
-    gin_files: list[str],
-    data_dir: str | None,
-    model_dir: str | None,
-    called: Sequence[Callable[..., Any]] = (evaluate,),
-) -> str:
-    """Parses the configuration of a command line; without a file, the one that lies in model_dir.
+def load(flags: argparse.Namespace) -> str:
+    """Parses the configuration of a command line.
 
     Args:
-      gin_files: of --gin_file.
-      data_dir: of --data_dir.
-      model_dir: of --model_dir.
-      called: which of the configurables will be, and need all their values.
+      flags: those of trainer.main. Without a `gin_file`, the configuration in `model_dir` is
+        parsed.
 
     Returns:
       The folder of the run.
     """
+    files = flags.gin_file
     defaults = []
-    if not gin_files:
-        saved = os.path.join(model_dir or "", CONFIG_FILE)
+    if not files:
+        saved = os.path.join(flags.model_dir or "", CONFIG_FILE)
         if not os.path.isfile(saved):
-            there = f" and there is no {saved}" if model_dir else ""
+            there = f" and there is no {saved}" if flags.model_dir else ""
             raise UsageError(f"--gin_file is missing{there}; configurations are in gin/")
-        gin_files.append(saved)
-        defaults = ["include 'base.gin'"]  # wiring that is newer than the run
-    folders = {"DATA_DIR": data_dir, "MODEL_DIR": model_dir}
-    commandline.parse_gin(
-        CONFIGURABLE,
-        [f"{name} = {path!r}" for name, path in folders.items() if path],
+        files = [saved]
+        defaults = ["include 'base.gin'"]  # it may wire parameters that are newer than the run
+    folders = {"DATA_DIR": flags.data_dir, "MODEL_DIR": flags.model_dir}
+    by_flag = [f"{name} = {path!r}" for name, path in folders.items() if path]
+    parse_gin(
+        CONFIGURABLES,
+        files=files,
+        bindings=[*flags.gin_param, *by_flag],
         required={f"%{name}": name.lower() for name in folders},
         defaults=defaults,
-        called=called,
+        called=CALLED[flags.mode],
     )
     return gin.query_parameter("%MODEL_DIR")
 
 
 def show_changes(model_dir: str) -> None:
-    """Says what differs from the configuration that lies in the run's folder, if one does."""
+    """Prints how this configuration differs from one that is in the folder of the run."""
     path = os.path.join(model_dir, CONFIG_FILE)
     if shown := _changes(path):
         print(f"note: {path} is from another configuration; what differs:")
-        # What comes next may be an error, which is not to overtake this.
+        # Flushed, so that it is printed before an error that may follow.
         print("\n".join(f"  {line}" for line in shown), flush=True)
 
 
 def common() -> str:
-    """What all workers must have in common of the configuration, a line a statement."""
-    # Else a long path would take several lines.
+    """Returns the part of the configuration that all workers must share, one statement a line."""
+    # The line length is large, because gin would break a long path into several lines.
     lines = _statements(gin.config_str(max_line_length=_LONGEST))
     return "\n".join(line for line in lines if line and line.partition(" = ")[0] not in _OF_HOST)
 
 
 def save(model_dir: str) -> None:
-    """Writes the configuration into the run's folder.
+    """Writes the configuration into the folder of the run.
 
-    Another one that lies there is kept as config.1.gin, config.2.gin, ...
+    If a different one is there, it is kept as config.1.gin, config.2.gin, ...
     """
     path = os.path.join(model_dir, CONFIG_FILE)
     if _changes(path):
@@ -144,7 +96,7 @@ def save(model_dir: str) -> None:
 
 
 def _changes(path: str) -> list[str]:
-    """Statements that the configuration in a file has and this one has not, and the reverse."""
+    """Returns the statements in which this configuration and the one in a file differ."""
     if not os.path.isfile(path):
         return []
     with open(path, encoding="utf-8") as file:
@@ -154,6 +106,6 @@ def _changes(path: str) -> list[str]:
 
 
 def _statements(config: str) -> list[str]:
-    """A line a statement, without the run's own place, which may change."""
+    """Splits into statements, and leaves out comments and MODEL_DIR: a run may be moved."""
     joined = re.sub(r"\\\n\s*", "", config)
     return [line for line in joined.splitlines() if not line.startswith(("#", "MODEL_DIR"))]

@@ -5,25 +5,33 @@
   python -m trainer.main --mode=evaluate --model_dir=RUN
   python -m trainer.main --mode=export --model_dir=RUN
 
-Flags win over --gin_param, that over --gin_file. Training goes on where it stopped, and ends with
-an evaluation on the test split.
+Other flags win over --gin_param, and --gin_param wins over --gin_file. Training continues from the
+last checkpoint of the run, and ends with an evaluation on the test split.
 """
 
+import argparse
 import shlex
+import sys
+from collections.abc import Sequence
 
-from absl import flags
-
-from tripletmill.cli import commandline, notices
-
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do")
-flags.DEFINE_string("data_dir", None, "Folder of a finished data set")
-flags.DEFINE_string("model_dir", None, "Folder of the run")
-
-FLAGS = flags.FLAGS
+from trainer.configurables import CALLED, CONFIGURABLES, SET_BY_PROGRAM
+from tripletmill.cli import notices
+from tripletmill.cli.arguments import exit_code
+from tripletmill.cli.commandline import GinParser
 
 
-def main(_: list[str]) -> None:
-    # Imported late: --help and a mistyped flag need no TensorFlow.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what --mode says and returns the exit code; the arguments are those of the process."""
+    parser = GinParser("python -m trainer.main", __doc__, CONFIGURABLES, SET_BY_PROGRAM)
+    parser.add_argument("--mode", choices=[*CALLED], default="train", help="what to do (train)")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder of a finished data set")
+    parser.add_argument("--model_dir", metavar="DIR", help="folder of the run")
+    flags = parser.parse_args(arguments)
+    return exit_code(lambda: _run(flags))
+
+
+def _run(flags: argparse.Namespace) -> None:
+    # Imported late, because --help and a mistyped flag need no TensorFlow.
     notices.import_tensorflow()
     import gin
 
@@ -31,19 +39,14 @@ def main(_: list[str]) -> None:
     from trainer.distributed import lost_workers
     from trainer.runs import stop_signals
 
-    called = {
-        "train": (config.train, config.evaluate),
-        "evaluate": (config.evaluate,),
-        "export": (config.export,),
-    }
-    model_dir = config.load(FLAGS.gin_file, FLAGS.data_dir, FLAGS.model_dir, called[FLAGS.mode])
-    if FLAGS.mode == "export":
+    model_dir = config.load(flags)
+    if flags.mode == "export":
         gin.get_configurable("export")(configuration=config.common())
         return
     finished = True
-    configuration = f"--mode={FLAGS.mode}\n{config.common()}"
+    configuration = f"--mode={flags.mode}\n{config.common()}"
     with lost_workers.ended_if_lost():
-        if FLAGS.mode == "train":
+        if flags.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
             finished = gin.get_configurable("train")(
                 configuration=configuration,
@@ -58,4 +61,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, description=__doc__)
+    sys.exit(main())

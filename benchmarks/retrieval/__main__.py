@@ -1,6 +1,6 @@
 """Trains with several losses and evaluates the retrieval of classes that training never saw.
 
-python -m benchmarks.retrieval --data=data/omniglot [--parts replicas peers]
+python -m benchmarks.retrieval --data_dir=data/omniglot [--parts replicas peers]
 
 replicas: the trainer, mining over all of four logical replicas, and within each of them.
 peers: a plain network, with this project's losses and with those of the peers (`make peers`).
@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a data set with the splits train and test")
+    add("--data_dir", type=Path, required=True, help="a data set with the splits train and test")
     add("--parts", default=[*PARTS], choices=PARTS, nargs="+", help="default: all")
     add("--steps", default=600, type=positive, metavar="N", help="training steps (600)")
     add("--classes", default=32, type=positive, metavar="P", help="classes in a batch (32)")

@@ -39,7 +39,7 @@ COLUMNS = ("MAP@R", "Recall@1", "ms a step", "step 1", "step 2", "last 50")
 
 def peers(flags: argparse.Namespace) -> None:
     """Prints a table of all entries; each one runs in a process of its environment."""
-    test = load_index(str(flags.data), "test")
+    test = load_index(str(flags.data_dir), "test")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
         task_file = Path(folder, "task.npy")
@@ -71,7 +71,7 @@ def _cells(output: Path, test: DatasetIndex) -> tuple[Cell, ...]:
 
 def make_task(flags: argparse.Namespace, test: DatasetIndex) -> Task:
     """Reads the images of both splits, draws the batches and the initial weights."""
-    train = load_index(str(flags.data), "train")
+    train = load_index(str(flags.data_dir), "train")
     plan = BatchPlan(train, classes_per_batch=flags.classes, images_per_class=flags.images)
     batches = np.stack([plan.batch(step) for step in range(flags.steps)])
     return Task(grey(train), train.label, batches, grey(test), initial_weights(seed=0))

@@ -90,7 +90,7 @@ def map_at_r(flags: argparse.Namespace, params: dict[str, object], folder: str) 
     }
     command = trainer_command(
         "gin/omniglot_small_conv.gin",
-        data_dir=flags.data,
+        data_dir=flags.data_dir,
         model_dir=folder,
         params={**plan, **steps, **params},
     )

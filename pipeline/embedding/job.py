@@ -127,9 +127,9 @@ def _open_images(
     input: str | None, data: str | None, splits: Sequence[str] | None, options: InputOptions
 ) -> DatasetRecords | ImageFiles:
     if (input is None) == (data is None):
-        raise UsageError("one of --input (images) and --data (a data set) is needed; see --help")
+        raise UsageError("either --images or --data_dir (a data set) is needed; see --help")
     if splits is not None and data is None:
-        raise UsageError("--splits: only with --data; images in --input carry their own")
+        raise UsageError("--splits: only with --data_dir; --images brings its own splits")
     if data is not None:
         return open_records(data, splits)
     assert input is not None

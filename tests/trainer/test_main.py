@@ -195,12 +195,11 @@ SIGNALLED_AT_START = """
 import os, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.data import reading
 number = int(sys.argv.pop(1))
 reading.Reading.bring = lambda self, index: os.kill(os.getpid(), number)
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -644,7 +643,6 @@ STOPPED = """
 import os, signal, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.training import telemetry
 record, last = telemetry.Telemetry.training, int(sys.argv.pop(1))
@@ -653,7 +651,7 @@ def training(self, step, *rest):
     if step == last:
         os.kill(os.getpid(), signal.SIGTERM)
 telemetry.Telemetry.training = training
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -682,7 +680,6 @@ FULL = """
 import resource, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.training import telemetry
 record, limit = telemetry.Telemetry.training, int(sys.argv.pop(1))
@@ -691,7 +688,7 @@ def training(self, step, *rest):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     record(self, step, *rest)
 telemetry.Telemetry.training = training
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -713,10 +710,9 @@ def test_full_disk(data_dir, trained, tmp_path, limit, file):
 
 # This script runs the command line, and limits the size of files before results are written.
 FULL_AT_THE_END = """
-import resource
+import resource, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.evaluation import results
 write = results.Results.write
@@ -724,7 +720,7 @@ def limited(self, path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
     write(self, path)
 results.Results.write = limited
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -740,7 +736,6 @@ STOPPED_EVALUATION = """
 import os, signal, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.evaluation import evaluate
 embed, number = evaluate.embed, int(sys.argv.pop(1))
@@ -748,7 +743,7 @@ def stopped(*rest):
     os.kill(os.getpid(), number)
     return embed(*rest)
 evaluate.embed = stopped
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 
@@ -758,7 +753,6 @@ SIGNALLED_IN_VAL = """
 import os, sys
 from tripletmill.cli import notices
 notices.import_tensorflow()
-from tripletmill.cli import commandline
 from trainer import main
 from trainer.runs import checkpoints
 from trainer.training import train
@@ -772,7 +766,7 @@ def noted(self, step, **options):
     saved[0] = step
     save(self, step, **options)
 train.measure, checkpoints.Checkpoints.save = measured, noted
-commandline.run(main.main, description="")
+sys.exit(main.main())
 """
 
 

@@ -1,7 +1,7 @@
-"""What each training image is put through: drawn by numpy, as data, then applied in TensorFlow.
+"""Draws random augmentations with numpy, as arrays that `image_ops.pixels` applies in TensorFlow.
 
 drawn = Augmentation(min_area=0.3).draw(seed, step, slots, height, width, image_size)
-pixels(jpeg, {name: tf.constant(values[0]) for name, values in drawn.items()}, image_size)
+images = pixels(jpegs, {name: tf.constant(values) for name, values in drawn.items()}, image_size)
 """
 
 import dataclasses
@@ -15,34 +15,40 @@ MIN_ERASED_AREA, MAX_ERASED_ASPECT = 0.02, 3.3
 MID_GREY = 127.5
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-_AUGMENTATION, _CLASSES = 4, 5  # keep their random numbers apart from those of batches
+# Streams of random numbers; the batch plan uses 0 to 3.
+_AUGMENTATION, _CLASSES = 4, 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How a training image is drawn: a function of (seed, step, slot in the global batch).
+    """Random crops and changes of training images, as a function of seed, step and slot.
+
+    A slot is the position of an image in the global batch.
 
     Attributes:
       min_area: smallest share of the image's area that a crop covers, above 0 to 1.
-      max_area: largest share, min_area to 1.
-      max_aspect: a crop's longer side over its shorter one is at most this, 1 or more.
+      max_area: largest share of the image's area that a crop covers, min_area to 1.
+      max_aspect: largest ratio of a crop's longer side to its shorter side, 1 or more.
       flip: whether half of the crops are mirrored left to right.
-      rotate: crops are turned about their centre by up to so many degrees either way, 0 to 180;
-        what comes in at the corners repeats the nearest pixel.
-      shear: and slanted by up to so many degrees, 0 to 45.
-      class_turns: whether each class of a batch is turned as a whole, all its images by the same 0,
-        90, 180 or 270 degrees, drawn anew at each visit. A character that lies on its side is
-        another one, so there are four times as many classes to learn from (Santoro et al.:
-        Meta-Learning with Memory-Augmented Neural Networks, 2016); a class and itself turned never
-        meet in a batch, so symmetrical ones do no harm.
-      class_mirrors: whether half of the classes of a batch are mirrored as a whole, likewise.
-      brightness: all values times 1 - brightness to 1 + brightness, 0 to 1.
-      contrast: the distance to mid-grey, likewise.
-      saturation: the distance to the pixel's own grey, likewise.
-      hue: the colour circle is turned by up to this share of it either way, 0 to 0.5.
+      rotate: largest angle, in degrees, by which crops are rotated about their centre, either way,
+        0 to 180. Corners that would be empty repeat the nearest pixel.
+      shear: largest angle, in degrees, by which crops are sheared, either way, 0 to 45.
+      class_turns: whether each class of a batch is rotated as a whole: all its images by the same
+        angle of 0, 90, 180 or 270 degrees, which is drawn at each appearance of the class. A
+        character that lies on its side counts as another character, so there are four times as many
+        classes to learn from (Santoro et al.: Meta-Learning with Memory-Augmented Neural Networks,
+        2016). A class never meets its own rotated copy in a batch, so symmetrical characters do no
+        harm.
+      class_mirrors: whether each class of a batch is mirrored as a whole with probability 1/2.
+      brightness: largest change b of brightness, 0 to 1: values are multiplied by 1 - b to 1 + b.
+      contrast: largest change c of contrast, 0 to 1: the distance of values to mid-grey is
+        multiplied by 1 - c to 1 + c.
+      saturation: largest change s of saturation, 0 to 1: the distance of a pixel to its own grey is
+        multiplied by 1 - s to 1 + s.
+      hue: largest rotation of the hue, either way, as a share of the colour circle, 0 to 0.5.
       erase: share of the crops in which a rectangle is filled with one random colour, 0 to 1
         (Zhong et al.: Random Erasing Data Augmentation, 2020).
-      erase_max_area: the largest share of a crop that is erased, 0.02 to 1.
+      erase_max_area: largest share of a crop that is erased, 0.02 to 1.
     """
 
     min_area: float = 0.5
@@ -97,33 +103,37 @@ class Augmentation:
         image_size: int,
         classes: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Draws for the images of a step.
+        """Draws the augmentations for the images of a step.
 
         Args:
           seed: any integer.
-          step: of the training.
-          slots: [N] places in the global batch.
-          height: [..., N] of the stored images, pixels; with more axes, for several candidates of
-            each slot, which are drawn alike.
-          width: [..., N] likewise.
-          image_size: side of the square that crops are brought to, pixels.
-          classes: [N] for class_turns and class_mirrors, the place of each image's class in the
-            global batch.
+          step: the training step.
+          slots: [N] positions in the global batch.
+          height: [..., N] heights of the stored images in pixels. Further axes hold several
+            candidates for each slot; all candidates of a slot get the same random numbers.
+          width: [..., N] widths of the stored images in pixels.
+          image_size: side of the square that crops are resized to, in pixels.
+          classes: [N] position of each image's class in the global batch; needed for class_turns
+            and class_mirrors.
 
         Returns:
-          What `pixels` takes, by name: "window" [..., N, 4] int32 (top, left, height, width of the
-          crop), and where they are asked for "flip" [N] bool, "affine" [N, 8] float32 (from pixels
-          of the result to those of the crop, as TensorFlow's projective transforms), "colour"
-          [N, 3, 4] float32 (a matrix of RGB and 1), "erased" [N, 7] int32 (a window of the result,
-          which may be empty, and a colour).
+          The arguments of `pixels` by name. "window" [..., N, 4] int32 is top, left, height and
+          width of the crop. The others are there if the settings ask for them: "flip" [N] bool;
+          "affine" [N, 8] float32, which maps pixels of the result to pixels of the crop, as
+          TensorFlow's projective transforms do; "colour" [N, 3, 4] float32, a matrix that is
+          applied to R, G, B and 1; "erased" [N, 7] int32, a window of the result, which may be
+          empty, and a colour.
+
+        Raises:
+          ValueError: class_turns or class_mirrors is set, and `classes` is None.
         """
         numbers = uniform(key(seed, _AUGMENTATION, step, slots), 19).T
         drawn = {"window": self._windows(numbers[:4], height, width)}
         if self.flip:
             drawn["flip"] = numbers[4] < 0.5
         if self.rotate or self.shear or self.class_turns or self.class_mirrors:
-            whole = self._of_classes(seed, step, slots, classes)
-            drawn["affine"] = self._affine(*whole, numbers[17], numbers[18], image_size)
+            turns, signs = self._class_symmetries(seed, step, slots, classes)
+            drawn["affine"] = self._affine(turns, signs, numbers[17], numbers[18], image_size)
         if self._colours:
             drawn["colour"] = self._colour_matrices(*numbers[5:9])
         if self.erase:
@@ -131,6 +141,7 @@ class Augmentation:
         return drawn
 
     def _windows(self, numbers: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Crops, [..., N, 4]: top, left, height, width in pixels of the stored image."""
         area = (self.min_area + (self.max_area - self.min_area) * numbers[0]) * height * width
         aspect = self.max_aspect ** (2 * numbers[1] - 1)
         crop_height = np.clip(np.rint(np.sqrt(area / aspect)), 1, height)
@@ -139,14 +150,14 @@ class Augmentation:
         left = np.floor(numbers[3] * (width - crop_width + 1))
         return np.stack([top, left, crop_height, crop_width], axis=-1).astype(np.int32)
 
-    def _of_classes(
+    def _class_symmetries(
         self, seed: int, step: int, slots: np.ndarray, classes: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Quarter turns of each image, [N], 0 to 3, and what x is multiplied by, [N], 1 or -1."""
+        """Quarter turns of each image, [N], 0 to 3, and the sign of its x axis, [N], 1 or -1."""
         turns, signs = np.zeros(len(slots)), np.ones(len(slots))
         if self.class_turns or self.class_mirrors:
             if classes is None:
-                raise ValueError("class_turns, class_mirrors: classes are needed")
+                raise ValueError("class_turns and class_mirrors: classes are needed")
             numbers = uniform(key(seed, _CLASSES, step, classes), 2).T
             if self.class_turns:
                 turns = np.floor(4 * numbers[0])
@@ -162,12 +173,12 @@ class Augmentation:
         shear: np.ndarray,
         size: int,
     ) -> np.ndarray:
-        """About the centre; rows of [[a0, a1, a2], [a3, a4, a5]] and two zeros, x before y."""
+        """Affine maps about the centre, [N, 8]: a0 to a5 row by row, x before y, and two zeros."""
         angle = np.pi / 2 * turns + np.deg2rad(self.rotate) * (2 * rotate - 1)
         slant = np.tan(np.deg2rad(self.shear) * (2 * shear - 1))
         cos, sin, centre = np.cos(angle), np.sin(angle), (size - 1) / 2
         linear = np.stack([[cos, cos * slant - sin], [sin, sin * slant + cos]])  # [2, 2, N]
-        linear[0] *= signs  # of the crop: the class is mirrored before its images are turned
+        linear[0] *= signs  # x of the crop: a class is mirrored before its images are rotated
         offset = centre - linear.sum(axis=1) * centre
         rows = [*linear[0], offset[0], *linear[1], offset[1], 0 * angle, 0 * angle]
         return np.stack(rows, axis=1).astype(np.float32)
@@ -175,7 +186,7 @@ class Augmentation:
     def _colour_matrices(
         self, brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, hue: np.ndarray
     ) -> np.ndarray:
-        """All four are affine in RGB, so one small matrix does them at once, [N, 3, 4]."""
+        """One matrix for all four changes, [N, 3, 4]; each of them is affine in RGB."""
 
         def factor(share: float, number: np.ndarray) -> np.ndarray:
             return (1 + share * (2 * number - 1))[:, None, None]
@@ -194,6 +205,7 @@ class Augmentation:
         return (scale * np.concatenate([linear, offset], axis=2)).astype(np.float32)
 
     def _erased(self, numbers: np.ndarray, size: int) -> np.ndarray:
+        """Windows to erase and their colours, [N, 7]; a window of height 0 erases nothing."""
         area = MIN_ERASED_AREA + (self.erase_max_area - MIN_ERASED_AREA) * numbers[1]
         aspect = MAX_ERASED_ASPECT ** (2 * numbers[2] - 1)
         height, width = (

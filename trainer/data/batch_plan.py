@@ -1,72 +1,73 @@
-"""P x K batches as a pure function: (seed, step) -> rows of the index.
+"""The sampler of P x K batches: P classes a batch, with K images of each class.
 
   plan = BatchPlan(index, classes_per_batch=32, images_per_class=4, seed=0)
-  rows = plan.batch(step)    # [P * K], a class after the other
+  rows = plan.batch(step)    # rows of the index, [P * K], class after class
 
-Nothing is carried from step to step, so a run resumes from its step number alone, and hosts agree
-without talking.
+A batch is a pure function of the seed and the step. Nothing is carried from one step to the next.
+A run therefore resumes from its step number alone, and all hosts agree without communication.
 """
 
 import copy
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
+from trainer.data.class_rows import ClassRows, Labelled
 from trainer.data.stateless_random import key, permuted, uniform
 from tripletmill.errors import UsageError
 
 WEIGHTINGS = ("uniform", "sqrt", "size")
 
-# Keeps the streams of random numbers for different uses apart.
-_CIRCLE, _CLASSES, _IMAGES, _WEIGHTED = range(4)
-# A class that is in every batch; whole numbers, so that no rounding brings a class twice.
-_ALWAYS = 2**40
-# Up to so many products of two numbers from -127 to 127 have a sum that float32 holds exactly.
+# Each use of random numbers has a stream of its own.
+_CYCLE, _CLASSES, _IMAGES, _WEIGHTED = range(4)
+# Rates of classes are integers in this unit: a class with this rate is in every batch. Floats would
+# be rounded, and rounding could draw one class twice for a batch.
+FIXED_POINT_ONE = 2**40
+# float32 holds a sum of this many products of two integers from -127 to 127 exactly.
 EXACT_DIMENSIONS = 1024
 
 
-class Labelled(Protocol):
-    """What a plan needs of an index: `label`, [N] integers, a row of the index each."""
-
-    @property
-    def label(self) -> np.ndarray: ...
-
-
 class BatchPlan:
-    """Which images each step sees.
+    """Draws the images of each training step.
 
-    With uniform weighting, a pass goes over the classes in random order, P a step; where P does
-    not divide their number, the remainder sits a pass out, each class in its turn. A class's
-    images come in random order and all come before any comes again.
+    An appearance of a class is one batch in which the class is drawn.
 
-    With the other weightings a class comes as often as its weight says, to within one visit in
-    every `steps_per_pass` steps (systematic sampling; Madow, 1949), at most once a batch, and each
-    visit draws its images anew.
+    Uniform weighting: a pass goes over the classes in random order, P classes a step. If P does not
+    divide the number of classes, each pass leaves out the remainder, and the classes take turns at
+    being left out. The images of a class are drawn in random order, and each image is drawn once
+    before any image is drawn again.
 
-    In hard batches a share of the classes are those nearest to the batch's first class; the others
-    are drawn uniformly, and each visit draws its images anew.
+    Weighting by "sqrt" or "size": each class appears as often as its weight says, to within one
+    appearance in every `steps_per_pass` steps (systematic sampling; Madow, 1949), and at most once
+    in a batch. Each appearance draws its images independently.
 
-    A batch holds an image twice only if its class has fewer than K; then as evenly as can be.
+    Hard batches: a share of the classes are the nearest neighbours of the batch's first class. The
+    other classes are drawn uniformly. Each appearance draws its images independently.
+
+    A batch holds an image twice only if its class has fewer than K images. The images of such a
+    class are then repeated as evenly as possible.
 
     Args:
-      index: its `label`, [N]; a label's rows may lie anywhere.
-      classes_per_batch: P, distinct classes in a global batch, at least 2.
+      index: its `label`, [N]. The rows of a class may lie anywhere in the index.
+      classes_per_batch: P, the number of distinct classes in a global batch, at least 2.
       images_per_class: K, at least 2.
       seed: any integer.
-      num_hosts: hosts that read a part of each batch; divides P x K.
-      host: which of them this is, 0 to below num_hosts.
-      min_images: classes with fewer images are left out; K leaves out all that would have to
-        repeat images, 1 none.
-      class_weighting: "uniform", "sqrt" (of a class's images) or "size".
+      num_hosts: number of hosts that each read a part of the batch; divides P x K.
+      host: index of this host, 0 to below num_hosts.
+      min_images: classes with fewer images are left out. K leaves out all classes that would have
+        to repeat images; 1 leaves out none.
+      class_weighting: how often a class appears: "uniform" for all classes alike, "sqrt" in
+        proportion to the square root of its number of images, "size" in proportion to that number.
       hard_share: share of each batch's classes that are neighbours of its first class, 0 to below
-        1; only with uniform weighting, and only where `batch` is given the classes' centres.
+        1. It needs uniform weighting, and acts only if `batch` is given the class centres.
 
     Attributes:
-      classes: [C] labels that batches are drawn from, ascending.
-      num_skipped: classes left out.
+      class_rows: the rows of the index for the classes that batches are drawn from.
+      classes: [C] labels of these classes, ascending.
+      num_skipped: number of classes that were left out.
 
     Raises:
-      UsageError: a wrong argument, or fewer than P classes.
+      UsageError: an argument is out of its range, or there are fewer than P classes.
     """
 
     def __init__(
@@ -89,29 +90,14 @@ class BatchPlan:
         self.class_weighting = class_weighting
         self.hard_share = hard_share
         self._check_arguments()
-
-        # Runs of one label in file order: a class is one, or several where it is divided. Sorting
-        # these instead of the rows takes a second for 50 million.
-        label = np.asarray(index.label)
-        starts = np.flatnonzero(np.diff(label, prepend=label[:1] - 1)) if len(label) else label
-        lengths = np.diff(starts, append=len(label))
-        order = np.argsort(label[starts], kind="stable")
-        self._run_rows, run_lengths = starts[order], lengths[order]
-        self._run_places = np.cumsum(run_lengths) - run_lengths
-        labels, first_runs = np.unique(label[self._run_rows], return_index=True)
-        self._divided = len(labels) < len(starts)
-        places = self._run_places[first_runs]
-        counts = np.diff(places, append=len(label))
-
-        kept = counts >= min_images
-        self.classes = labels[kept]
-        self._counts = counts[kept]
-        self._starts = (places if self._divided else self._run_rows)[kept]
-        self._visits_a_circle = self._counts // np.gcd(self._counts, images_per_class)
-        self.num_skipped = int(len(kept) - kept.sum())
+        self.class_rows = ClassRows(index, min_images=min_images)
+        self.classes = self.class_rows.labels
+        self.num_skipped = self.class_rows.num_skipped
         self._check_classes()
-        self._rates = self._visit_rates() if class_weighting != "uniform" else None
-        self._line_of_pass: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (label, label))
+        counts = self.class_rows.counts
+        self._appearances_per_cycle = counts // np.gcd(counts, images_per_class)
+        self._rates = None if class_weighting == "uniform" else self._fixed_point_rates()
+        self._rates_of_pass: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
         self._host, self._num_hosts = 0, 1
         self._set_host(host, num_hosts)
 
@@ -122,17 +108,20 @@ class BatchPlan:
             ("min_images", self.min_images, 1),
         ):
             if value < least:
-                raise UsageError(f"{name} {value}: at least {least}")
+                raise UsageError(f"BatchPlan.{name} is {value}; it must be at least {least}")
         if self.class_weighting not in WEIGHTINGS:
             raise UsageError(
-                f"class_weighting {self.class_weighting!r}: one of {', '.join(WEIGHTINGS)}"
+                f"BatchPlan.class_weighting is {self.class_weighting!r}; it must be one of"
+                f" {', '.join(WEIGHTINGS)}"
             )
         if not 0 <= self.hard_share < 1:
-            raise UsageError(f"hard_share {self.hard_share}: 0 to below 1")
+            raise UsageError(
+                f"BatchPlan.hard_share is {self.hard_share}; it must be at least 0 and below 1"
+            )
         if self.hard_share and self.class_weighting != "uniform":
             raise UsageError(
-                f"hard_share {self.hard_share}: only with class_weighting 'uniform', not"
-                f" {self.class_weighting!r}"
+                f"BatchPlan.hard_share is {self.hard_share}, which needs class_weighting 'uniform',"
+                f" not {self.class_weighting!r}"
             )
 
     def _check_classes(self) -> None:
@@ -141,140 +130,147 @@ class BatchPlan:
             fewer = f" ({self.num_skipped} more have fewer)" if self.num_skipped else ""
             advice = f"set it to {self.num_classes} or less"
             raise UsageError(
-                f"classes_per_batch {self.classes_per_batch}: the split has only"
+                f"BatchPlan.classes_per_batch is {self.classes_per_batch}, but the split has only"
                 f" {self.num_classes} classes with {least} or more{fewer};"
                 f" {advice if self.num_classes >= 2 else 'at least 2 are needed'}"
             )
 
     def _set_host(self, host: int, num_hosts: int) -> None:
         if not 0 <= host < num_hosts:
-            raise UsageError(f"host {host}: 0 to below num_hosts {num_hosts}")
+            raise UsageError(
+                f"BatchPlan.host is {host}; it must be at least 0 and below num_hosts, which is"
+                f" {num_hosts}"
+            )
         if self.batch_size % num_hosts:
             raise UsageError(
-                f"batch of {self.classes_per_batch} x {self.images_per_class} images: not"
-                f" divisible by {num_hosts} hosts"
+                f"a batch of {self.classes_per_batch} x {self.images_per_class} images cannot be"
+                f" divided evenly among {num_hosts} hosts; change BatchPlan.classes_per_batch"
             )
         self._host, self._num_hosts = host, num_hosts
 
     def for_host(self, host: int, num_hosts: int) -> Self:
-        """The same plan, of another host."""
+        """The same plan as another host sees it."""
         plan = copy.copy(self)
         plan._set_host(host, num_hosts)
         return plan
 
     @property
     def num_classes(self) -> int:
-        """C, classes that batches are drawn from."""
-        return len(self.classes)
-
-    @property
-    def num_images(self) -> int:
-        """Images of these classes."""
-        return int(self._counts.sum())
+        """C, the number of classes that batches are drawn from."""
+        return self.class_rows.num_classes
 
     @property
     def batch_size(self) -> int:
-        """P x K, over all hosts."""
+        """P x K, the number of images in a global batch."""
         return self.classes_per_batch * self.images_per_class
 
     @property
     def slots(self) -> np.ndarray:
-        """Places of this host in the global batch, [P * K / num_hosts]."""
+        """Positions of this host's images in the global batch, [P * K / num_hosts]."""
         size = self.batch_size // self._num_hosts
         return np.arange(self._host * size, (self._host + 1) * size)
 
     @property
     def steps_per_pass(self) -> int:
-        """Steps in which, with uniform weighting, every class comes at most once."""
+        """Number of steps in which, with uniform weighting, each class appears at most once."""
         return self.num_classes // self.classes_per_batch
 
     def class_rates(self) -> np.ndarray:
-        """How often each class comes a step, [C], 0 to 1, summing to P; without hard_share."""
+        """Mean number of appearances of each class per step, without hard_share.
+
+        Returns:
+          [C], each 0 to 1; the sum is P.
+        """
         if self._rates is None:
             return np.full(self.num_classes, self.classes_per_batch / self.num_classes)
-        return self._rates / _ALWAYS
+        return self._rates / FIXED_POINT_ONE
 
-    def batch(self, step: int, *, spares: int = 0, centres: np.ndarray | None = None) -> np.ndarray:
+    def batch(
+        self, step: int, *, fallbacks: int = 0, centres: np.ndarray | None = None
+    ) -> np.ndarray:
         """Rows of the index that this host reads in a step.
 
         Args:
           step: 0 or more.
-          spares: how many other images to name for each, in case one is damaged.
-          centres: [C, D], a centre for each of `classes`, for hard batches: `quantized`, and
-            `exact` where many batches are asked for.
+          fallbacks: how many other images to name for each image, in case its record is damaged.
+          centres: [C, D], a centre for each of `classes`, for hard batches: the result of
+            `quantized`. Apply `exact` to it first if many batches are asked for.
 
         Returns:
-          [P * K / num_hosts] int64, K of a class one after the other, and with spares
-          [1 + spares, P * K / num_hosts]: line s has the s-th other image of the same class for
-          each, never the image itself unless the class has no other, and distinct from the rest of
-          the batch where the class has enough.
+          [P * K / num_hosts] int64, the K images of a class one after the other. With fallbacks it
+          is [1 + fallbacks, P * K / num_hosts]: row f holds the f-th fallback of each image, which
+          is another image of the same class. An image is its own fallback only if its class has no
+          other image. Fallbacks also differ from the rest of the batch if the class is large
+          enough.
         """
         size = self.images_per_class
-        if self.hard_share or self._rates is not None:
-            if self.hard_share and centres is not None:
-                classes = self._hard_classes(step, centres)
-            elif self._rates is not None:
-                classes = self._weighted_classes(self._rates, step)
-            else:
-                classes, _ = self._uniform_classes(step, self.classes_per_batch)
-            first = np.zeros(len(classes), np.int64)
-            circle = key(self.seed, _WEIGHTED, _IMAGES, step, classes)
-        else:
-            classes, visits = self._uniform_classes(step, self.classes_per_batch)
-            # A class's images lie on a circle, drawn anew where a visit ends at a circle's end.
-            rounds, visit = np.divmod(visits, self._visits_a_circle[classes])
-            first = visit * size
-            circle = key(self.seed, _IMAGES, rounds, classes)
+        classes, first, keys = self._draw_classes(step, centres)
         slots = self.slots
         class_of_slot = slots // size
         here = slice(class_of_slot[0], class_of_slot[-1] + 1)
-        classes, first, circle = classes[here], first[here], circle[here]
-        counts = self._counts[classes]
+        classes, first, keys = classes[here], first[here], keys[here]
+        counts = self.class_rows.counts[classes]
         places = [first[:, None] + np.arange(size)]
-        for spare in range(spares):
-            # The images of the class's next visit, but where that would lead back to itself.
-            distance = 1 + (size - 1 + spare) % np.maximum(counts - 1, 1)
+        for fallback in range(fallbacks):
+            # The images of the class's next appearance, unless that leads back to the image itself.
+            distance = 1 + (size - 1 + fallback) % np.maximum(counts - 1, 1)
             places.append(places[0] + distance[:, None])
-        found = permuted(np.hstack(places) % counts[:, None], counts, circle)
-        rows = self._rows(self._starts[classes][:, None] + found)
-        rows = rows.reshape(len(classes), 1 + spares, size).swapaxes(0, 1)
+        numbers = permuted(np.hstack(places) % counts[:, None], counts, keys)
+        rows = self.class_rows.rows(classes[:, None], numbers)
+        rows = rows.reshape(len(classes), 1 + fallbacks, size).swapaxes(0, 1)
         offset = slots[0] - here.start * size
-        rows = rows.reshape(1 + spares, -1)[:, offset : offset + len(slots)]
-        return rows if spares else rows[0]
+        rows = rows.reshape(1 + fallbacks, -1)[:, offset : offset + len(slots)]
+        return rows if fallbacks else rows[0]
 
-    def first_rows(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """So many rows of each class or all that it has, [M], and the class of each, [M]."""
-        counts = np.minimum(self._counts, most)
-        classes = np.repeat(np.arange(self.num_classes), counts)
-        number = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self._rows(self._starts[classes] + number), classes
+    def _draw_classes(
+        self, step: int, centres: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Classes of a step, and how each draws its images.
 
-    def _rows(self, places: np.ndarray) -> np.ndarray:
-        """Places in the order of labels -> rows of the index; the same where no class is cut."""
-        if not self._divided:
-            return places
-        run = np.searchsorted(self._run_places, places, side="right") - 1
-        return self._run_rows[run] + (places - self._run_places[run])
+        Returns:
+          The classes, [P], as positions in `classes`; the place in the permutation of the class's
+          images at which this appearance begins, [P]; and the key of that permutation, [P].
+        """
+        if not self.hard_share and self._rates is None:
+            classes, appearances = self._uniform_classes(step, self.classes_per_batch)
+            # The images of a class lie in a cycle, K for each appearance. A new cycle is drawn when
+            # an appearance ends exactly at the end of the cycle.
+            cycles, appearance = np.divmod(appearances, self._appearances_per_cycle[classes])
+            keys = key(self.seed, _IMAGES, cycles, classes)
+            return classes, appearance * self.images_per_class, keys
+        if self.hard_share and centres is not None:
+            classes = self._hard_classes(step, centres)
+        elif self._rates is not None:
+            classes = self._weighted_classes(self._rates, step)
+        else:
+            classes, _ = self._uniform_classes(step, self.classes_per_batch)
+        keys = key(self.seed, _WEIGHTED, _IMAGES, step, classes)
+        return classes, np.zeros(len(classes), np.int64), keys
 
     def _uniform_classes(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of a step, [count], as places in `classes`, and how often each came before."""
+        """Draws `count` classes for a step, uniformly.
+
+        Returns:
+          The classes, [count], as positions in `classes`, and the number of earlier appearances of
+          each, [count].
+        """
         total = self.num_classes
         steps, dropped = divmod(total, count)
         pass_number, place = divmod(step, steps)
-        # Each pass leaves out the next few of a fixed circle.
+        # Each pass leaves out the next `dropped` classes of one fixed cycle.
         first_dropped = pass_number * dropped
         places = np.arange(place * count, (place + 1) * count)[None]
         order = key(self.seed, _CLASSES, pass_number)
-        kept = permuted(places, total - dropped, order)
-        on_circle = (first_dropped + dropped + kept) % total
-        classes = permuted(on_circle, total, key(self.seed, _CIRCLE))[0]
-        left_out_before = np.maximum(0, -(-(first_dropped - on_circle[0]) // total))
+        remaining = permuted(places, total - dropped, order)
+        on_cycle = (first_dropped + dropped + remaining) % total
+        classes = permuted(on_cycle, total, key(self.seed, _CYCLE))[0]
+        left_out_before = np.maximum(0, -(-(first_dropped - on_cycle[0]) // total))
         return classes, pass_number - left_out_before
 
     def _hard_classes(self, step: int, centres: np.ndarray) -> np.ndarray:
-        """The first class, its nearest, and classes drawn uniformly, [P]."""
+        """The first class, then its nearest classes, then classes drawn uniformly, [P]."""
         if len(centres) != self.num_classes:
-            raise ValueError(f"centres: [{self.num_classes}, D], not {centres.shape}")
+            raise ValueError(f"centres must be [{self.num_classes}, D], not {centres.shape}")
         hard = min(round(self.hard_share * self.classes_per_batch), self.classes_per_batch - 1)
         drawn, _ = self._uniform_classes(step, self.classes_per_batch - hard)
         centres = exact(centres)
@@ -286,30 +282,39 @@ class BatchPlan:
         return np.concatenate([drawn[:1], nearest, drawn[1:]])
 
     def _weighted_classes(self, rates: np.ndarray, step: int) -> np.ndarray:
-        """Classes of a step, [P]: where points _ALWAYS apart fall on a line of the rates."""
+        """Draws the classes of a step by their rates, [P] (systematic sampling).
+
+        The rates of the classes are laid end to end on a line. P points, FIXED_POINT_ONE apart,
+        each select the class on whose rate they fall. The first point lies in one of
+        `steps_per_pass` equal strata of the first FIXED_POINT_ONE. Each step of a pass has another
+        stratum; the offset within the stratum is one random number for the whole pass.
+        """
         steps = self.steps_per_pass
         pass_number, place = divmod(step, steps)
-        order, ends = self._line(rates, pass_number)
-        of_pass = key(self.seed, _WEIGHTED, _CLASSES, pass_number)
-        stratum = permuted(np.array([[place]]), steps, of_pass).item()
-        start = int((stratum + uniform(of_pass, 1).item()) * _ALWAYS / steps)
-        points = start + np.arange(self.classes_per_batch) * _ALWAYS
+        order, ends = self._cumulative_rates(rates, pass_number)
+        pass_key = key(self.seed, _WEIGHTED, _CLASSES, pass_number)
+        stratum = permuted(np.array([[place]]), steps, pass_key).item()
+        start = int((stratum + uniform(pass_key, 1).item()) * FIXED_POINT_ONE / steps)
+        points = start + np.arange(self.classes_per_batch) * FIXED_POINT_ONE
         return order[np.searchsorted(ends, points, side="right")]
 
-    def _line(self, rates: np.ndarray, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The classes in the order of a pass, and where the rate of each ends, [C] both."""
-        if self._line_of_pass[0] != pass_number:
+    def _cumulative_rates(
+        self, rates: np.ndarray, pass_number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The classes in the order of a pass, [C], and their cumulative rates, [C]."""
+        if self._rates_of_pass is None or self._rates_of_pass[0] != pass_number:
             numbers = np.arange(self.num_classes)
-            order = np.argsort(key(self.seed, _WEIGHTED, _CIRCLE, pass_number, numbers))
-            self._line_of_pass = (pass_number, (order, np.cumsum(rates[order])))
-        return self._line_of_pass[1]
+            order = np.argsort(key(self.seed, _WEIGHTED, _CYCLE, pass_number, numbers))
+            self._rates_of_pass = (pass_number, (order, np.cumsum(rates[order])))
+        return self._rates_of_pass[1]
 
-    def _visit_rates(self) -> np.ndarray:
-        """How often each class comes, [C] int64, _ALWAYS for a visit every step."""
+    def _fixed_point_rates(self) -> np.ndarray:
+        """Rate of each class, [C] int64 in units of 1 / FIXED_POINT_ONE; the sum is exactly P."""
         power = 0.5 if self.class_weighting == "sqrt" else 1.0
-        weights = self._counts**power
+        weights = self.class_rows.counts**power
         rates = np.zeros(self.num_classes)
-        # Who is due more than once a batch comes once, and leaves the rest to the others.
+        # A class whose weight asks for more than one appearance a batch gets exactly one. What it
+        # cannot use goes to the other classes.
         always = np.zeros(self.num_classes, bool)
         while True:
             rest = self.classes_per_batch - always.sum()
@@ -317,26 +322,39 @@ class BatchPlan:
             if not (over := (rates >= 1) & ~always).any():
                 break
             always |= over
-        whole = np.where(always, _ALWAYS, (rates * _ALWAYS).astype(np.int64))
+        fixed = np.where(always, FIXED_POINT_ONE, (rates * FIXED_POINT_ONE).astype(np.int64))
         others = np.flatnonzero(~always)
-        lacking = self.classes_per_batch * _ALWAYS - int(whole.sum())
+        lacking = self.classes_per_batch * FIXED_POINT_ONE - int(fixed.sum())
         if len(others):
             each, more = divmod(lacking, len(others))
-            whole[others] += each
-            whole[others[:more]] += 1
-        return whole
+            fixed[others] += each
+            fixed[others[:more]] += 1
+        return fixed
 
 
 def exact(centres: np.ndarray) -> np.ndarray:
-    """Quantized centres as floats whose products and their sums are exact: alike on all hosts."""
-    exactly = np.float32 if centres.shape[1] <= EXACT_DIMENSIONS else np.float64
-    return centres.astype(exactly, copy=False)
+    """Quantized centres as floats, of a type in which their dot products are exact.
+
+    Exact dot products are the same on all hosts, whatever order the sums are computed in.
+
+    Args:
+      centres: [C, D], the result of `quantized`, or of this function, which is returned unchanged.
+
+    Returns:
+      [C, D] float32, or float64 if D is above EXACT_DIMENSIONS.
+    """
+    exact_type = np.float32 if centres.shape[1] <= EXACT_DIMENSIONS else np.float64
+    return centres.astype(exact_type, copy=False)
 
 
 def quantized(centres: np.ndarray) -> np.ndarray:
-    """Class centres [C, D] of any float type -> [C, D] int8, for `BatchPlan.batch`.
+    """Class centres as small integers, for `BatchPlan.batch`.
 
-    Scaled to unit length and then to -127 to 127; zero vectors stay zero.
+    Args:
+      centres: [C, D] of any float type.
+
+    Returns:
+      [C, D] int8: each centre scaled to unit length, then to -127 to 127. Zero vectors stay zero.
     """
     lengths = np.linalg.norm(centres, axis=1, keepdims=True)
     return np.rint(127 * centres / np.maximum(lengths, 1e-12)).astype(np.int8)

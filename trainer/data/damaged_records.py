@@ -1,4 +1,4 @@
-"""Damaged records: which they are, and the list of them that lies beside a run."""
+"""Finds damaged records, and decides whether a run may go on with other images."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from tripletmill.formats.records import DamagedRecord, decode_example, read_reco
 from tripletmill.storage import storage
 
 STOP, REPLACE = "stop", "replace"
-_RESTORE = "what was saved before is kept; restore it, or preprocess again"
+_RESTORE = "what was saved before is kept; restore the file, or preprocess again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Damaged:
     """A record that cannot be read.
 
     Attributes:
-      file: of its shard.
-      offset: of its framing, bytes.
-      source_id: of its image.
-      problem: what is wrong, one short line.
+      file: the shard that holds it.
+      offset: where the record's framing begins in this file, in bytes.
+      source_id: name of its image in the input of preprocessing.
+      problem: what is wrong, in one short line.
     """
 
     file: str
@@ -33,7 +33,7 @@ class Damaged:
     problem: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Says in one line which record is damaged, and how."""
         return (
             f"record of {self.source_id} in {self.file} at offset {self.offset} is damaged"
             f" ({self.problem})"
@@ -41,23 +41,27 @@ class Damaged:
 
 
 def find_damaged(index: DatasetIndex, rows: np.ndarray, *, decode: bool = False) -> list[Damaged]:
-    """Reads these rows of the index, each once, and names those that are damaged.
+    """Reads records again, each once, and lists the damaged ones.
 
     Args:
-      index: of a split.
-      rows: [N].
-      decode: whether to try the images too; else the checksums alone.
+      index: the index of a split.
+      rows: [N] rows of the index; a row may come several times.
+      decode: whether to decode the images too, instead of checking the checksums only.
+
+    Returns:
+      The damaged records in ascending order of their rows; empty if all can be read.
     """
-    found = []
+    damaged = []
     for row in np.unique(rows).tolist():
         file, offset = index.shards[index.shard[row]], int(index.offset[row])
         if problem := _problem(file, offset, decode):
             source_id = index.column("source_id")[row].as_py()
-            found.append(Damaged(file, offset, source_id, problem))
-    return found
+            damaged.append(Damaged(file, offset, source_id, problem))
+    return damaged
 
 
 def _problem(file: str, offset: int, decode: bool) -> str | None:
+    """What is wrong with a record; None if it can be read."""
     try:
         with storage.open_read(file) as opened:
             payload = read_record(opened, offset)
@@ -72,42 +76,61 @@ def _problem(file: str, offset: int, decode: bool) -> str | None:
     return None
 
 
-def summary(found: Sequence[Damaged], count: int) -> str:
-    """Names the first of so many images whose records could not be read."""
-    if not found:
-        return f"{count:,} records could not be read, but can be now: a disk or network in trouble"
-    more = f", and {len(found) - 1:,} more" if len(found) > 1 else ""
-    return f"{found[0]}{more}"
+def summary(damaged: Sequence[Damaged], count: int) -> str:
+    """Says in one line which records are damaged.
+
+    Args:
+      damaged: what `find_damaged` found.
+      count: number of records that could not be read at first.
+    """
+    if not damaged:
+        return (
+            f"{count:,} records could not be read at first, but can be read now: the disk or the"
+            " network has problems"
+        )
+    more = f", and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
+    return f"{damaged[0]}{more}"
 
 
 @contextlib.contextmanager
 def naming_unreadable_records(
     index: DatasetIndex, rows: Callable[[], np.ndarray]
 ) -> Iterator[None]:
-    """Where TensorFlow cannot decode one of these rows of the index, a UsageError says which."""
+    """Turns TensorFlow's error for an image that it cannot decode into a UsageError that names it.
+
+    Args:
+      index: the index of a split.
+      rows: gives the rows of the index that are read within, [N]; called only after an error.
+
+    Raises:
+      UsageError: one of these records cannot be read or decoded.
+    """
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-        if found := find_damaged(index, rows(), decode=True):
-            raise UsageError(f"{summary(found, len(found))}; {_RESTORE}") from error
+        if damaged := find_damaged(index, rows(), decode=True):
+            raise UsageError(f"{summary(damaged, len(damaged))}; {_RESTORE}") from error
         raise
 
 
-def require_replaceable(found: Sequence[Damaged], replaced: int, black: int, damaged: str) -> None:
-    """Raises UsageError where training is not to go on with other images.
+def require_replaceable(
+    damaged: Sequence[Damaged], replaced: int, num_unreadable: int, policy: str
+) -> None:
+    """Raises UsageError if training must not go on with other images.
 
     Args:
-      found: the damaged records.
-      replaced: images that had to be replaced.
-      black: of those the ones for which there was no other.
-      damaged: STOP or REPLACE.
+      damaged: the damaged records.
+      replaced: number of images that had to be replaced.
+      num_unreadable: number of these images for which no other image could be read either.
+      policy: `Reading.damaged`, STOP or REPLACE.
     """
-    if damaged == STOP:
+    if policy == STOP:
         raise UsageError(
-            f"{summary(found, replaced)}; {_RESTORE}, or set Reading.damaged = 'replace' to go on"
+            f"{summary(damaged, replaced)}; {_RESTORE}, or set Reading.damaged = 'replace' to go on"
             " with other images of the class"
         )
-    if black:
+    if num_unreadable:
         raise UsageError(
-            f"{summary(found, replaced)}; nor could another image of its class be read; {_RESTORE}"
+            f"{summary(damaged, replaced)}, and no other image of its class could be read instead;"
+            f" {_RESTORE}"
         )

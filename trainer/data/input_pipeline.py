@@ -1,4 +1,4 @@
-"""Rows of the index to pixels: records read, decoded, augmented, as a tf.data graph."""
+"""Batches of pixels from rows of the index: records are read, decoded and augmented in tf.data."""
 
 import contextlib
 import functools
@@ -18,8 +18,10 @@ from tripletmill.formats.index import DatasetIndex
 from tripletmill.formats.records import encode_example
 
 ROWS_A_CHUNK = 200_000
-SPARES = 2
-# Images that share the cost of one call of TensorFlow; more than this gains nothing.
+# Other images of the class that may replace an image whose record is damaged.
+FALLBACKS = 2
+# Images that are read and decoded in one call of TensorFlow and share its overhead. A larger group
+# gains nothing.
 GROUP = 8
 
 _ENCODED = "image/encoded"
@@ -41,36 +43,38 @@ def train_batches(
     """Training batches of some steps, as this host reads them.
 
     Args:
-      index: the split's records.
-      plan: which rows each step sees, and which host this is.
-      records: where the records are read.
+      index: the index of the split.
+      plan: which rows each step uses, and which part of them this host reads.
+      records: where the records are read from.
       first_step: the first step.
-      num_steps: how many steps; the data set ends with the last one.
-      image_size: S, side of the square crops, pixels.
-      augmentation: how crops are drawn; a function of (seed, step, slot in the global batch).
-      replicas: how many replicas of this host share its part of a batch; divides it.
-      centres: for hard batches, see `BatchPlan.batch`.
+      num_steps: number of steps; the data set ends with the last step.
+      image_size: S, side of the square crops in pixels.
+      augmentation: draws the crops, as a function of seed, step and slot in the global batch.
+      replicas: number of replicas on this host; it divides the host's part of a batch.
+      centres: class centres for hard batches, see `BatchPlan.batch`.
 
     Returns:
-      A data set with an element for each step and replica, replicas first, of (images [b, S, S, 3]
-      uint8, labels [b] int32, spares [b] int32): 0 for an image of the plan, n where it was damaged
-      and its n-th spare stands in its place, SPARES + 1 where those were too and it is black.
+      A data set with one element for each step and replica; all replicas of a step come before the
+      next step. An element is (images [b, S, S, 3] uint8, labels [b] int32, fallbacks [b] int32).
+      A fallback of 0 means the image of the plan. A fallback of n means that its record was damaged
+      and its n-th fallback takes its place. FALLBACKS + 1 means that no fallback could be read
+      either, and the image is black.
     """
     slots = plan.slots
     classes = slots // plan.images_per_class
     centres = None if centres is None else exact(centres)
     rows, drawn = [], []
     for step in range(first_step, first_step + num_steps):
-        rows.append(plan.batch(step, spares=SPARES, centres=centres))
+        rows.append(plan.batch(step, fallbacks=FALLBACKS, centres=centres))
         size = (index.height[rows[-1]], index.width[rows[-1]])
         drawn.append(augmentation.draw(plan.seed, step, slots, *size, image_size, classes))
     per_replica = len(slots) // replicas
-    candidates = np.stack(rows, axis=1).reshape(1 + SPARES, -1)
+    candidates = np.stack(rows, axis=1).reshape(1 + FALLBACKS, -1)
     windows = np.stack([each.pop("window") for each in drawn], axis=1)
     images = _images(
         records,
         candidates,
-        windows.reshape(1 + SPARES, -1, 4),
+        windows.reshape(1 + FALLBACKS, -1, 4),
         {name: np.concatenate([each[name] for each in drawn]) for name in drawn[0]},
         index.label[candidates[0]],
         image_size=image_size,
@@ -80,7 +84,11 @@ def train_batches(
 
 
 def chunks(first_step: int, last_step: int, batch_size: int) -> Iterator[tuple[int, int]]:
-    """Cuts steps into (first step, number of steps) small enough for one data set each."""
+    """Cuts a range of steps into chunks that are small enough for one data set each.
+
+    Yields:
+      The first step of a chunk and its number of steps.
+    """
     size = max(1, ROWS_A_CHUNK // batch_size)
     for start in range(first_step, last_step, size):
         yield start, min(size, last_step - start)
@@ -98,24 +106,26 @@ def evaluation_batches(
     num_hosts: int = 1,
     host: int = 0,
 ) -> tf.data.Dataset:
-    """Every image of these rows once, in order, in batches of one size.
+    """Each image of some rows once, in order, in batches of one size.
 
     Args:
-      index: the split's records.
+      index: the index of the split.
       rows: [N] rows of the index.
-      records: where the records are read.
-      image_size: S, side of the square images, pixels.
-      central_share: side of the central square that is kept, as a share of the short side.
-      batch_size: images a batch over all hosts and replicas; rounded up to a multiple of these.
-      replicas: replicas on each host.
-      num_hosts: hosts that read a part of each batch.
-      host: which of them this is.
+      records: where the records are read from.
+      image_size: S, side of the square images in pixels.
+      central_share: side of the central square that is kept, as a share of the image's short side.
+      batch_size: number of images in a batch over all hosts and replicas; it is rounded up to a
+        multiple of num_hosts * replicas.
+      replicas: number of replicas on each host.
+      num_hosts: number of hosts that each read a part of the batch.
+      host: index of this host, 0 to below num_hosts.
 
     Returns:
-      A data set with an element for each batch and replica of this host, replicas first, of
-      (images [b, S, S, 3] uint8, places [b] int64, mask [b] bool): which of the N an image is;
-      the mask is False for what fills up the last batch, and for a damaged record, which is black.
-      Every host and replica has the same number of elements; none where N is 0.
+      A data set with one element for each batch and replica of this host; all replicas of a batch
+      come before the next batch. An element is (images [b, S, S, 3] uint8, places [b] int64, mask
+      [b] bool). A place says which of the N rows the image is. The mask is False for images that
+      only fill up the last batch, and for damaged records, which are shown as black images. All
+      hosts and replicas have the same number of elements; they have none if N is 0.
     """
     parts = num_hosts * replicas
     per_replica = -(-batch_size // parts)
@@ -125,11 +135,11 @@ def evaluation_batches(
     )
     places = all_places[:, host].ravel()
     mask = places < len(rows)
-    here = rows[np.minimum(places, len(rows) - 1)]
+    host_rows = rows[np.minimum(places, len(rows) - 1)]
     images = _images(
         records,
-        here[None],
-        central_windows(index.height[here], index.width[here], central_share)[None],
+        host_rows[None],
+        central_windows(index.height[host_rows], index.width[host_rows], central_share)[None],
         {},
         {"place": places, "mask": mask},
         image_size=image_size,
@@ -137,8 +147,8 @@ def evaluation_batches(
     )
 
     @tf.autograph.experimental.do_not_convert
-    def masked(images: tf.Tensor, of: dict, spares: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return images, of["place"], of["mask"] & tf.equal(spares, 0)
+    def masked(images: tf.Tensor, labels: dict, fallbacks: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return images, labels["place"], labels["mask"] & tf.equal(fallbacks, 0)
 
     return images.map(masked).prefetch(2 * replicas)
 
@@ -147,18 +157,19 @@ def evaluation_batches(
 def iterated(
     dataset: tf.data.Dataset | tf.distribute.DistributedDataset,
 ) -> Iterator[Callable[[], Iterator]]:
-    """Gives a function that returns an iterator, the same at each call, and ends it at the end.
+    """Yields a function that returns one iterator over a data set, and destroys it at the end.
 
-    In the background: TensorFlow may wait, with nothing to do, until its tuner looks again, and the
-    longer an iterator has lived the rarer that is, up to once a minute. `tf.distribute` adds a
-    stage with a tuner of its own that no option turns off. Only the end of the process has to wait
-    for it: Python would kill a daemon inside TensorFlow's destructor, which aborts.
+    The iterator is destroyed in a background thread. When an iterator is destroyed, TensorFlow may
+    wait idly until its autotuner wakes up. The longer the iterator has lived, the more rarely that
+    happens, down to once a minute. `tf.distribute` adds a stage with an autotuner that no option
+    turns off. Only the end of the process has to wait for the thread. It is no daemon thread:
+    Python would kill it inside TensorFlow's destructor, which aborts the process.
     """
-    held = [iter(dataset)]
+    iterators = [iter(dataset)]
     try:
-        yield lambda: held[0]
+        yield lambda: iterators[0]
     finally:
-        threading.Thread(target=held.clear).start()
+        threading.Thread(target=iterators.clear).start()
 
 
 def _images(
@@ -171,57 +182,44 @@ def _images(
     image_size: int,
     batch_size: int,
 ) -> tf.data.Dataset:
-    """Images with their labels, and which of the candidates each was read from.
+    """Batches of images with their labels, and which candidate each image was read from.
 
     Args:
-      records: where the records are read.
+      records: where the records are read from.
       rows: [C, N] candidates for each image; one is read only if those before it are damaged.
-      windows: [C, N, 4] what is decoded of each.
-      drawn: [N, ...] what else `pixels` takes.
-      labels: [N], or several by name.
+      windows: [C, N, 4] the window of each candidate that is decoded.
+      drawn: [N, ...] arrays by name: the other arguments of `pixels`.
+      labels: [N], or several such arrays by name.
       image_size: S.
-      batch_size: divides N.
+      batch_size: b, which divides N.
 
     Returns:
-      A data set of ([batch_size, S, S, 3] uint8, labels [batch_size], [batch_size] int32).
+      A data set of (images [b, S, S, 3] uint8, labels [b], candidates [b] int32). The candidate is
+      C if none could be read; the image is then black.
     """
     group = max(size for size in range(1, GROUP + 1) if batch_size % size == 0)
     shrunk = shrinks(windows, image_size)
     if shrunk.any():
         drawn = {**drawn, "shrinks": np.logical_or.reduce(shrunk)}
-    # The window of the black pixel that stands where no candidate can be read.
-    windows = np.concatenate([windows, np.broadcast_to([0, 0, 1, 1], windows[:1].shape)])
-
-    def grouped(array: np.ndarray) -> np.ndarray:
-        return array.reshape(-1, group, *array.shape[1:])
-
-    def candidates(array: np.ndarray) -> np.ndarray:
-        return grouped(array.swapaxes(0, 1)).swapaxes(1, 2)
-
-    arrays = {
-        "places": {name: candidates(array) for name, array in records.places(rows).items()},
-        "windows": candidates(windows.astype(np.int32)),
-        "drawn": {name: grouped(array) for name, array in drawn.items()},
-        "labels": tf.nest.map_structure(grouped, labels),
-    }
+    arrays = _grouped_arrays(records, rows, windows, drawn, labels, group)
 
     @tf.autograph.experimental.do_not_convert
-    def load(of: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        found, used = _read(records, of["places"], len(rows))
-        jpegs = tf.io.parse_example(tf.ensure_shape(found, [group]), _FEATURES)[_ENCODED]
-        window = tf.gather(tf.transpose(of["windows"], [1, 0, 2]), used, batch_dims=1)
-        drawn = {**of["drawn"], "window": window}
+    def load(inputs: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        examples, used = _read(records, inputs["places"], len(rows))
+        jpegs = tf.io.parse_example(tf.ensure_shape(examples, [group]), _FEATURES)[_ENCODED]
+        window = tf.gather(tf.transpose(inputs["windows"], [1, 0, 2]), used, batch_dims=1)
+        drawn = {**inputs["drawn"], "window": window}
         images = pixels(jpegs, drawn, image_size)
-        if "colour" in drawn or "erased" in drawn:  # which would show on the black pixel
-            lost = tf.equal(used, len(rows))[:, None, None, None]
-            images = tf.where(lost, tf.zeros([], tf.uint8), images)
-        return images, of["labels"], used
+        if "colour" in drawn or "erased" in drawn:  # both would change the black pixel
+            unreadable = tf.equal(used, len(rows))[:, None, None, None]
+            images = tf.where(unreadable, tf.zeros([], tf.uint8), images)
+        return images, inputs["labels"], used
 
     @tf.autograph.experimental.do_not_convert
     def flatten(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return tf.nest.map_structure(lambda x: tf.reshape(x, [batch_size, *x.shape[2:]]), batch)
 
-    # There is nothing to tune, see `iterated` for what it would cost.
+    # There is nothing to tune, and autotuning can delay the end of an iterator: see `iterated`.
     options = tf.data.Options()
     options.autotune.enabled = False
     return (
@@ -233,24 +231,63 @@ def _images(
     )
 
 
+def _grouped_arrays(
+    records: Records,
+    rows: np.ndarray,
+    windows: np.ndarray,
+    drawn: Mapping[str, np.ndarray],
+    labels: np.ndarray | Mapping[str, np.ndarray],
+    group: int,
+) -> dict:
+    """The inputs of `_images`, cut into groups: [N, ...] -> [N / G, G, ...]."""
+    # The last window is that of the black pixel, which stands in if no candidate can be read.
+    windows = np.concatenate([windows, np.broadcast_to([0, 0, 1, 1], windows[:1].shape)])
+
+    def grouped(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, group, *array.shape[1:])
+
+    def grouped_candidates(array: np.ndarray) -> np.ndarray:
+        """[C, N, ...] -> [N / G, C, G, ...]."""
+        return grouped(array.swapaxes(0, 1)).swapaxes(1, 2)
+
+    return {
+        "places": {name: grouped_candidates(array) for name, array in records.places(rows).items()},
+        "windows": grouped_candidates(windows.astype(np.int32)),
+        "drawn": {name: grouped(array) for name, array in drawn.items()},
+        "labels": tf.nest.map_structure(grouped, labels),
+    }
+
+
 def _read(
     records: Records, places: Mapping[str, tf.Tensor], count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Records [G] of candidates [C, G], and which each is: C, a black pixel, where none is left."""
+    """Reads one record for each image.
 
-    # A call, not a part of this graph: what is not executed of that takes time as well.
+    Args:
+      records: where the records are read from.
+      places: [C, G] places of the candidates of each image.
+      count: C.
+
+    Returns:
+      Records, [G], and the candidate that each was read from, [G] int32. If no candidate of an
+      image can be read, its record is a black pixel and its candidate is C.
+    """
+
+    # This is a call and not a part of the calling graph: TensorFlow spends time on the nodes of a
+    # branch in the same graph even if it does not execute the branch.
     @tf.function(autograph=False, experimental_attributes={"_noinline": True})
-    def with_spares(places: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def read_with_fallbacks(places: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         flat = {name: tf.reshape(values, [-1]) for name, values in places.items()}
-        lines = tf.reshape(records.read_each(flat), [count, -1])
-        used = tf.reduce_sum(tf.math.cumprod(tf.cast(tf.equal(lines, NONE), tf.int32)), axis=0)
-        black = tf.fill(tf.shape(lines[:1]), _black_pixel())
-        return tf.gather(tf.transpose(tf.concat([lines, black], 0)), used, batch_dims=1), used
+        candidates = tf.reshape(records.read_each(flat), [count, -1])
+        damaged = tf.cast(tf.equal(candidates, NONE), tf.int32)
+        used = tf.reduce_sum(tf.math.cumprod(damaged), axis=0)
+        black = tf.fill(tf.shape(candidates[:1]), _black_pixel())
+        return tf.gather(tf.transpose(tf.concat([candidates, black], 0)), used, batch_dims=1), used
 
-    found = records.read({name: values[0] for name, values in places.items()})
-    first = tf.zeros(tf.shape(found), tf.int32)
-    any_damaged = tf.reduce_any(tf.equal(found, NONE))
-    return tf.cond(any_damaged, lambda: with_spares(dict(places)), lambda: (found, first))
+    first = records.read({name: values[0] for name, values in places.items()})
+    zeros = tf.zeros(tf.shape(first), tf.int32)
+    any_damaged = tf.reduce_any(tf.equal(first, NONE))
+    return tf.cond(any_damaged, lambda: read_with_fallbacks(dict(places)), lambda: (first, zeros))
 
 
 @functools.cache

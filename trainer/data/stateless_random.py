@@ -1,10 +1,11 @@
-"""Random numbers and permutations that are functions of a key, with no state, in numpy alone.
+"""Random numbers and permutations as pure functions of a key, without state, in numpy.
 
-  keys = key(seed, CLASS_ORDER, pass_number)     # integers or arrays of them
-  permuted(places, size, keys)                   # where a random permutation of range(size) puts
+  keys = key(seed, CLASS_ORDER, pass_number)     # integers, or arrays of integers
+  permuted(places, size, keys)                   # elements of a random permutation of range(size)
   uniform(keys, 5)                               # numbers in [0, 1)
 
-Any element of a permutation is found without the others, so its size costs nothing.
+Each element of a permutation is computed without the others, so that its cost does not depend on
+the size of the permutation.
 """
 
 import numpy as np
@@ -13,7 +14,14 @@ ROUNDS = 6
 
 
 def key(*words: int | np.ndarray) -> np.ndarray:
-    """Hashes integers, taken modulo 2^64, to a key, [...] uint64; arrays are broadcast."""
+    """Hashes integers to a key.
+
+    Args:
+      words: integers of any size, which are taken modulo 2^64, or integer arrays that broadcast.
+
+    Returns:
+      [...] uint64, of the broadcast shape.
+    """
     with np.errstate(over="ignore"):
         state: np.ndarray = np.zeros((), np.uint64)
         for word in words:
@@ -22,25 +30,25 @@ def key(*words: int | np.ndarray) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, count: int) -> np.ndarray:
-    """Numbers in [0, 1), keys [...] -> [..., count] float64."""
+    """Random numbers in [0, 1): keys [...] -> [..., count] float64."""
     bits = key(keys[..., None], np.arange(count))
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> np.ndarray:
-    """Elements of random permutations of range(size), one permutation a row.
+    """Elements of random permutations of range(size), one permutation for each row.
 
-    A permutation of the next power of two, of rounds of multiply, add and xor-shift, is applied
-    until the result is below the size (cycle walking; Black and Rogaway: Ciphers with Arbitrary
-    Finite Domains, 2002).
+    Rounds of multiply, add and xor-shift permute the range up to the next power of two. They are
+    applied again until the result is below the size (cycle walking; Black and Rogaway: Ciphers with
+    Arbitrary Finite Domains, 2002).
 
     Args:
-      places: [R, N] int64, each from 0 to below its row's size.
-      sizes: [R] or one for all, 1 to 2^31.
-      keys: [R] or one for all.
+      places: [R, N] int64, positions in the permutation, each 0 to below the size of its row.
+      sizes: [R], or one size for all rows, 1 to 2^31.
+      keys: [R] uint64, or one key for all rows.
 
     Returns:
-      [R, N] int64; different places of a row give different elements.
+      [R, N] int64. Different positions in a row give different elements.
     """
     rows = places.shape[0]
     sizes = np.broadcast_to(np.asarray(sizes, np.uint32), rows)
@@ -52,20 +60,21 @@ def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> n
     factors = [(word >> np.uint64(32)).astype(np.uint32) | 1 for word in words]
     terms = [word.astype(np.uint32) for word in words]
 
-    def apply(x: np.ndarray, of: np.ndarray | tuple[slice, None]) -> np.ndarray:
+    def apply(x: np.ndarray, row: np.ndarray | tuple[slice, None]) -> np.ndarray:
+        """Permutes x, whose elements belong to the permutations of these rows."""
         for factor, term in zip(factors, terms, strict=True):
-            x = (x * factor[of] + term[of]) & mask[of]
-            x ^= x >> shift[of]
+            x = (x * factor[row] + term[row]) & mask[row]
+            x ^= x >> shift[row]
         return x
 
-    found = apply(places.astype(np.uint32), (slice(None), None))
-    flat = found.ravel()
-    outside = np.flatnonzero(found >= sizes[:, None])
+    elements = apply(places.astype(np.uint32), (slice(None), None))
+    flat = elements.ravel()
+    outside = np.flatnonzero(elements >= sizes[:, None])
     while len(outside):
         row = outside // places.shape[1]
         flat[outside] = again = apply(flat[outside], row)
         outside = outside[again >= sizes[row]]
-    return found.astype(np.int64)
+    return elements.astype(np.int64)
 
 
 def _bits(word: int | np.ndarray) -> np.ndarray:

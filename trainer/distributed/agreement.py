@@ -1,4 +1,8 @@
-"""Several processes that train together: who writes, what all agree on, and who is missing."""
+"""What several processes that train together agree on.
+
+All functions here except `worker_index_and_count` and `is_chief` are collective operations: all
+processes of the strategy must call them, with values of the same shape and type.
+"""
 
 import hashlib
 import json
@@ -10,54 +14,61 @@ import tensorflow as tf
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetInfo
 
-# ---- What TF_CONFIG says.
-
-
-# ---- What all agree on.
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes."""
-    return _count(strategy) == 1 or strategy.cluster_resolver.task_id == 0
-
-
-def all_gather_int(strategy: tf.distribute.Strategy, value: int) -> list[int]:
-    """A number of each process, from those that train together; every one has to ask."""
-    workers = _count(strategy)
-    if workers == 1:
-        return [value]
-    own = np.zeros([workers], np.int64)
-    own[strategy.cluster_resolver.task_id] = value
-    return [int(each) for each in all_reduce_sum(strategy, own)]
-
 
 def worker_index_and_count(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-    """Which of the processes that train together this one is, and how many there are."""
-    count = _count(strategy)
+    """Index of this process among those that train together, and the number of these processes."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0, 1
+    count = len(strategy.cluster_resolver.cluster_spec().job_tasks("worker"))
     return (0 if count == 1 else int(strategy.cluster_resolver.task_id)), count
 
 
-def all_reduce_sum(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
-    """The sum of the processes' arrays, of one shape and type; every one has to ask."""
-    # GPUs sum no int32.
-    wide = own.astype(np.int64) if np.issubdtype(own.dtype, np.integer) else own
-    return _sum(strategy)(tf.constant(wide)).numpy().astype(own.dtype)
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the chief, which alone writes files."""
+    return worker_index_and_count(strategy)[0] == 0
 
 
-def broadcast_from_chief(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
-    """The chief's array in every process, where last bits may differ; every one has to ask."""
-    if _count(strategy) == 1:
-        return own
-    return all_reduce_sum(strategy, own if is_chief(strategy) else np.zeros_like(own))
+def all_gather_int(strategy: tf.distribute.Strategy, value: int) -> list[int]:
+    """The integers of all processes, in the order of the workers."""
+    index, count = worker_index_and_count(strategy)
+    if count == 1:
+        return [value]
+    values = np.zeros([count], np.int64)
+    values[index] = value
+    return [int(each) for each in all_reduce_sum(strategy, values)]
+
+
+def all_reduce_sum(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
+    """The sum of the arrays of all processes."""
+    # GPUs cannot sum int32.
+    wide = array.astype(np.int64) if np.issubdtype(array.dtype, np.integer) else array
+    return _sum_function(strategy)(tf.constant(wide)).numpy().astype(array.dtype)
+
+
+def broadcast_from_chief(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
+    """The chief's array in every process.
+
+    It makes results the same in all processes that may differ in their last bits.
+    """
+    index, count = worker_index_and_count(strategy)
+    if count == 1:
+        return array
+    return all_reduce_sum(strategy, array if index == 0 else np.zeros_like(array))
 
 
 def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
-    """Whether any process has raised its flag; every one has to ask, and hears the same."""
+    """Whether the flag is set in any process."""
     return any(all_gather_int(strategy, int(flag)))
 
 
 def require_same(strategy: tf.distribute.Strategy, value: int, what: str) -> None:
-    """Raises UsageError in every process unless the number is the same in all."""
+    """Raises UsageError in every process unless the integer is the same in all of them.
+
+    Args:
+      strategy: the strategy of all processes.
+      value: the integer of this process.
+      what: what the integer is, for the message.
+    """
     values = all_gather_int(strategy, value)
     if len({*values}) > 1:
         shown = ", ".join(f"{value:,}" for value in values)
@@ -70,9 +81,9 @@ def require_agreement(
     """Raises UsageError in every process unless all have the same configuration and data set.
 
     Args:
-      strategy: of all of them.
-      configuration: what they must have in common, as text.
-      info: of the data set.
+      strategy: the strategy of all processes.
+      configuration: the settings that they must have in common, as text.
+      info: what the data set says about itself.
     """
     data = [info.input_fingerprint, dict(info.settings), dict(info.num_images)]
     _require_same_text(
@@ -90,7 +101,7 @@ def require_agreement(
 
 
 def _require_same_text(strategy: tf.distribute.Strategy, text: str, message: str) -> None:
-    # So many bits that they can be summed over the replicas of a worker.
+    # 48 bits: their sum over the replicas of a worker still fits into int64.
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
     digests = all_gather_int(strategy, digest)
     others = [f"worker {i}" for i, other in enumerate(digests) if other != digests[0]]
@@ -98,29 +109,20 @@ def _require_same_text(strategy: tf.distribute.Strategy, text: str, message: str
         raise UsageError(message.format(", ".join(others)))
 
 
-def _count(strategy: tf.distribute.Strategy) -> int:
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return 1
-    return len(strategy.cluster_resolver.cluster_spec().job_tasks("worker"))
-
-
-def _sum(strategy: tf.distribute.Strategy) -> Any:
-    """Kept with the strategy: traced once for each shape."""
+def _sum_function(strategy: tf.distribute.Strategy) -> Any:
+    """The compiled sum over processes. The strategy keeps it, so that each shape is traced once."""
     if not hasattr(strategy, "_tripletmill_sum"):
-        local = strategy.num_replicas_in_sync // _count(strategy)
+        local_replicas = strategy.num_replicas_in_sync // worker_index_and_count(strategy)[1]
 
-        def of_first(value: tf.Tensor) -> tf.Tensor:
+        def on_first_replica(value: tf.Tensor) -> tf.Tensor:
             """The value in one replica of each process, zeros in the others."""
             number = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return tf.where(number % local == 0, value, tf.zeros_like(value))
+            return tf.where(number % local_replicas == 0, value, tf.zeros_like(value))
 
         @tf.function(autograph=False)
         def total(value: tf.Tensor) -> tf.Tensor:
-            shares = strategy.run(of_first, args=(value,))
+            shares = strategy.run(on_first_replica, args=(value,))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
 
         strategy._tripletmill_sum = total
     return strategy._tripletmill_sum
-
-
-# ---- Who is missing.

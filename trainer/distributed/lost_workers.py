@@ -1,4 +1,4 @@
-"""Workers that do not answer: who is missing, and how the others end."""
+"""Waits for all workers to start, and ends a process with one line if another worker is lost."""
 
 import contextlib
 import ctypes
@@ -13,14 +13,16 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from trainer.distributed import watchdog
-from trainer.distributed.agreement import _count
+from trainer.distributed.agreement import worker_index_and_count
 from trainer.distributed.cluster import cluster
 from tripletmill.errors import UsageError, first_line, one_line
 
 LOST_EXIT_CODE = 1
 
+# In seconds.
 SAY_EVERY, ASK_EVERY = 10.0, 0.2
 
+# Errors of TensorFlow with which a collective operation fails if another worker is lost.
 LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -29,20 +31,20 @@ LOST = (
     tf.errors.InternalError,
 )
 
-_GO_ON = "start all workers again, with the same command: they go on from the newest checkpoint"
+_GO_ON = "start all workers again with the same command: they go on from the newest checkpoint"
 
 
 class WorkerLostError(Exception):
-    """Another worker of the run does not answer; one line that says so and what to do."""
+    """Another worker of the run does not answer; its message is one line that says what to do."""
 
 
 @contextlib.contextmanager
 def naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Where another worker is lost, a WorkerLostError says which does not answer."""
+    """Turns TensorFlow's error for a lost worker into a WorkerLostError that names the worker."""
     try:
         yield
     except LOST as error:
-        if _count(strategy) == 1:
+        if worker_index_and_count(strategy)[1] == 1:
             raise
         raise _lost(*(cluster() or ([], 0)), error) from error
 
@@ -51,37 +53,39 @@ def _lost(addresses: Sequence[str], number: int, error: BaseException) -> Worker
     silent = watchdog.silent(addresses, number)
     if silent:
         return WorkerLostError(f"a worker was lost: {', '.join(silent)}; {_GO_ON}")
-    # The kernel of a process that stands still, or was started again, answers for it; and some
-    # errors of this process's own devices look no different.
+    # A worker that hangs still accepts connections, since its kernel answers for it. A worker that
+    # was started again accepts them too. Some errors of this process's own devices look the same.
     return WorkerLostError(
-        "a worker was lost: one that stands still or has ended by itself (see what it says), or"
+        "a worker was lost: another worker hangs or has ended by itself (see its output), or"
         f" this one failed ({first_line(error)}); {_GO_ON}"
     )
 
 
 @contextlib.contextmanager
 def ended_if_lost() -> Iterator[None]:
-    """Ends the process with one line where another worker is lost, and 1."""
+    """Ends the process with one line and exit code 1 if another worker is lost."""
     try:
         yield
     except WorkerLostError as error:
-        _end(LOST_EXIT_CODE, f"error: {one_line(error)}")
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        # A normal exit would wait: TensorFlow waits for the other workers when it shuts down.
+        os._exit(LOST_EXIT_CODE)
 
 
 def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
-    """Waits until all workers have been started, and says every ten seconds who is missing.
+    """Waits until all workers have started, and says every ten seconds which ones are missing.
 
-    TensorFlow would wait for ever, without a word and deaf to Ctrl+C. Until all are there, each
-    listens at its own address, where TensorFlow does afterwards.
+    TensorFlow itself would wait for ever, without a message, and would ignore Ctrl+C. Until all
+    workers have started, each listens at its own address, at which TensorFlow listens afterwards.
 
     Args:
-      addresses: of all workers.
-      number: which of them this process is.
+      addresses: addresses of all workers.
+      number: index of this process among them.
       seconds: how long to wait.
 
     Raises:
       UsageError: this worker's port is taken.
-      WorkerLostError: some did not come in time.
+      WorkerLostError: some workers did not start in time.
     """
     port = int(addresses[number].rpartition(":")[2])
     try:
@@ -99,8 +103,8 @@ def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
             now = time.monotonic()
             if now - began >= seconds:
                 raise WorkerLostError(
-                    f"not all of {len(addresses)} workers have come in {seconds:.0f} s; missing:"
-                    f" {', '.join(missing)}; start all workers, with the same command"
+                    f"not all of {len(addresses)} workers have started in {seconds:.0f} s; missing:"
+                    f" {', '.join(missing)}; start all workers with the same command"
                 )
             if now - said >= SAY_EVERY:
                 print(f"waiting for {', '.join(missing)}", file=sys.stderr, flush=True)
@@ -110,25 +114,26 @@ def await_all(addresses: Sequence[str], number: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def joining(addresses: Sequence[str], number: int, seconds: float) -> Iterator[None]:
-    """Ends the process, with a line that says who is missing, where this takes longer.
+    """Ends the process if the code within takes too long, and says which workers are missing.
 
-    A process of its own watches: while TensorFlow waits for a worker that has died since it was
-    seen, it holds Python's lock. Ctrl+C and SIGTERM end this one at once.
+    Another process, the watchdog, keeps the time: if a worker dies after it was seen, TensorFlow
+    waits for it while it holds Python's global lock. Within, Ctrl+C and SIGTERM end this process at
+    once.
 
     Args:
-      addresses: of all workers.
-      number: which of them this process is.
-      seconds: how long it may take.
+      addresses: addresses of all workers.
+      number: index of this process among them.
+      seconds: how long the code may take.
 
     Raises:
-      WorkerLostError: one was lost before all had joined.
+      WorkerLostError: a worker was lost before all had joined.
     """
     signals = (watchdog.SIGNAL, signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(each, signal.SIG_DFL) for each in signals]
     _exit_by(watchdog.SIGNAL)
     command = [sys.executable, "-I", watchdog.__file__, str(os.getpid()), str(seconds)]
     try:
-        # A session of its own: Ctrl+C is not for the watchdog.
+        # In a session of its own the watchdog does not receive Ctrl+C.
         with subprocess.Popen(
             [*command, str(number), *addresses], stdin=subprocess.PIPE, start_new_session=True
         ):
@@ -141,13 +146,7 @@ def joining(addresses: Sequence[str], number: int, seconds: float) -> Iterator[N
 
 
 def _exit_by(number: int) -> None:
-    """A signal ends the process with its number as exit code, also where Python cannot run."""
+    """Makes a signal end the process with its number as exit code, even if Python cannot run."""
     library = ctypes.CDLL(None)
     library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     library.signal(number, ctypes.cast(library._exit, ctypes.c_void_p))
-
-
-def _end(code: int, line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-    # TensorFlow is waiting for the others, and would at its own end too.
-    os._exit(code)

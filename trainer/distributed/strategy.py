@@ -1,4 +1,4 @@
-"""Which devices a run uses."""
+"""Makes the distribution strategy of a run, and asks for determinism."""
 
 import functools
 from collections.abc import Sequence
@@ -19,23 +19,26 @@ def make_strategy(
     tpu: str = "local",
     start_seconds: float = 300.0,
 ) -> tf.distribute.Strategy:
-    """A distribution strategy, one a process for the same arguments.
+    """Makes a distribution strategy.
 
-    TensorFlow would take the collective operations of two for each other's.
+    Calls with the same arguments in one process return the same strategy. TensorFlow would mix up
+    the collective operations of two strategies.
 
     Args:
-      name: "one_device": the first GPU, else the CPU; "mirrored": all GPUs of this machine, or
-        `cpu_replicas` logical CPU devices; "multi_worker": all devices of the processes in
-        TF_CONFIG; "tpu": all cores of a TPU; "auto": the first that fits of "multi_worker" where
-        TF_CONFIG has several workers, "tpu" where there is one, "mirrored" where there are several
-        devices, "one_device".
-      cpu_replicas: replicas on the CPU, for trying out what several GPUs will do.
+      name: the kind of strategy.
+        "one_device" uses the first GPU, or the CPU if there is no GPU.
+        "mirrored" uses all GPUs of this machine, or `cpu_replicas` logical CPU devices.
+        "multi_worker" uses all devices of the processes in TF_CONFIG.
+        "tpu" uses all cores of a TPU.
+        "auto" is "multi_worker" if TF_CONFIG has several workers, else "tpu" if there is a TPU,
+        else "mirrored" if there are several devices, else "one_device".
+      cpu_replicas: number of replicas on the CPU, to try out what several GPUs will do.
       tpu: "local" on a TPU VM, or the name or address of a TPU.
       start_seconds: how long to wait for other workers.
 
     Raises:
-      UsageError: what is asked for is not there.
-      WorkerLostError: other workers are not.
+      UsageError: an argument is wrong, or the devices that it asks for are missing.
+      WorkerLostError: other workers are missing.
     """
     if name not in NAMES:
         raise UsageError(f"make_strategy.name {name!r}: one of {', '.join(NAMES)}")
@@ -55,21 +58,21 @@ def _strategy(
     except UsageError:
         if name in ("auto", "multi_worker"):
             raise
-        workers = None  # of another kind, and not asked for
+        workers = None  # TF_CONFIG is for another program, and nothing here needs it
     if name == "multi_worker" and workers is None:
         raise UsageError(
-            "make_strategy.name 'multi_worker': no TF_CONFIG in the environment; see"
+            "make_strategy.name 'multi_worker': TF_CONFIG is not set in the environment; see"
             " docs/distributed.md"
         )
     number = len(workers[0]) if workers else 1
     if number > 1 and name not in ("auto", "multi_worker"):
         raise UsageError(
-            f"make_strategy.name {name!r}: TF_CONFIG has {number} workers, of which each"
-            " would train alone; set it to 'multi_worker', or unset TF_CONFIG"
+            f"make_strategy.name {name!r}: TF_CONFIG has {number} workers, and each of them would"
+            " train alone; set make_strategy.name to 'multi_worker', or unset TF_CONFIG"
         )
     if workers is not None and (name == "multi_worker" or number > 1):
         _require_no_replicas(cpu_replicas, "in a cluster each process is a replica")
-        # Nothing of TensorFlow's may run before, not even a look at its devices.
+        # No TensorFlow operation may run before this, not even a listing of the devices.
         await_all(*workers, start_seconds)
         with joining(*workers, start_seconds):
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -80,7 +83,7 @@ def _strategy(
     if gpus:
         _require_no_replicas(cpu_replicas, f"there are {len(gpus)} GPUs")
     if name == "one_device":
-        _require_no_replicas(cpu_replicas, "'one_device' is one")
+        _require_no_replicas(cpu_replicas, "'one_device' has one replica")
     replicas = len(gpus) or cpu_replicas
     if name == "one_device" or (name == "auto" and replicas == 1):
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
@@ -88,22 +91,22 @@ def _strategy(
         return tf.distribute.MirroredStrategy()
     if replicas == 1:
         raise UsageError(
-            "make_strategy.name 'mirrored': TensorFlow sees no GPU here (`nvidia-smi` tells whether"
-            " the driver does); set make_strategy.cpu_replicas to try it out on the CPU"
+            "make_strategy.name 'mirrored': TensorFlow sees no GPU here (`nvidia-smi` shows whether"
+            " the driver sees one); set make_strategy.cpu_replicas to try it out on the CPU"
         )
     _split_cpu(replicas)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
 def make_deterministic() -> None:
-    """Makes TensorFlow compute the same bits every time, before it has computed anything.
+    """Makes TensorFlow compute the same bits every time; to be called before it computes anything.
 
-    Its own switch leaves out how three or more gradients of one tensor are summed (AddN): in an
-    order that follows from which thread was sooner. One operation at a time, each on all cores, has
-    one order.
+    TensorFlow's own switch does not cover the sum of three or more gradients of one tensor (AddN):
+    the order of that sum depends on which thread is faster. If one operation runs at a time, on all
+    cores, the order is fixed.
 
     Raises:
-      UsageError: it runs already, with more threads.
+      UsageError: TensorFlow runs already, with more threads.
     """
     try:
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -113,7 +116,7 @@ def make_deterministic() -> None:
 
 
 def devices_of(strategy: tf.distribute.Strategy) -> Sequence[str]:
-    """Names of the devices in this process; none of TensorFlow's default strategy."""
+    """Names of a strategy's devices in this process; empty for TensorFlow's default strategy."""
     try:
         return strategy.extended.worker_devices
     except RuntimeError:
@@ -132,15 +135,14 @@ def _tpu(address: str) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except Exception as error:  # a look-up by name raises whatever Google's clients do
-        raise UsageError(
-            f"make_strategy.tpu {address!r}: no TPU there ({first_line(error)})"
-        ) from error
+        reason = first_line(error) or type(error).__name__
+        raise UsageError(f"make_strategy.tpu {address!r}: no TPU there ({reason})") from error
 
 
 def _split_cpu(replicas: int) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
-    have = tf.config.get_logical_device_configuration(cpu) or [None]
-    if len(have) >= replicas:
+    existing = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(existing) >= replicas:
         return
     try:
         tf.config.set_logical_device_configuration(
@@ -148,5 +150,6 @@ def _split_cpu(replicas: int) -> None:
         )
     except RuntimeError as error:
         raise UsageError(
-            f"make_strategy.cpu_replicas {replicas}: TensorFlow runs with {len(have)} already"
+            f"make_strategy.cpu_replicas {replicas}: TensorFlow already runs with {len(existing)}"
+            " CPU devices in this process"
         ) from error

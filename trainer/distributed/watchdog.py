@@ -1,8 +1,8 @@
-"""A process that ends another one which does not get on; TensorFlow is not imported here.
+"""A process that ends another process that waits too long. It does not import TensorFlow.
 
   python -I trainer/distributed/watchdog.py PID SECONDS NUMBER HOST:PORT ...
 
-It ends by itself, without a word, once its standard input is closed.
+It ends silently when its standard input is closed.
 """
 
 import os
@@ -13,42 +13,45 @@ import sys
 from collections.abc import Sequence
 
 ANSWER_SECONDS = 1.0
-# The one that a process has to be ended by; its number is the exit code.
+# Ends the watched process, with the number of this signal as its exit code.
 SIGNAL = signal.SIGHUP
 
 
 def silent(addresses: Sequence[str], number: int) -> list[str]:
-    """The workers other than this one to which no connection can be made."""
+    """Names of the other workers to which no connection can be made."""
     return [name for name, address in _others(addresses, number) if not _answers(address)]
 
 
 def watch(pid: int, seconds: float, addresses: Sequence[str], number: int) -> None:
-    """Waits for the end of standard input; after some seconds, says who is missing and ends PID.
+    """Waits for the end of standard input; if it takes too long, ends the process `pid`.
+
+    Before it ends the process, it says which workers are missing.
 
     Args:
       pid: the process that waits for the other workers.
-      seconds: how long it may.
-      addresses: of all workers.
-      number: which of them it is.
+      seconds: how long it may wait.
+      addresses: addresses of all workers.
+      number: index of the process among them.
     """
     if select.select([sys.stdin], [], [], seconds)[0]:
         return
     if missing := silent(addresses, number):
-        what = f"no answer from {', '.join(missing)}"
-        advice = "start all workers again, with the same command"
+        problem = f"no answer from {', '.join(missing)}"
+        advice = "start all workers again with the same command"
     else:
         names = ", ".join(name for name, _ in _others(addresses, number))
-        what = f"all answer ({names}), but not as workers of this run"
+        problem = f"all answer ({names}), but not as workers of this run"
         advice = (
-            "see that nothing else has these ports, and no worker of an earlier start is left; then"
-            " start all workers again, with the same command"
+            "make sure that nothing else uses these ports and that no worker of an earlier start is"
+            " left, then start all workers again with the same command"
         )
-    line = f"error: not all of {len(addresses)} workers have joined in {seconds:.0f} s; {what};"
+    line = f"error: not all of {len(addresses)} workers have joined in {seconds:.0f} s; {problem};"
     print(f"{line} {advice}", file=sys.stderr, flush=True)
     os.kill(pid, SIGNAL)
 
 
 def _others(addresses: Sequence[str], number: int) -> list[tuple[str, str]]:
+    """Name and address of each worker but this one."""
     return [
         (f"worker {other} ({address})", address)
         for other, address in enumerate(addresses)

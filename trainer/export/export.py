@@ -105,8 +105,8 @@ def export(
         print("note: the model card has no metrics, since this step was not evaluated")
     for name in (SAVED_MODEL, KERAS, *([TFLITE] if tflite else []), CARD_FILE, CARD_FOR_PEOPLE):
         print(f"wrote {os.path.join(target, name)}")
-    command = f"python -m pipeline.embed --model={shlex.quote(model_dir)}"
-    print(f"next: embed images with it: {command} --input=IMAGES --output=EMBEDDINGS")
+    command = f"python -m pipeline.embed --model_dir={shlex.quote(model_dir)}"
+    print(f"next: embed images with it: {command} --images=IMAGES --output=EMBEDDINGS")
 
 
 def _require_ours(target: str) -> None:

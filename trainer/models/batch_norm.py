@@ -1,20 +1,20 @@
-"""Batch norm of a network: kept in inference mode with its dropout, or live on all replicas.
+"""Batch norm of a network: frozen in inference mode together with dropout, or live on all replicas.
 
-Calling a network with `training=False` inside another does not do it: Keras 3 hands an outer
-`training=True` on to every layer of a functional model, over whatever the graph says.
+Calling a network with `training=False` inside another network does not freeze it. Keras 3 hands an
+outer `training=True` on to every layer of a functional model, whatever the inner call says.
 """
 
 from typing import Any
 
 import keras
 
-# The subclasses keep Keras's class names because a weights file names a layer by its class: files
-# fit with and without freezing. They are registered under this project's package.
+# The subclasses keep Keras's class names because a weights file names a layer by its class. So the
+# same files fit with and without freezing. They are registered under this project's package.
 
 
 @keras.saving.register_keras_serializable(package="tripletmill")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Normalises by the moving statistics and never moves them; gamma and beta train."""
+    """Normalises by the moving statistics and never changes them; gamma and beta train."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalises `inputs`, whatever `training` says."""
@@ -37,10 +37,10 @@ _FROZEN: dict[Any, Any] = {
 
 
 def freeze_batch_norm(model: keras.Model) -> keras.Model:
-    """Copies a functional model, its batch norm and dropout now always in inference mode.
+    """Copies a functional model, with its batch norm and dropout always in inference mode.
 
     Args:
-      model: a functional model; it is left as it is.
+      model: a functional model; it is not changed.
 
     Returns:
       The same network with the same weights; `training=True` changes none of its outputs.
@@ -55,13 +55,13 @@ def freeze_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def synchronize_batch_norm(model: keras.Model) -> keras.Model:
-    """Copies a functional model, its batch norm now over the batches of all replicas together.
+    """Copies a functional model, with batch norm over the batches of all replicas together.
 
-    Without it every replica normalises by its own rows and keeps statistics of its own, of which
-    only the first one's are saved.
+    Without this, each replica normalises by its own rows and keeps its own statistics, and only the
+    statistics of the first replica are saved.
 
     Args:
-      model: a functional model; it is left as it is.
+      model: a functional model; it is not changed.
 
     Returns:
       The same network with the same weights.

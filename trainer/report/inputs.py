@@ -110,7 +110,7 @@ def _data_of(info: DatasetInfo, embeddings: Embeddings) -> tuple[dict[int, str],
     names: dict[int, str] = {}
     other = UsageError(
         f"embeddings {embeddings.info.directory}: not of the data set {info.directory}; embed it"
-        " with `python -m pipeline.embed --data=...`"
+        " with `python -m pipeline.embed --data_dir=...`"
     )
     for split in {*embeddings.split.tolist()}:
         if split not in info.num_images:

@@ -1,4 +1,4 @@
-"""Asks an index, and shows the answers: a table, JSON lines, or a contact sheet."""
+"""Queries an index and shows the answers: as a table, JSON lines, or a contact sheet."""
 
 from __future__ import annotations
 
@@ -39,44 +39,42 @@ def query(
     data_dir: str | None = None,
     images_dir: str | None = None,
 ) -> None:
-    """Prints the answer to every query, or writes a sheet of them.
+    """Prints the answer to every query, or writes all answers to a contact sheet.
 
-    A query that cannot be answered is named on standard error and counted; the others are answered.
+    Queries that cannot be answered are reported on standard error. The other ones are answered.
 
     Args:
-      directory: of the index.
-      images: image files, and folders of them; or
-      source_ids: of images of the index.
-      model: export, or run, that made the index's embeddings; for image files.
-      wanted: what is asked of each.
-      format: of the answers.
-      output: where the sheet is written.
-      data_dir: the data set that has the sheet's pictures, or
-      images_dir: the folder, or list, that was embedded.
+      directory: folder of the index.
+      images: image files, and folders of image files. Either these or `source_ids` are given.
+      source_ids: source ids of images in the index.
+      model: folder of the export that made the embeddings of the index, or of its run. Only image
+        files need it.
+      wanted: number of neighbours, and the classes and splits to search.
+      format: "table", "jsonl" or "sheet".
+      output: file to which the sheet is written.
+      data_dir: data set that has the pictures for the sheet. A sheet needs it or `images_dir`.
+      images_dir: folder or manifest that was embedded.
 
     Raises:
-      UsageError: something is missing, or of another model; not one query could be answered.
+      UsageError: an argument is missing, a file cannot be used, the index is of another model, or
+        no query could be answered.
     """
     if bool(images) == bool(source_ids):
         raise UsageError("query: either image files, or --source_id=ID; see --help")
     if images and not model:
-        raise UsageError("query: --model=RUN is missing, the exported model that embeds images")
+        raise UsageError(
+            "query: --model_dir=RUN is missing, the exported model that embeds image files"
+        )
     if format != SHEET and (output or data_dir or images_dir):
-        raise UsageError("query: --output, --data and --images are for --format=sheet")
+        raise UsageError("query: --output, --data_dir and --images are for --format=sheet")
     index = SearchIndex.load(directory)
     index.check_filter(class_name=wanted.class_name, split=wanted.split)
     files = queries.image_files(images)
     pictures = _pictures(output, data_dir, images_dir) if format == SHEET else None
     total = len(files) + len(source_ids)
-    for most, number, what in (
-        (sheet.MOST, total, "queries"),
-        (sheet.MOST_NEIGHBOURS, wanted.neighbours, "neighbours of each"),
-    ):
-        if pictures and number > most:
-            raise UsageError(
-                f"query: a sheet holds {most} {what}, these are {number:,}; use --format=jsonl"
-            )
-    if pictures and output:  # sooner than what takes time
+    if pictures and output:
+        _check_size(total, wanted.neighbours)
+        # Made now, so that an error is known before the model is loaded.
         make_folder(os.path.dirname(os.path.abspath(output)))
     answers: Iterator[tuple[Answer, bytes | None]]
     if model and files:
@@ -87,13 +85,25 @@ def query(
     else:
         answers = queries.by_source_id(index, source_ids, wanted)
 
-    good = _show(answers, total, format)
+    answered = _show(answers, total, format)
     if pictures and output:
         name = os.path.basename(os.path.abspath(directory))
-        missing = sheet.write_sheet(output, good, pictures, title=f"{name}: nearest neighbours")
+        missing = sheet.write_sheet(output, answered, pictures, title=f"{name}: nearest neighbours")
         if missing:
             print(f"no picture of {len(missing):,}: {escaped(missing[0])}, ...", file=sys.stderr)
         print(f"wrote {output}")
+
+
+def _check_size(num_queries: int, num_neighbours: int) -> None:
+    """Raises UsageError for more queries or neighbours than a sheet has room for."""
+    for most, number, what in (
+        (sheet.MOST, num_queries, "queries"),
+        (sheet.MOST_NEIGHBOURS, num_neighbours, "neighbours of each"),
+    ):
+        if number > most:
+            raise UsageError(
+                f"query: a sheet holds {most} {what}, these are {number:,}; use --format=jsonl"
+            )
 
 
 def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) -> SourceImages:
@@ -104,16 +114,18 @@ def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) 
         return RecordPictures(data_dir)
     if images_dir and not data_dir:
         return FilePictures(images_dir)
-    raise UsageError("query: a sheet takes its pictures from either --data=DIR or --images=DIR")
+    raise UsageError(
+        "query: a sheet takes its pictures from either --data_dir=DIR or --images=PATH"
+    )
 
 
 def _show(
     answers: Iterable[tuple[Answer, bytes | None]], total: int, format: str
 ) -> list[tuple[Answer, np.ndarray | None]]:
-    """Prints answers as they come; those for a sheet it returns, with the image's thumbnail."""
-    kept: list[tuple[Answer, np.ndarray | None]] = []
+    """Prints each answer; for a sheet, returns the answers with the thumbnails of their images."""
+    for_sheet: list[tuple[Answer, np.ndarray | None]] = []
     problems: list[str] = []
-    # Where both are one terminal, the line that updates and those that stay must not mix.
+    # On a terminal, answers and the line that updates must go through one stream, or they mix.
     terminal = sys.stdout.isatty()
     with Progress(sys.stdout if terminal else sys.stderr) as progress:
         say = progress.line if terminal else print
@@ -128,7 +140,7 @@ def _show(
             elif format == TABLE and good:
                 say(table(answer))
             elif format == SHEET and good:
-                kept.append((answer, thumbnail_or_none(image)))
+                for_sheet.append((answer, thumbnail_or_none(image)))
             if total > 1:
                 progress.update(f"answered {num:,} of {total:,}")
     if len(problems) == total:
@@ -137,4 +149,4 @@ def _show(
         )
     if problems:
         print(f"{len(problems):,} of {total:,} could not be answered", file=sys.stderr)
-    return kept
+    return for_sheet

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from trainer.data.batch_plan import BatchPlan
+from trainer.data.class_rows import ClassRows
 from trainer.distributed.agreement import broadcast_from_chief
 from trainer.evaluation.inference import Forward, SplitImages, forward_function
 from trainer.models.embedding_model import HEAD
-from trainer.models.whitening import features_of, own_head, whitening
+from trainer.models.whitening import features_of, restored_head, whitening
 from trainer.training.optimizers import Optimizers
 
 IMAGES_PER_CLASS, MOST_IMAGES = 64, 8192
@@ -45,10 +45,10 @@ class EvalModel:
         self.whitens = features is not None
         self._to_features = forward_function(strategy, features or shown)
 
-    def initialize_head(self, images: SplitImages, plan: BatchPlan) -> None:
+    def initialize_head(self, images: SplitImages, class_rows: ClassRows) -> None:
         """Whitens the head that training begins with, if it whitens at all."""
         if self.whitens:
-            self._whiten(images, plan)
+            self._whiten(images, class_rows)
             self._updates.start_averages()
 
     def with_training_weights(self) -> Forward:
@@ -58,24 +58,24 @@ class EvalModel:
 
     @contextlib.contextmanager
     def as_evaluated(
-        self, images: SplitImages, plan: BatchPlan, *, whitens: bool
+        self, images: SplitImages, class_rows: ClassRows, *, whitens: bool
     ) -> Iterator[Forward]:
         """Within, the model is what would be kept; training goes on with its own.
 
         Args:
           images: of the train split.
-          plan: whose classes the head is whitened by.
+          class_rows: the rows of each class that the head is whitened by.
           whitens: whether it is; only where `EvalModel.whitens`.
         """
         with self._updates.averaged(), contextlib.ExitStack() as head:
             if whitens:
-                head.enter_context(own_head(self._model))
-                self._whiten(images, plan)
+                head.enter_context(restored_head(self._model))
+                self._whiten(images, class_rows)
             yield self.with_training_weights()
 
-    def _whiten(self, images: SplitImages, plan: BatchPlan) -> None:
+    def _whiten(self, images: SplitImages, class_rows: ClassRows) -> None:
         self._copy()
-        whiten_head(self._strategy, self._model, self._to_features, images, plan)
+        whiten_head(self._strategy, self._model, self._to_features, images, class_rows)
 
     def _copy(self) -> None:
         if self._shown is not self._model:
@@ -89,7 +89,7 @@ def whiten_head(
     model: keras.Model,
     forward: Forward,
     images: SplitImages,
-    plan: BatchPlan,
+    class_rows: ClassRows,
 ) -> None:
     """Sets a model's head to whiten the features of its training images.
 
@@ -98,12 +98,13 @@ def whiten_head(
       model: with a layer "head", see `build_model(whitened=True)`.
       forward: embeds images by `features_of` the model.
       images: of the train split.
-      plan: whose classes; of many, evenly spaced ones are looked at.
+      class_rows: the rows of each class; if there are too many classes, evenly spaced ones are
+        used.
 
     Raises:
       UsageError: no class has two different images.
     """
-    rows, classes = plan.first_rows(IMAGES_PER_CLASS)
+    rows, classes = class_rows.first_rows(IMAGES_PER_CLASS)
     every = -(-len(rows) // MOST_IMAGES)
     rows = rows[classes % every == 0]
     features, found = images.apply(forward, "whitening", rows)

@@ -272,7 +272,7 @@ def train(
             training.require_finite(eval_model.with_training_weights(), train_images)
 
         if not first_step and init_from is None:
-            eval_model.initialize_head(train_images, plan)
+            eval_model.initialize_head(train_images, plan.class_rows)
 
         # ---- Step by step.
         stop.at_once = False
@@ -284,7 +284,9 @@ def train(
                 if val is not None or plan.hard_share or whitens:  # in which one can be killed
                     checkpoints.save(step, evaluated_step=evaluated_step)
                 training.log_last_batch(train_images)
-                with eval_model.as_evaluated(train_images, plan, whitens=whitens) as forward:
+                with eval_model.as_evaluated(
+                    train_images, plan.class_rows, whitens=whitens
+                ) as forward:
                     if whitens and (val is None or not keep_best):
                         checkpoints.save_best(step)
                     if val is not None:
@@ -297,7 +299,10 @@ def train(
                         telemetry.evaluation(step, metrics.mean, note)
                     if plan.hard_share:
                         centres = class_centres(
-                            forward, train_images, plan, images_per_centre=images_per_centre
+                            forward,
+                            train_images,
+                            plan.class_rows,
+                            images_per_centre=images_per_centre,
                         )
                         checkpoints.centres.assign(broadcast_from_chief(strategy, centres))
                 evaluated_step = step

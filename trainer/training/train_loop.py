@@ -166,7 +166,7 @@ class TrainLoop:
             raise UsageError(self._not_finite(loop, bad, self._local_rows(bad, loop, centres)))
         if loop.replaced:
             found = find_damaged(self.index, rows())
-            require_replaceable(found, loop.replaced, loop.black, self.damaged)
+            require_replaceable(found, loop.replaced, loop.num_unreadable, self.damaged)
             if self.model_dir is not None:
                 for line in append_damaged(self.model_dir, found, loop.replaced):
                     self.telemetry.line(line)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.input_pipeline import SPARES
+from trainer.data.input_pipeline import FALLBACKS
 from trainer.training.gradients import Gradients
 from trainer.training.optimizers import Optimizers
 from tripletmill.losses.triplet_sums import Triplets
@@ -41,8 +41,8 @@ class StepsResult:
       not_finite: [b] bool, of this host's rows of the step after those: whose embedding is not.
       input_seconds: spent waiting for batches, with nothing else to do; None where TensorFlow is
         asked for determinism, and refuses to look at the clock.
-      replaced: images whose records were damaged, a spare in their place.
-      black: of those the ones that had no spare left.
+      replaced: number of images whose records were damaged, so that a fallback took their place.
+      num_unreadable: number of these images whose fallbacks could not be read either.
       last: the last batch.
     """
 
@@ -51,7 +51,7 @@ class StepsResult:
     not_finite: np.ndarray
     input_seconds: float | None
     replaced: int
-    black: int
+    num_unreadable: int
     last: LastBatch
 
 
@@ -85,7 +85,7 @@ def make_train_steps(
     # takes a quarter of the time to the first step.
     @tf.autograph.experimental.do_not_convert
     def replica_step(
-        images: tf.Tensor, labels: tf.Tensor, spares: tf.Tensor, still_finite: tf.Tensor
+        images: tf.Tensor, labels: tf.Tensor, fallbacks: tf.Tensor, still_finite: tf.Tensor
     ) -> tf.Tensor:
         # Before the step begins the clock is looked at, also where one thread does all.
         with tf.control_dependencies([still_finite]):
@@ -100,7 +100,8 @@ def make_train_steps(
         # The same on every replica, and summed with the rest.
         numbers.append(norm / context.num_replicas_in_sync)
         numbers += [
-            tf.math.count_nonzero(which, dtype=tf.int32) for which in (spares > 0, spares > SPARES)
+            tf.math.count_nonzero(which, dtype=tf.int32)
+            for which in (fallbacks > 0, fallbacks > FALLBACKS)
         ]
         return tf.stack([tf.cast(number, tf.float32) for number in numbers])
 
@@ -126,7 +127,7 @@ def make_train_steps(
     def run(iterator: Iterator, num_steps: int) -> StepsResult:
         found = run_steps(iterator, tf.constant(num_steps))
         total, finite_steps, waited = (tensor.numpy() for tensor in found)
-        *sums, replaced, black = total.tolist()
+        *sums, replaced, num_unreadable = total.tolist()
         names = (*STATISTICS, "gradient_norm")
         return StepsResult(
             {name: value / num_steps for name, value in zip(names, sums, strict=True)},
@@ -134,7 +135,7 @@ def make_train_steps(
             last.not_finite(),
             float(waited) if has_clock else None,
             int(replaced),
-            int(black),
+            int(num_unreadable),
             last.batch(),
         )
 

@@ -1,7 +1,7 @@
-"""Whether what gin was given is whole: names there are, values of the right kind, none missing.
+"""Checks a gin configuration: every name exists, values are of the right type, none is missing.
 
-Gin itself sees a wrong name only where a function takes no other, and a missing value when it is
-called, which may be long after the devices were started.
+Gin itself does not notice a wrong name if the function takes any keyword argument. It notices a
+missing value only when the function is called, which may be long after the devices were started.
 """
 
 import inspect
@@ -21,9 +21,10 @@ def check(configurables: Sequence[Callable], called: Sequence[Callable]) -> None
     """Raises UsageError for the first binding that is wrong or missing.
 
     Args:
-      configurables: whose parameters gin may set.
-      called: those that will be called; all that they and what they refer to need must be set,
-        but for what a caller gives by position.
+      configurables: functions and classes whose parameters gin may set.
+      called: the configurables that will be called. Each parameter without a default must be set
+        by gin, for them and for the configurables that they refer to. Parameters that a caller
+        can give by position are not required.
     """
     for scope, configurable, name, value in _bindings():
         if configurable in configurables:
@@ -34,12 +35,12 @@ def check(configurables: Sequence[Callable], called: Sequence[Callable]) -> None
 
 
 def value_of(parameter: str) -> typing.Any:
-    """What gin has for a parameter, looking through macros."""
-    return _seen_through(gin.query_parameter(parameter))
+    """Returns the value that gin has for a parameter, with macros replaced by their values."""
+    return _without_macros(gin.query_parameter(parameter))
 
 
 def is_set(parameter: str) -> bool:
-    """Whether gin has a value for a parameter or a %MACRO."""
+    """Returns whether gin has a value for a parameter or a %MACRO."""
     try:
         gin.query_parameter(parameter)
     except ValueError:
@@ -48,24 +49,25 @@ def is_set(parameter: str) -> bool:
 
 
 def _bindings() -> Iterator[tuple[str, Callable, str, typing.Any]]:
-    """Scope, configurable, parameter and value of all that is set."""
+    """Yields the scope, configurable, parameter and value of each binding."""
     for (scope, selector), values in gin.config._CONFIG.items():
         wrapped = gin.config._REGISTRY[selector].wrapped
         for name, value in values.items():
-            yield scope, wrapped, name, _seen_through(value)
+            yield scope, wrapped, name, _without_macros(value)
 
 
-def _seen_through(value: typing.Any) -> typing.Any:
+def _without_macros(value: typing.Any) -> typing.Any:
     while isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
         value = gin.query_parameter(f"%{value.scoped_selector.removesuffix('/gin.macro')}")
     return value
 
 
 def _check(configurable: Callable, name: str, parameter: str, value: typing.Any) -> None:
-    """One binding.
+    """Raises UsageError if the parameter of a binding does not exist, or its value does not fit.
 
-    Looks at numbers, texts, truth values, choices and functions, by the annotation or else the
-    default; whatever else checks itself.
+    The type is taken from the annotation of the parameter, or from its default if it has none.
+    Only numbers, strings, booleans, choices and functions are checked. The configurables check
+    values of other types themselves.
     """
     known = _parameters(configurable)
     if name not in known:
@@ -90,12 +92,12 @@ def _check(configurable: Callable, name: str, parameter: str, value: typing.Any)
 
 
 def _kind_of(default: typing.Any) -> typing.Any:
-    """Of a parameter without an annotation, as Keras's are."""
+    """Returns the type of a parameter without an annotation, such as those of Keras."""
     return type(default) if type(default) in (float, bool) else None
 
 
 def _parameters(configurable: Callable) -> dict[str, inspect.Parameter]:
-    """By name; of a class that hands others on to the one it derives from, the latter's too."""
+    """Returns parameters by name, with those of the base class if **kwargs are passed on to it."""
     functions = [configurable]
     if inspect.isclass(configurable):
         functions = [
@@ -113,7 +115,7 @@ def _parameters(configurable: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _require_all(configurable: Callable, scope: str, *, evaluated: bool) -> None:
-    """Raises UsageError where a parameter without a default is not set, here or further in."""
+    """Raises UsageError if a parameter without a default is not set, also in references."""
     name = configurable.__name__
     with gin.config_scope(scope or None):
         bound = gin.get_bindings(configurable, resolve_references=False)
@@ -126,7 +128,7 @@ def _require_all(configurable: Callable, scope: str, *, evaluated: bool) -> None
                 f"gin: {name}.{parameter.name} is missing; set it in a gin file or by --gin_param"
             )
     for value in bound.values():
-        for reference in _references(_seen_through(value)):
+        for reference in _references(_without_macros(value)):
             inner = "/".join(reference.scopes)
             _require_all(reference.configurable.wrapped, inner, evaluated=reference.evaluate)
 
@@ -136,7 +138,7 @@ def _references(value: typing.Any) -> Iterator[gin.config.ConfigurableReference]
         yield value
     elif isinstance(value, dict):
         for each in value.values():
-            yield from _references(_seen_through(each))
+            yield from _references(_without_macros(each))
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _references(_seen_through(each))
+            yield from _references(_without_macros(each))

@@ -1,126 +1,123 @@
-"""What every main.py does around its one call: flags, gin, and errors in one line."""
+"""What the programs with a gin configuration share: the gin flags, their help, and the parsing."""
 
+import argparse
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import pkgutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
 import gin.resource_reader
-from absl import flags
 
-from tripletmill.cli.arguments import at_home
+from tripletmill.cli.arguments import Parser
 from tripletmill.cli.bindings import check, is_set, value_of
-from tripletmill.errors import UsageError, one_line
+from tripletmill.cli.gin_help import gin_help
+from tripletmill.errors import UsageError
 
-# gin also looks for an include among Python packages; any folder of the same name where the command
-# is run, such as data/, passes for one, and breaks it. Nothing here includes from packages.
+# gin also looks for an included file among Python packages. There it would take any folder of the
+# same name in the current folder, such as data/, for a package, and fail. No configuration here
+# includes a file of a package.
 gin.config._FILE_READERS.remove(
     (gin.resource_reader.system_path_reader, gin.resource_reader.system_path_file_exists)
 )
 
-ABSL_ADDS = ";\n"  # to what a flag's help says
-
-# What any file may include.
+# Any configuration may include the files of this folder.
 SHIPPED = str(Path(__file__).parents[2] / "gin")
 
-flags.DEFINE_multi_string("gin_file", [], "Gin configuration file, may be repeated")
-flags.DEFINE_multi_string(
-    "gin_param", [], "One gin binding, such as 'NAME.param = value', may be repeated"
-)
-flags.DEFINE_bool("help", False, "Shows this text", short_name="h")
 
-
-def run(
-    main: Callable[[list[str]], None],
-    *,
-    description: str,
-    other_flags: bool = False,
-) -> None:
-    """Parses the command line, calls main, and ends the process.
-
-    Exit codes: 0; 2 for a mistake of the user, said in one line; 130 after Ctrl+C. Any other
-    exception is a defect and keeps its traceback.
+class GinParser(Parser):
+    """A parser with --gin_file and --gin_param, whose --help lists the gin parameters.
 
     Args:
-      main: called with the arguments that are no flags of ours.
+      prog: how the program is started.
       description: what --help prints above the flags.
-      other_flags: whether such arguments are passed on to main; otherwise they are an error.
+      configurables: "module:name" of each function and class whose parameters gin may set. The
+        modules are read, but not imported, for --help.
+      set_by_program: parameters such as "preprocess.runner" that the program sets itself.
+      passes_on: as in `Parser`.
     """
-    try:
-        given = [at_home(argument) for argument in sys.argv]
-        rest = flags.FLAGS(given, known_only=other_flags)[1:]
-        if flags.FLAGS["help"].value:
-            print(f"{description.strip()}\n\n{_flag_help()}")
-            sys.exit(0)
-        if rest and not other_flags:
-            raise UsageError(f"unexpected argument {rest[0]!r}; see --help")
-        main(rest)
-    except (UsageError, flags.Error) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        # A file or folder that cannot be had; others carry no number.
-        if not str(error).startswith("[Errno"):
-            raise
-        print(f"error: {one_line(error).partition('] ')[2]}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        configurables: Sequence[str],
+        set_by_program: Sequence[str],
+        *,
+        passes_on: bool = False,
+    ) -> None:
+        super().__init__(prog, description=description, passes_on=passes_on)
+        self._configurables = configurables
+        self._set_by_program = set_by_program
+        group = self.add_argument_group("configuration")
+        text = "gin file; may be repeated"
+        group.add_argument("--gin_file", metavar="FILE", action="append", default=[], help=text)
+        text = "gin binding, such as 'NAME.parameter = value'; may be repeated"
+        group.add_argument("--gin_param", metavar="BINDING", action="append", default=[], help=text)
 
-def _flag_help() -> str:
-    ours = flags.FLAGS.flags_by_module_dict()
-    shown = [flag for module in (sys.argv[0], __name__) for flag in ours[module]]
-    return "\n".join(f"  --{flag.name:11} {flag.help.split(ABSL_ADDS)[0]}" for flag in shown)
+    def format_help(self) -> str:
+        """Returns the help of the flags, followed by that of the gin parameters."""
+        return f"{super().format_help()}\n{gin_help(self._configurables, self._set_by_program)}"
 
 
 def parse_gin(
-    configurables: Sequence[Callable],
-    flag_bindings: Sequence[str],
+    configurables: Sequence[str],
     *,
+    files: Sequence[str],
+    bindings: Sequence[str],
     required: Mapping[str, str],
     defaults: Sequence[str] = (),
-    called: Sequence[Callable] = (),
+    called: Sequence[str] = (),
 ) -> None:
-    """Applies defaults, then --gin_file, then --gin_param, then bindings that come from flags.
+    """Applies first the defaults, then the files, then the bindings. The last value wins.
 
     Args:
-      configurables: functions and classes whose parameters gin may set.
-      flag_bindings: such as "preprocess.input = 'photos'".
-      defaults: bindings that all others win over.
+      configurables: "module:name" of functions and classes whose parameters gin may set. They
+        are imported here.
+      files: those of --gin_file.
+      bindings: those of --gin_param, then those of other flags, such as
+        "preprocess.input = 'photos'".
       required: parameters or %MACROS that must be set, with the flag that sets each.
-      called: those of the configurables that are called with nothing more than gin gives.
+      defaults: bindings.
+      called: names of the configurables that are called with nothing more than what gin sets.
 
     Raises:
-      UsageError: a file that is missing, a name or parameter that does not exist, bad syntax, a
-        required value that is not set, a value of the wrong kind.
+      UsageError: a file is missing, a name or parameter does not exist, the syntax is wrong, a
+        required value is not set, or a value is of the wrong kind.
     """
-    for configurable in configurables:
+    loaded = [pkgutil.resolve_name(name) for name in configurables]
+    for configurable in loaded:
         gin.external_configurable(configurable)
-    files = flags.FLAGS["gin_file"].value
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"--gin_file {file}: no such file")
-        # A file includes its neighbours by name, wherever the command is run from.
+        # A file can include a file of its own folder, wherever the program is started.
         gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
     gin.add_config_file_search_path(SHIPPED)
-    bindings = [*flags.FLAGS["gin_param"].value, *flag_bindings]
     try:
         gin.parse_config(list(defaults))
-        gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+        gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
         for parameter, flag in required.items():
             if not is_set(parameter) or not value_of(parameter):
                 raise UsageError(f"--{flag} is missing; see --help")
         gin.finalize()
     except (ValueError, SyntaxError, OSError, AttributeError, ImportError, TypeError) as error:
-        # Some of gin's messages end in the whole configuration.
+        # Some messages of gin end in the whole configuration.
         raise UsageError(f"gin: {str(error).split(' in config string')[0]}") from error
-    check(configurables, called)
+    check(loaded, [each for each in loaded if each.__name__ in called])
 
 
-def bindings(configurable: str, *names: str) -> list[str]:
-    """Gin bindings of the flags of these names that the command line sets."""
-    given = [name for name in names if flags.FLAGS[name].present]
-    return [f"{configurable}.{name} = {flags.FLAGS[name].value!r}" for name in given]
+def flag_bindings(configurable: str, flags: argparse.Namespace) -> list[str]:
+    """Returns the bindings of --gin_param, followed by one for each other flag that was given.
+
+    Args:
+      configurable: whose parameters the flags set; each has the name that the flag is stored by.
+      flags: parsed by a `GinParser`; None where a flag was not given.
+    """
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    by_flag = [
+        f"{configurable}.{name} = {value!r}"
+        for name, value in given.items()
+        if not name.startswith("gin_")
+    ]
+    return [*flags.gin_param, *by_flag]

@@ -1,4 +1,4 @@
-"""How far long work is: one line that updates on a terminal, plain lines in a log."""
+"""Shows the progress of long work: one line that updates on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -9,9 +9,10 @@ TERMINAL_SECONDS = 0.2
 
 
 class Progress:
-    """Prints the newest of many updates, seldom enough to be read.
+    """Prints the newest of many updates, at intervals that leave time to read it.
 
-    Work goes on in silence where nobody reads any more, or the log's disk is full.
+    If printing fails, because the pipe is closed or the disk of the log is full, the work continues
+    without any output.
 
     Example:
       with Progress() as progress:
@@ -22,7 +23,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._every = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
-        # A log shows nothing of work that is done at once.
+        # The first update is not printed to a log, so that short work leaves the log empty.
         self._printed_at = -float("inf") if self._terminal else time.monotonic()
         self._open_line = self._silent = False
 
@@ -35,7 +36,7 @@ class Progress:
             self._open_line = False
 
     def update(self, text: str, *, force: bool = False) -> None:
-        """Shows the text, unless another was shown a moment ago; `force` shows it all the same."""
+        """Shows the text. Without `force`, a text soon after another one is not shown."""
         now = time.monotonic()
         if not force and now - self._printed_at < self._every:
             return
@@ -47,7 +48,7 @@ class Progress:
             self._write(f"{text}\n")
 
     def line(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line that later updates do not overwrite."""
         clear = "\r\x1b[2K" if self._open_line else ""
         self._open_line = False
         self._write(f"{clear}{text}\n")
@@ -63,7 +64,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
+    """Formats seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -48,14 +48,14 @@ def of_records(photos, model, tmp_path_factory) -> Path:
     """The embeddings of all records, made by the command in two processes."""
     output = tmp_path_factory.mktemp("records") / "embeddings"
     modes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    flags = [f"--model={model.parent}", f"--data={photos / 'data'}", f"--output={output}"]
+    flags = [f"--model_dir={model.parent}", f"--data_dir={photos / 'data'}", f"--output={output}"]
     done = command(*flags, *SETTINGS, *modes, module=MODULE)
     assert done.returncode == 0, done.stderr
     assert but_for_progress(done.stderr) == []
     assert re.search(r"30 of 12 numbers, in 4 shards\n  30 images embedded now, in ", done.stdout)
     assert "left out: nothing" in done.stdout
     index = output.parent / "index"
-    last = f"next: python -m trainer.search build --embeddings={output} --index={index}"
+    last = f"next: python -m trainer.search build --embeddings={output} --index_dir={index}"
     assert done.stdout.splitlines()[-1] == last
     return output
 
@@ -324,9 +324,9 @@ def test_records_made_otherwise_are_told(model, photos, data_set, tmp_path):
         ({"data": "no/such/folder"}, "no such folder"),
         ({"data": "DATA", "splits": ["val"]}, "no split 'val', only test, train"),
         ({"data": "DATA", "splits": []}, "no split chosen"),
-        ({"data": "DATA", "input": "DATA"}, "one of --input"),
-        ({}, "one of --input"),
-        ({"input": "IMAGES", "splits": ["test"]}, "--splits: only with --data"),
+        ({"data": "DATA", "input": "DATA"}, "either --images"),
+        ({}, "either --images"),
+        ({"input": "IMAGES", "splits": ["test"]}, "--splits: only with --data_dir"),
         ({"data": "DATA", "output": "DATA/out"}, "lies in the data"),
         ({"input": "IMAGES", "output": "IMAGES/out"}, "lies in the input"),
         ({"data": "DATA", "output": "MODEL/out"}, "lies in the model"),
@@ -390,11 +390,12 @@ def test_without_tensorflow(photos, model, tmp_path):
         (at_start, "TensorFlow is missing, which the exported model needs; pip install"),
         (on_worker, "TensorFlow cannot be imported on a worker"),
     ):
-        code = (
-            f"import sys\n{hide}\nimport pipeline.embed\nfrom tripletmill.cli import commandline\n"
-            "commandline.run(pipeline.embed.main, description='', other_flags=True)"
-        )
-        flags = [f"--model={model}", f"--data={photos / 'data'}", f"--output={tmp_path / 'out'}"]
+        code = f"import sys\n{hide}\nimport pipeline.embed\nsys.exit(pipeline.embed.main())"
+        flags = [
+            f"--model_dir={model}",
+            f"--data_dir={photos / 'data'}",
+            f"--output={tmp_path / 'out'}",
+        ]
         done = subprocess.run(
             [sys.executable, "-c", code, *flags, *SETTINGS],
             cwd=ROOT,
@@ -407,11 +408,11 @@ def test_without_tensorflow(photos, model, tmp_path):
 def test_nothing_imports_tensorflow_before_a_worker_embeds(of_records, photos, model):
     """A command that finds everything finished imports no TensorFlow either."""
     code = (
-        "import sys, pipeline.embed\nfrom tripletmill.cli import commandline\n"
+        "import sys, pipeline.embed\n"
         "import atexit; atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "commandline.run(pipeline.embed.main, description='', other_flags=True)"
+        "sys.exit(pipeline.embed.main())"
     )
-    flags = [f"--model={model}", f"--data={photos / 'data'}", f"--output={of_records}"]
+    flags = [f"--model_dir={model}", f"--data_dir={photos / 'data'}", f"--output={of_records}"]
     before = {path: path.stat().st_mtime_ns for path in of_records.iterdir()}
     done = subprocess.run(
         [sys.executable, "-c", code, *flags, *SETTINGS], cwd=ROOT, capture_output=True, text=True
@@ -423,4 +424,5 @@ def test_nothing_imports_tensorflow_before_a_worker_embeds(of_records, photos, m
 
 
 def test_wrong_flags_are_one_line(photos, model):
-    assert error_of(command(f"--model={model}", module=MODULE)) == "--output is missing; see --help"
+    done = command(f"--model_dir={model}", module=MODULE)
+    assert error_of(done) == "--output is missing; see --help"

@@ -13,8 +13,8 @@ from tests.fixtures.jobs import content, start
 BUCKET = "pictures"
 
 
-@pytest.mark.parametrize("what", ["data", "input"])
-def test_all_in_a_bucket(tmp_path, what):
+@pytest.mark.parametrize(("flag", "what"), [("data_dir", "data"), ("images", "input")])
+def test_all_in_a_bucket(tmp_path, flag, what):
     small_data_set(tmp_path, classes=4, images=5)
     export_model(tmp_path / "run/export")
     paths = {"data": tmp_path / "data", "input": tmp_path / "images"}
@@ -27,8 +27,8 @@ def test_all_in_a_bucket(tmp_path, what):
                     name = str(path.relative_to(tmp_path))
                     emulator.put(BUCKET, name, path.read_bytes())
         flags = [
-            f"--model=gs://{BUCKET}/run",
-            f"--{what}=gs://{BUCKET}/{paths[what].name}",
+            f"--model_dir=gs://{BUCKET}/run",
+            f"--{flag}=gs://{BUCKET}/{paths[what].name}",
             f"--output=gs://{BUCKET}/out",
             *SETTINGS,
         ]

@@ -52,8 +52,8 @@ def test_killed_and_started_again(photos, model, tmp_path):
     # The batches are much larger than a shard, so each shard takes some time.
     settings = {"batch_size": 600}
     flags = [
-        f"--model={model}",
-        f"--data={photos / 'data'}",
+        f"--model_dir={model}",
+        f"--data_dir={photos / 'data'}",
         f"--output={tmp_path / 'out'}",
         *(f"--gin_param=embed.{name} = {value}" for name, value in settings.items()),
     ]

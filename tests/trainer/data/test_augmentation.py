@@ -1,17 +1,12 @@
-"""What is drawn for each image, and what this does to the pixels."""
-
-import io
+"""The augmentations that are drawn for each image."""
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from tests.fixtures.images import save
+from tests.fixtures.pixels import jpeg, run, smooth
 from trainer.data.augmentation import MAX_ERASED_ASPECT, MIN_ERASED_AREA, Augmentation
-from trainer.data.image_ops import ANTIALIAS_FROM, central_windows, pixels, shrinks
 from tripletmill.errors import UsageError
 
 COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.6, "hue": 0.2}
@@ -64,7 +59,7 @@ def test_only_what_is_asked_for():
     hosts=st.sampled_from([1, 2, 3, 4, 6, 8, 24]),
 )
 def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
-    """A draw depends on seed, step and slot only, so any slots can be drawn in any order."""
+    """Draws depend on seed, step and slot alone, so hosts may draw any slots in any order."""
     slots = np.arange(24)
     height = 20 + slots
     whole = ALL.draw(seed, step, slots, height, 2 * height, 64)
@@ -78,7 +73,7 @@ def test_hosts_draw_their_part_of_the_whole_batch(seed, step, hosts):
 
 
 def test_slots_steps_and_seeds_draw_differently():
-    """Of a thousand draws hardly any two are equal, for each of the drawn numbers."""
+    """Hardly any two of a thousand draws are equal, for each kind of augmentation."""
     augmentation = Augmentation(min_area=0.1, max_area=0.5, **COLOURS, erase=0.5)
     keys = [(seed, step) for seed in (0, 1, -1) for step in (0, 1, 2, 10**6)]
     drawn = [draw(augmentation, seed=seed, step=step, slots=SLOTS[:100]) for seed, step in keys]
@@ -92,11 +87,11 @@ def test_slots_steps_and_seeds_draw_differently():
 
 
 def test_numbers_do_not_move_together():
-    """The place of the crop is independent of its size, mirroring and colours."""
+    """The position of a crop is independent of its size, its mirroring and its colours."""
     drawn = draw(Augmentation(min_area=0.1, max_area=0.4, brightness=0.4))
     columns = [*drawn["window"].T, drawn["flip"], drawn["colour"][:, 0, 0]]
     correlation = np.corrcoef(np.array(columns, float))
-    correlation[:4, :4] = np.eye(4)  # larger crops are nearer to the corner
+    correlation[:4, :4] = np.eye(4)  # larger crops lie nearer to the corner
     assert np.abs(correlation - np.eye(6)).max() < 0.06
     room = 401 - drawn["window"][:, 2:]
     places = (drawn["window"][:, :2] / room).T
@@ -106,7 +101,7 @@ def test_numbers_do_not_move_together():
 
 
 def test_candidates_of_a_slot_are_drawn_alike():
-    """Sizes [C, N]: each line gets what it would get alone; only windows depend on sizes."""
+    """With sizes [C, N] each row is drawn as if it were alone; only windows depend on sizes."""
     height = np.array([[30, 50, 70, 90], [90, 50, 1, 2], [30, 50, 70, 90]])
     slots = np.arange(4) + 17
     together = ALL.draw(5, 6, slots, height, 2 * height, 64)
@@ -116,7 +111,7 @@ def test_candidates_of_a_slot_are_drawn_alike():
 
 
 def test_known_draws():
-    """These values are fixed: a change would break the resume of started runs."""
+    """Pins the random stream: a change would break the resume of runs that are under way."""
     drawn = draw(ALL, seed=1, step=2, slots=np.arange(3, 5))
     assert drawn["window"].tolist() == [[14, 31, 193, 234], [43, 21, 292, 367]]
     assert drawn["flip"].tolist() == [True, True]
@@ -155,7 +150,7 @@ def test_windows_lie_in_the_image(size, areas, max_aspect, seed):
 
 
 def test_area_and_aspect():
-    """Where nothing is clipped, the values cover their ranges evenly."""
+    """If nothing is clipped, areas and aspects spread evenly over their ranges."""
     augmentation = Augmentation(min_area=0.1, max_area=0.4, max_aspect=2)
     windows = draw(augmentation, height=3000, width=4000)["window"]
     height, width = windows[:, 2:].T
@@ -172,14 +167,14 @@ def test_area_and_aspect():
 def test_the_whole_image():
     whole = Augmentation(min_area=1.0, max_aspect=1.0)
     assert (draw(whole, height=33, width=33)["window"] == [0, 0, 33, 33]).all()
-    # A wide image is cut at its whole height, at every place along its width.
+    # Windows of a wide image have its whole height and lie at each position along its width.
     windows = draw(whole, height=30, width=120)["window"]
     assert (windows[:, [0, 2, 3]] == [0, 30, 60]).all()
     assert set(windows[:, 1].tolist()) == set(range(61))
 
 
 def test_every_place_is_drawn():
-    """The last row and the last column are drawn, too."""
+    """The positions include the last row and column."""
     windows = draw(Augmentation(min_area=0.25, max_area=0.25, max_aspect=1.0), height=8, width=8)
     top, left, height, width = windows["window"].T
     assert set(zip(top.tolist(), left.tolist(), strict=True)) == {
@@ -190,27 +185,6 @@ def test_every_place_is_drawn():
 
 def test_half_are_mirrored():
     assert abs(draw(Augmentation())["flip"].mean() - 0.5) < 0.03
-
-
-def test_central_windows():
-    height, width = np.array([[32, 45, 1], [45, 33, 7]]), np.array([[45, 32, 9], [32, 33, 1]])
-    assert central_windows(height, width, 1.0).tolist() == [
-        [[0, 6, 32, 32], [6, 0, 32, 32], [0, 4, 1, 1]],
-        [[6, 0, 32, 32], [0, 0, 33, 33], [3, 0, 1, 1]],
-    ]
-    assert central_windows(np.array([32, 2]), np.array([45, 1]), 0.5).tolist() == [
-        [8, 14, 16, 16],
-        [0, 0, 1, 1],
-    ]
-    assert central_windows(height, width, 0.875).dtype == np.int32
-
-
-def test_shrinks():
-    """Such crops shrink by more than ANTIALIAS_FROM along both axes."""
-    assert ANTIALIAS_FROM == 1.5
-    sides = [[96, 96], [97, 97], [97, 96], [500, 96], [500, 97], [10, 10]]
-    windows = np.array([[[5, 5, *side] for side in sides]])
-    assert shrinks(windows, 64).tolist() == [[False, True, False, False, True, False]]
 
 
 # ---- Colours.
@@ -232,13 +206,13 @@ def luma(rgb) -> np.ndarray:
 
 
 def chroma(rgb) -> np.ndarray:
-    """I + iQ, from the differences to luma (FCC, 1953)."""
+    """I + iQ, computed from the differences to luma (FCC, 1953)."""
     red, blue = rgb[:, 0] - luma(rgb), rgb[:, 2] - luma(rgb)
     return (0.74 * red - 0.27 * blue) + 1j * (0.48 * red + 0.41 * blue)
 
 
 def assert_spread(values, least, most) -> None:
-    """Asserts that the values cover the whole range evenly."""
+    """The values spread evenly over the whole range."""
     assert values.min() >= least - 1e-5
     assert values.max() <= most + 1e-5
     parts = np.histogram(values, bins=8, range=(least - 1e-5, most + 1e-5))[0]
@@ -274,7 +248,7 @@ def test_saturation():
 
 
 def test_hue():
-    """Luma stays, and all colours turn by one angle."""
+    """Luma stays the same, and all colours turn by one angle."""
     found = matrices(hue=0.2)
     angles = []
     for matrix in found:
@@ -291,7 +265,7 @@ def test_hue():
 
 
 def test_colours_by_hand():
-    """The ends of saturation and hue: grey, and the complement of red with its luma."""
+    """At the ends of saturation and hue, red becomes grey and its complement of equal luma."""
     red = np.array([[255.0, 0, 0]])
     found = matrices(saturation=1.0)
     least = found[np.argmin(np.trace(found[:, :, :3], axis1=1, axis2=2))]
@@ -302,7 +276,7 @@ def test_colours_by_hand():
 
 
 def test_all_colours_are_each_after_the_other():
-    """Saturation, hue, contrast, brightness; each is drawn as if it were alone."""
+    """The order is saturation, hue, contrast, brightness; each draws as if it were alone."""
     together = matrices(**COLOURS)
     alone = {name: matrices(**{name: share}) for name, share in COLOURS.items()}
     for slot in range(20):
@@ -313,11 +287,11 @@ def test_all_colours_are_each_after_the_other():
 
 
 def test_colours_are_drawn_apart():
-    """No two kinds of change use one number."""
+    """Each colour change has random numbers of its own."""
     hue = matrices(hue=0.2)
     numbers = [
         *(matrices(**{n: 0.4})[:, 0, 0] for n in ("brightness", "contrast", "saturation")),
-        hue[:, 0, 1] - hue[:, 0, 2],  # approximately the sine of the angle
+        hue[:, 0, 1] - hue[:, 0, 2],  # grows about like the sine of the angle
     ]
     assert np.abs(np.corrcoef(numbers) - np.eye(4)).max() < 0.06
 
@@ -358,7 +332,7 @@ def test_erased_area_and_aspect():
 
 
 def test_angles_about_the_centre():
-    """Area and centre stay; images turn by up to 30 degrees and are sheared by up to 20."""
+    """Area and centre stay; crops are rotated by up to 30 and sheared by up to 20 degrees."""
     a, b, c, d, e, f, *zeros = draw(Augmentation(rotate=30, shear=20), image_size=33)["affine"].T
     assert not np.any(zeros)
     np.testing.assert_allclose(a * e - b * d, 1, atol=1e-6)
@@ -372,111 +346,11 @@ def test_angles_are_drawn_apart():
     assert abs(np.corrcoef(np.arctan2(d, a), a * b + d * e)[0, 1]) < 0.05
 
 
-# ---- Pixels.
-
-
-def smooth(height, width) -> np.ndarray:
-    """An image where each place has its colour and neighbours differ."""
-    y, x = np.mgrid[:height, :width]
-    red, green = 20 + 220 * x / (width - 1), 240 - 220 * y / (height - 1)
-    return np.stack([red, green, (red + green) / 2], axis=-1).round().astype(np.uint8)
-
-
-def jpeg(array, **options) -> bytes:
-    return save(Image.fromarray(array), "JPEG", **{"quality": 90, "subsampling": 0, **options})
-
-
-def run(jpegs, image_size, window, **drawn) -> np.ndarray:
-    drawn = {"window": np.array(window, np.int32), **drawn}
-    found = pixels(
-        tf.constant(jpegs),
-        {name: tf.constant(values) for name, values in drawn.items()},
-        image_size,
-    )
-    assert found.dtype == tf.uint8
-    return found.numpy().astype(int)
-
-
-def assert_close(image, expected) -> None:
-    """Allows for the difference between TensorFlow's fast decoder and Pillow's."""
-    difference = np.abs(image - expected.astype(float))
-    assert difference.max() <= 6
-    assert difference.mean() < 2
-
-
-def decoded(data) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float)
-
-
-def resized(image, size) -> np.ndarray:
-    """Bilinear, with pixel centres half a pixel in, one pixel after the other."""
-    found = np.empty((size, size, 3))
-    for row, column in np.ndindex(size, size):
-        value = np.zeros(3)
-        y = np.clip((row + 0.5) * image.shape[0] / size - 0.5, 0, image.shape[0] - 1)
-        x = np.clip((column + 0.5) * image.shape[1] / size - 0.5, 0, image.shape[1] - 1)
-        for i in {int(np.floor(y)), int(np.ceil(y))}:
-            for j in {int(np.floor(x)), int(np.ceil(x))}:
-                value += (1 - abs(y - i)) * (1 - abs(x - j)) * image[i, j]
-        found[row, column] = value
-    return found
-
-
-def turned(image, affine) -> np.ndarray:
-    """Bilinear, one pixel after the other; beyond the edge, the nearest pixel counts."""
-    found = np.empty(image.shape)
-    a, b, c, d, e, f = affine[:6].astype(float)
-    for row, column in np.ndindex(image.shape[:2]):
-        x, y = a * column + b * row + c, d * column + e * row + f
-        value = np.zeros(3)
-        for i in (np.floor(y), np.floor(y) + 1):
-            for j in (np.floor(x), np.floor(x) + 1):
-                place = (int(np.clip(k, 0, len(image) - 1)) for k in (i, j))
-                value += (1 - abs(y - i)) * (1 - abs(x - j)) * image[tuple(place)]
-        found[row, column] = value
-    return found
-
-
-def reference(data, size, window, flip, affine, colour, erased) -> np.ndarray:
-    top, left, height, width = window
-    crop = decoded(data)[top : top + height, left : left + width]
-    image = turned(resized(crop[:, ::-1] if flip else crop, size), affine)
-    image = applied(colour, image.reshape(-1, 3)).reshape(image.shape).clip(0, 255).round()
-    top, left, height, width = erased[:4]
-    image[top : top + height, left : left + width] = erased[4:]
-    return image
-
-
-def test_pixels_follow_what_was_drawn():
-    """Compares with plain numpy, for several image sizes, larger and smaller crops."""
-    sizes = np.array([[60, 80], [45, 41], [20, 33], [64, 64], [70, 40], [16, 16]] * 2)
-    jpegs = [jpeg(smooth(*size), subsampling=i % 2) for i, size in enumerate(sizes.tolist())]
-    drawn = ALL.draw(3, 1, np.arange(12), *sizes.T, 48)
-    assert not shrinks(drawn["window"], 48).any()
-    assert 0 < drawn["flip"].sum() < 12
-    assert 0 < (drawn["erased"][:, 2] > 0).sum() < 12
-    found = run(jpegs, 48, **drawn)
-    for i, (image, data) in enumerate(zip(found, jpegs, strict=True)):
-        expected = reference(
-            data, 48, *(drawn[name][i] for name in ("window", "flip", "affine", "colour", "erased"))
-        )
-        # The colour changes may triple the difference between decoders.
-        assert np.abs(image - expected).max() <= 12
-        assert np.abs(image - expected).mean() < 1.5
-
-
-@pytest.mark.parametrize("subsampling", [0, 2])
-@pytest.mark.parametrize("top", [0, 1, 7, 9, 30])
-@pytest.mark.parametrize("left", [0, 3, 8, 17, 47])
-def test_only_the_window_is_decoded_but_rightly(top, left, subsampling):
-    """The window need not begin or end with a block of the JPEG."""
-    data = jpeg(smooth(64, 80), subsampling=subsampling)
-    [image] = run([data], 33, [[top, left, 33, 33]])
-    assert_close(image, decoded(data)[top : top + 33, left : left + 33])
+# ---- Whole classes.
 
 
 def test_a_class_is_turned_as_a_whole():
-    """Exact quarter turns, one for each class, new in each step, equal on all hosts."""
+    """Each class gets its own exact quarter turns, new in each step and equal on all hosts."""
     turning = Augmentation(min_area=1.0, max_aspect=1.0, flip=False, class_turns=True)
     data, classes = jpeg(smooth(40, 40)), np.arange(48) // 4
     size = np.full(48, 40)
@@ -501,7 +375,7 @@ def test_a_class_is_turned_as_a_whole():
 
 
 def test_a_class_is_mirrored_as_a_whole():
-    """Mirrored, then turned: each class gets one of the square's eight symmetries."""
+    """With turns, a class gets one of the eight symmetries of a square."""
     both = Augmentation(
         min_area=1.0, max_aspect=1.0, flip=False, class_turns=True, class_mirrors=True
     )
@@ -527,79 +401,6 @@ def test_a_class_is_mirrored_as_a_whole():
 def test_whole_classes_need_the_classes(name):
     with pytest.raises(ValueError, match="classes are needed"):
         Augmentation(**{name: True}).draw(0, 0, np.arange(2), np.ones(2), np.ones(2), 8)
-
-
-def test_the_whole_crop_at_its_own_size_is_the_image():
-    data = jpeg(smooth(40, 40))
-    [image] = run([data], 40, [[0, 0, 40, 40]])
-    assert_close(image, decoded(data))
-    [mirrored] = run([data], 40, [[0, 0, 40, 40]], flip=np.array([True]))
-    np.testing.assert_array_equal(mirrored, image[:, ::-1])
-    [same] = run([data], 40, [[0, 0, 40, 40]], flip=np.array([False]))
-    np.testing.assert_array_equal(same, image)
-
-
-def test_grey_images_have_three_channels():
-    data = save(Image.fromarray(smooth(16, 16)).convert("L"), "JPEG", quality=97)
-    [image] = run([data], 16, [[0, 0, 16, 16]])
-    assert (image == image[:, :, :1]).all()
-    assert_close(image, decoded(data))
-
-
-def test_a_quarter_turn():
-    """By hand: x of the crop is y of the result, and y of the crop is 6 - x."""
-    data = jpeg(smooth(7, 7))
-    window = [[0, 0, 7, 7]]
-    [image] = run([data], 7, window)
-    turn = np.array([[0, 1, 0, -1, 0, 6, 0, 0]], np.float32)
-    [found] = run([data], 7, window, affine=turn)
-    np.testing.assert_array_equal(found, np.rot90(image, -1))
-    nothing = np.array([[1, 0, 0, 0, 1, 0, 0, 0]], np.float32)
-    np.testing.assert_array_equal(run([data], 7, window, affine=nothing), [image])
-
-
-def test_values_are_clipped_and_rounded():
-    flat = jpeg(np.full((8, 8, 3), 100, np.uint8))
-    for factor, offset, expected in ((3, 0, 255), (-1, 0, 0), (0, 99.6, 100), (0, 99.4, 99)):
-        colour = np.concatenate([factor * np.eye(3), np.full((3, 1), offset)], axis=1)
-        [image] = run([flat], 8, [[0, 0, 8, 8]], colour=colour[None].astype(np.float32))
-        assert (image == expected).all()
-
-
-def test_erased_rectangles():
-    flat = jpeg(np.full((8, 8, 3), 100, np.uint8))
-    erased = np.array([[2, 1, 3, 6, 255, 0, 7], [0, 0, 0, 8, 9, 9, 9]], np.int32)
-    found = run([flat, flat], 8, [[0, 0, 8, 8]] * 2, erased=erased)
-    expected = run([flat, flat], 8, [[0, 0, 8, 8]] * 2)
-    expected[0, 2:5, 1:7] = [255, 0, 7]
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_shrinking_is_antialiased_where_asked():
-    """Stripes too fine for the smaller image become grey, as with Pillow's filter."""
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    data = jpeg(stripes)
-    drawn = {"shrinks": np.array([True, False])}
-    asked, plain = run([data, data], 12, [[0, 0, 64, 64]] * 2, **drawn)
-    assert np.abs(asked - 127).max() < 40
-    assert asked.std() < 10
-    assert plain.std() > 40
-    expected = Image.open(io.BytesIO(data)).resize((12, 12), Image.Resampling.BILINEAR)
-    assert np.abs(asked - np.asarray(expected).astype(int)).max() <= 3
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_shrunk_crop_is_the_right_one(flip):
-    data = jpeg(smooth(90, 120))
-    window = [5, 31, 80, 70]
-    drawn = {"flip": np.array([flip]), "shrinks": np.array([True])}
-    [image] = run([data], 20, [window], **drawn)
-    crop = decoded(data)[5:85, 31:101].astype(np.uint8)
-    expected = Image.fromarray(crop[:, ::-1] if flip else crop).resize(
-        (20, 20), Image.Resampling.BILINEAR
-    )
-    assert_close(image, np.asarray(expected))
 
 
 # ---- Wrong arguments.

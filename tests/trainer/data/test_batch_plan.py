@@ -1,4 +1,4 @@
-"""Laws of the batch plan, for random class sizes."""
+"""The laws of the batch plan, for random class sizes."""
 
 import collections
 import subprocess
@@ -15,7 +15,7 @@ from tripletmill.errors import UsageError
 
 
 def index_of(*sizes, order=None) -> SimpleNamespace:
-    """Labels 0, 3, 6, ..., each of this many images, contiguous or in random order."""
+    """An index with labels 0, 3, 6, ... and these numbers of images, in a given order."""
     labels = np.repeat(np.arange(len(sizes)) * 3, sizes).astype(np.int32)
     return SimpleNamespace(label=labels if order is None else order(labels))
 
@@ -42,7 +42,7 @@ def plans(draw, smallest=2, largest=20, **fixed):
 
 
 class BatchPlanWithLabels(BatchPlan):
-    """A batch plan and the labels that it was made from."""
+    """A plan that keeps the arguments it was made of."""
 
     def __init__(self, index, **arguments):
         super().__init__(index, **arguments)
@@ -51,7 +51,7 @@ class BatchPlanWithLabels(BatchPlan):
         self.sizes = collections.Counter(self.labels.tolist())
 
     def lines(self, step, **more) -> np.ndarray:
-        """The batch as [P, K]: one class a line."""
+        """The rows of a batch with one class a line, [P, K]."""
         return self.batch(step, **more).reshape(self.classes_per_batch, self.images_per_class)
 
 
@@ -79,13 +79,13 @@ def test_a_batch_is_p_classes_of_k_images(plan, first):
 @settings(deadline=None)
 @given(plan=plans(), first_pass=st.integers(0, 1000))
 def test_classes_come_equally_often(plan, first_pass):
-    """Checks any number of passes, from the first pass or a later one."""
-    visits = collections.Counter(dict.fromkeys(plan.classes.tolist(), 0))
+    """The law holds over any number of passes, from the first pass or from a later one."""
+    appearances = collections.Counter(dict.fromkeys(plan.classes.tolist(), 0))
     first = first_pass * plan.steps_per_pass
     for step in range(first, first + 5 * plan.steps_per_pass):
-        visits.update(plan.labels[plan.lines(step)[:, 0]].tolist())
+        appearances.update(plan.labels[plan.lines(step)[:, 0]].tolist())
         if (step + 1) % plan.steps_per_pass == 0:
-            assert max(visits.values()) - min(visits.values()) <= 1
+            assert max(appearances.values()) - min(appearances.values()) <= 1
 
 
 @settings(deadline=None)
@@ -102,13 +102,13 @@ def test_all_images_of_a_class_come_before_any_comes_again(plan):
 
 
 def test_images_meet_in_changing_company():
-    """Where visits end with a round of the class, the next round has another order."""
+    """Each cycle has another order, whether or not appearances end at the end of a class."""
     plan = BatchPlanWithLabels(index_of(8, 8), classes_per_batch=2, images_per_class=4)
-    rounds = [
+    cycles = [
         frozenset(frozenset(plan.lines(s)[0].tolist()) for s in (i, i + 1)) for i in (0, 2, 4)
     ]
-    assert len(set(rounds)) > 1
-    # This also holds where visits end within a round.
+    assert len(set(cycles)) > 1
+    # Here appearances do not end at the end of the class.
     plan = BatchPlanWithLabels(index_of(9, 9), classes_per_batch=2, images_per_class=4)
     pairs = {
         frozenset(pair)
@@ -146,7 +146,7 @@ def test_every_kind_has_distinct_classes_and_images(data, kind, step):
 @settings(deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), step=st.integers(0, 10**6))
 def test_hosts_share_a_batch(data, kind, step):
-    """The slices have one shape and no common slot, and together are the batch of one host."""
+    """Hosts have disjoint slots and parts of one shape, which make up the whole batch."""
     plan = data.draw(plans(**kind))
     divisors = [n for n in range(1, plan.batch_size + 1) if plan.batch_size % n == 0]
     num_hosts = data.draw(st.sampled_from(divisors))
@@ -155,19 +155,19 @@ def test_hosts_share_a_batch(data, kind, step):
         BatchPlan(plan.index, num_hosts=num_hosts, host=host, **plan.arguments)
         for host in range(num_hosts)
     ]
-    parts = [host.batch(step, spares=2, **more) for host in hosts]
+    parts = [host.batch(step, fallbacks=2, **more) for host in hosts]
     assert {part.shape for part in parts} == {(3, plan.batch_size // num_hosts)}
-    np.testing.assert_array_equal(np.hstack(parts), plan.batch(step, spares=2, **more))
+    np.testing.assert_array_equal(np.hstack(parts), plan.batch(step, fallbacks=2, **more))
     slots = np.concatenate([host.slots for host in hosts])
     np.testing.assert_array_equal(slots, np.arange(plan.batch_size))
     again = plan.for_host(num_hosts - 1, num_hosts)
-    np.testing.assert_array_equal(again.batch(step, spares=2, **more), parts[-1])
+    np.testing.assert_array_equal(again.batch(step, fallbacks=2, **more), parts[-1])
 
 
 @settings(deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), step=st.integers(0, 1000))
 def test_a_function_of_seed_and_step_alone(data, kind, step):
-    """The batch does not depend on what was asked before."""
+    """Earlier calls do not change a batch."""
     plan = data.draw(plans(**kind))
     more = {"centres": centres_of(plan)} if kind.get("hard_share") else {}
     for before in data.draw(st.lists(st.integers(0, 1000), max_size=5)):
@@ -178,16 +178,16 @@ def test_a_function_of_seed_and_step_alone(data, kind, step):
 
 @settings(deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), step=st.integers(0, 10**6))
-def test_spares_are_other_images_of_the_class(data, kind, step):
+def test_fallbacks_are_other_images_of_the_class(data, kind, step):
     plan = data.draw(plans(smallest=1, largest=30, min_images=1, **kind))
-    rows, *spares = plan.batch(step, spares=3)
-    for spare in spares:
-        np.testing.assert_array_equal(plan.labels[spare], plan.labels[rows])
-        for row, other in zip(rows.tolist(), spare.tolist(), strict=True):
+    rows, *fallbacks = plan.batch(step, fallbacks=3)
+    for fallback in fallbacks:
+        np.testing.assert_array_equal(plan.labels[fallback], plan.labels[rows])
+        for row, other in zip(rows.tolist(), fallback.tolist(), strict=True):
             assert row != other or plan.sizes[int(plan.labels[row])] == 1
     for line, first in zip(
         rows.reshape(plan.classes_per_batch, -1),
-        spares[0].reshape(plan.classes_per_batch, -1),
+        fallbacks[0].reshape(plan.classes_per_batch, -1),
         strict=True,
     ):
         if plan.sizes[int(plan.labels[line[0]])] >= 2 * plan.images_per_class:
@@ -200,21 +200,21 @@ def test_spares_are_other_images_of_the_class(data, kind, step):
 @settings(deadline=None)
 @given(data=st.data(), weighting=st.sampled_from(["sqrt", "size"]), first=st.integers(0, 100))
 def test_weighted_classes_come_as_often_as_stated(data, weighting, first):
-    """In each pass to within one visit; rates are compared with a plain computation."""
+    """In each pass the appearances match the rates to within one; the rates are checked too."""
     plan = data.draw(plans(largest=400, class_weighting=weighting))
     rates = plan.class_rates()
     counts = np.array([plan.sizes[label] for label in plan.classes.tolist()])
     weights = np.sqrt(counts) if weighting == "sqrt" else counts.astype(float)
     np.testing.assert_allclose(rates, capped_rates(weights, plan.classes_per_batch), atol=1e-9)
-    visits = collections.Counter()
+    appearances = collections.Counter()
     for step in range(first * plan.steps_per_pass, (first + 1) * plan.steps_per_pass):
-        visits.update(plan.labels[plan.lines(step)[:, 0]].tolist())
+        appearances.update(plan.labels[plan.lines(step)[:, 0]].tolist())
     for label, rate in zip(plan.classes.tolist(), rates, strict=True):
-        assert abs(visits[label] - rate * plan.steps_per_pass) < 1 + 1e-6
+        assert abs(appearances[label] - rate * plan.steps_per_pass) < 1 + 1e-6
 
 
 def capped_rates(weights: np.ndarray, classes: int) -> np.ndarray:
-    """Rates proportional to the weights but at most 1; bisection finds the factor."""
+    """Rates proportional to the weights but at most 1, found by bisection of the factor."""
     low, high = 0.0, classes / weights.min()
     for _ in range(200):
         middle = (low + high) / 2
@@ -225,7 +225,7 @@ def capped_rates(weights: np.ndarray, classes: int) -> np.ndarray:
 
 
 def test_weighted_rates_by_hand():
-    """9, 4 and 1 images and two classes a batch: by size, the first class is in each batch."""
+    """With 9, 4, 1 and 2 images and two classes a batch, the first is always there by size."""
     index = index_of(9, 4, 1, 2)
     arguments = {"classes_per_batch": 2, "images_per_class": 2, "min_images": 1}
     by_size = BatchPlan(index, class_weighting="size", **arguments)
@@ -248,7 +248,7 @@ def test_weighted_classes_meet_in_changing_company():
 
 
 def test_hard_batches_hold_the_nearest_classes():
-    """Centres on a circle: the neighbours are next to the first class."""
+    """The centres lie on a circle, so the neighbours lie next to the first class."""
     angles = np.arange(24) * 2 * np.pi / 24
     centres = quantized(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     plan = BatchPlanWithLabels(
@@ -260,12 +260,12 @@ def test_hard_batches_hold_the_nearest_classes():
         distance = np.minimum((np.arange(24) - first) % 24, (first - np.arange(24)) % 24)
         allowed = sorted(d for c, d in enumerate(distance) if c not in {first, *drawn})
         assert sorted(distance[hard].tolist()) == allowed[:4]
-    # The first class and the other classes are drawn evenly, whatever the table says.
-    visits = collections.Counter()
+    # The first class and the classes that are no neighbours are drawn evenly, whatever the centres.
+    appearances = collections.Counter()
     for step in range(6):
         classes = plan.labels[plan.lines(step, centres=centres)[:, 0]]
-        visits.update(classes[[0, 5, 6, 7]].tolist())
-    assert set(visits.values()) == {1}
+        appearances.update(classes[[0, 5, 6, 7]].tolist())
+    assert set(appearances.values()) == {1}
 
 
 def test_hard_batches_without_a_table_are_plain():
@@ -299,7 +299,9 @@ def test_classes_with_few_images():
         plan = BatchPlan(index, min_images=min_images, **arguments)
         assert plan.classes.tolist() == classes
         assert plan.num_skipped == 5 - len(classes)
-        assert plan.num_images == sum(int((index.label == label).sum()) for label in classes)
+        assert plan.class_rows.num_images == sum(
+            int((index.label == label).sum()) for label in classes
+        )
 
 
 def test_a_lone_image_is_repeated_where_that_is_asked_for():
@@ -316,7 +318,7 @@ def test_seeds_differ():
 
 
 def test_known_batch():
-    """These values are fixed: a change would break the resume of started runs."""
+    """Pins the random stream: a change would break the resume of runs that are under way."""
     plan = BatchPlan(index_of(4, 2, 3, 9, 5), classes_per_batch=3, images_per_class=2, seed=7)
     assert plan.batch(0).tolist() == [20, 22, 1, 0, 16, 9]
     assert plan.batch(12345).tolist() == [21, 18, 14, 11, 3, 1]
@@ -342,7 +344,7 @@ for kind in ({}, {"class_weighting": "sqrt"}, {"class_weighting": "size"}, {"har
 
 
 def test_two_processes_agree():
-    """They agree on all batches from step 100, though one began at 0 and one at 100."""
+    """A process that begins at step 100 draws the batches of one that begins at step 0."""
     found = [
         subprocess.run(
             [sys.executable, "-c", PRINT_BATCHES, start],
@@ -362,14 +364,23 @@ def test_two_processes_agree():
     [
         ({"classes_per_batch": 4}, "only 3 classes with two images or more.*1 more have fewer"),
         ({"min_images": 3}, "only 0 classes with 3 images or more.*at least 2 are needed"),
-        ({"images_per_class": 1}, "images_per_class 1: at least 2"),
-        ({"classes_per_batch": 1}, "classes_per_batch 1: at least 2"),
-        ({"min_images": 0}, "min_images 0: at least 1"),
-        ({"class_weighting": "log"}, "class_weighting 'log': one of uniform, sqrt, size"),
-        ({"hard_share": 1.0}, "hard_share 1.0: 0 to below 1"),
-        ({"hard_share": 0.5, "class_weighting": "size"}, "only with class_weighting 'uniform'"),
-        ({"host": 2, "num_hosts": 2}, "host 2: 0 to below num_hosts 2"),
-        ({"num_hosts": 3}, "2 x 2 images: not divisible by 3 hosts"),
+        ({"images_per_class": 1}, "images_per_class is 1; it must be at least 2"),
+        ({"classes_per_batch": 1}, "classes_per_batch is 1; it must be at least 2"),
+        ({"min_images": 0}, "min_images is 0; it must be at least 1"),
+        (
+            {"class_weighting": "log"},
+            "class_weighting is 'log'; it must be one of uniform, sqrt, size",
+        ),
+        ({"hard_share": 1.0}, "hard_share is 1.0; it must be at least 0 and below 1"),
+        (
+            {"hard_share": 0.5, "class_weighting": "size"},
+            "which needs class_weighting 'uniform', not 'size'",
+        ),
+        (
+            {"host": 2, "num_hosts": 2},
+            "host is 2; it must be at least 0 and below num_hosts, which is 2",
+        ),
+        ({"num_hosts": 3}, "2 x 2 images cannot be divided evenly among 3 hosts"),
     ],
 )
 def test_errors(arguments, message):

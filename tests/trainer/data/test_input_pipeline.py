@@ -1,4 +1,4 @@
-"""Batches of pixels follow the plan, for any number of hosts and replicas and any start."""
+"""Batches hold the plan's rows, whatever the numbers of hosts and replicas and the start."""
 
 import io
 import queue
@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.trainer.data.test_records import flip_byte
+from tests.fixtures.damaged import flip_byte
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan, quantized
 from trainer.data.input_pipeline import (
+    FALLBACKS,
     ROWS_A_CHUNK,
-    SPARES,
     chunks,
     evaluation_batches,
     iterated,
@@ -37,8 +37,8 @@ def index(data_dir):
 
 
 @pytest.fixture
-def own(data_dir, tmp_path):
-    """A copy of the data set that a test may damage."""
+def copied_index(data_dir, tmp_path):
+    """The index of a copy of the data set that a test may damage."""
     return load_index(str(shutil.copytree(data_dir, tmp_path / "data")), "train")
 
 
@@ -48,7 +48,7 @@ def plan_of(index, classes=4, images=2, **more):
 
 
 def trained(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL, **more):
-    """The (images, labels, spares) of each element."""
+    """(images, labels, fallbacks) of each element."""
     data = train_batches(
         index,
         plan,
@@ -63,7 +63,7 @@ def trained(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL
 
 
 def evaluated(index, rows, *, kind=FileRecords, size=16, share=0.8, batch_size=8, **more):
-    """The (images, places, mask) of each element."""
+    """(images, places, mask) of each element."""
     data = evaluation_batches(
         index,
         np.asarray(rows, np.int64),
@@ -84,7 +84,7 @@ def assert_equal(found, expected) -> None:
 
 
 def joined(elements) -> list[tuple[np.ndarray, ...]]:
-    """All elements as one."""
+    """The elements joined to one element."""
     return [tuple(map(np.concatenate, zip(*elements, strict=True)))]
 
 
@@ -94,7 +94,7 @@ def record(index, row) -> dict:
 
 
 def crop(index, row, window, size, flip=False) -> np.ndarray:
-    """Computes an enlarged window by hand."""
+    """A crop made with Pillow, for windows that are enlarged."""
     top, left, height, width = np.asarray(window).tolist()
     assert max(height, width) <= size
     image = Image.open(io.BytesIO(record(index, row)["image/encoded"]))
@@ -104,7 +104,7 @@ def crop(index, row, window, size, flip=False) -> np.ndarray:
 
 
 def assert_close(image, expected) -> None:
-    """Allows small differences, because JPEG decoders differ a little."""
+    """JPEG decoders differ a little."""
     assert np.abs(image.astype(int) - expected).mean() < 2
 
 
@@ -113,14 +113,14 @@ def assert_close(image, expected) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_follow_the_plan(index, kind):
-    """Compares labels and pixels with each row, read by hand."""
+    """Labels and pixels are compared with each row, read by hand."""
     plan = plan_of(index, 5, 3)
-    for step, (images, labels, spares) in enumerate(
+    for step, (images, labels, fallbacks) in enumerate(
         trained(index, plan, kind=kind, first=4, size=48, how=PLAIN), start=4
     ):
         rows = plan.batch(step)
         assert [record(index, row)["image/class/label"] for row in rows] == labels.tolist()
-        assert (spares == 0).all()
+        assert (fallbacks == 0).all()
         drawn = PLAIN.draw(plan.seed, step, plan.slots, index.height[rows], index.width[rows], 48)
         for image, row, window, flip in zip(
             images, rows, drawn["window"], drawn["flip"], strict=True
@@ -129,7 +129,7 @@ def test_batches_follow_the_plan(index, kind):
 
 
 def test_shapes_and_types(index):
-    """Shapes and types are known before anything is read."""
+    """Both are known before anything is read."""
     data = train_batches(
         index,
         plan_of(index, 3, 4),
@@ -158,13 +158,13 @@ def test_replicas_share_a_batch_in_order(index, replicas):
     assert_equal(together, trained(index, plan))
 
 
-# These are the numbers of images of each host, whatever the size of the groups.
+# The number of images of a host may or may not be divisible by the size of a group.
 @pytest.mark.parametrize(
     ("classes", "images", "hosts"),
     [(3, 4, 2), (4, 8, 2), (2, 17, 2), (4, 17, 2), (5, 3, 5)],
 )
 def test_hosts_share_a_batch(index, classes, images, hosts):
-    """Each pixel is that of a single host, with all augmentations."""
+    """Together they read what one host would read, pixel for pixel, with all augmentations."""
     plan = plan_of(index, classes, images)
     parts = [trained(index, plan.for_host(host, hosts), steps=2) for host in range(hosts)]
     together = [joined(each)[0] for each in zip(*parts, strict=True)]
@@ -179,14 +179,14 @@ def test_hosts_with_replicas(index):
 
 @pytest.mark.parametrize("first", [1, 5])
 def test_resumed_batches_are_the_same(index, first):
-    """Each pixel is equal, with all augmentations."""
+    """They are equal pixel for pixel, with all augmentations."""
     plan = plan_of(index)
     resumed = trained(index, plan_of(index), first=first, steps=3)
     assert_equal(resumed, trained(index, plan, steps=first + 3)[first:])
 
 
 def test_an_image_is_never_twice_the_same(index):
-    """An image differs within a batch that repeats it, and from step to step."""
+    """It differs within a batch that repeats it, and from step to step."""
     plan = plan_of(index, 2, 17)
     batches = trained(index, plan, steps=2, how=PLAIN)
     rows = np.concatenate([plan.batch(step) for step in range(2)])
@@ -196,7 +196,7 @@ def test_an_image_is_never_twice_the_same(index):
 
 
 def test_seeds_crop_differently(index):
-    """Crops also differ where two seeds read the same rows."""
+    """They do so even if the rows are the same."""
     plan = plan_of(index)
     other = SimpleNamespace(
         batch=plan.batch, slots=plan.slots, seed=plan.seed + 1, images_per_class=2
@@ -226,7 +226,7 @@ def test_hard_batches_follow_the_plan(index):
 
 
 def test_shrunk_crops_are_antialiased(index):
-    """From 32 pixels to 8, each crop equals that of Pillow, which uses antialiasing."""
+    """Images are shrunk from 32 to 8 pixels and compared with Pillow, which anti-aliases."""
     rows = np.arange(12)
     [(images, _, _)] = evaluated(index, rows, size=8, share=1.0, batch_size=12)
     for image, row in zip(images, rows, strict=True):
@@ -240,71 +240,81 @@ def test_shrunk_crops_are_antialiased(index):
 
 
 def used(candidates, damaged) -> np.ndarray:
-    """The number of the first readable candidate of [C, N]; C if there is none."""
+    """The first of the candidates [C, N] that can be read; C if none can be read."""
     lost = np.isin(candidates, [*damaged])
     return np.where(lost.all(axis=0), len(candidates), np.argmin(lost, axis=0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_record_is_replaced_by_its_first_good_spare(own, kind):
-    """Labels stay; without a good spare the image is black; others do not change."""
-    plan = plan_of(own, 4, 4)
-    candidates = [plan.batch(step, spares=SPARES) for step in range(3)]
-    before = trained(own, plan, kind=kind, size=48, how=PLAIN)
-    # Damages an image and both its spares, a second image, and a third image and its first spare.
+def test_a_damaged_record_is_replaced_by_its_first_good_fallback(copied_index, kind):
+    """Its label stays. Without a good fallback the image is black. Other images do not change."""
+    plan = plan_of(copied_index, 4, 4)
+    candidates = [plan.batch(step, fallbacks=FALLBACKS) for step in range(3)]
+    before = trained(copied_index, plan, kind=kind, size=48, how=PLAIN)
+    # One image and both its fallbacks, a second image, and a third image and its first fallback.
     damaged = {*candidates[0][:, 0], candidates[0][0, 5], *candidates[1][:2, 9]}
     for row in damaged:
-        flip_byte(own, row)
+        flip_byte(copied_index, row)
     expected = [used(each, damaged) for each in candidates]
-    assert {*np.concatenate(expected).tolist()} == {0, 1, 2, SPARES + 1}
-    after = trained(own, plan, kind=kind, size=48, how=PLAIN)
-    for step, (images, labels, spares) in enumerate(after):
-        np.testing.assert_array_equal(spares, expected[step])
+    assert {*np.concatenate(expected).tolist()} == {0, 1, 2, FALLBACKS + 1}
+    after = trained(copied_index, plan, kind=kind, size=48, how=PLAIN)
+    for step, (images, labels, fallbacks) in enumerate(after):
+        np.testing.assert_array_equal(fallbacks, expected[step])
         np.testing.assert_array_equal(labels, before[step][1])
-        np.testing.assert_array_equal(images[spares == 0], before[step][0][spares == 0])
-        assert (images[spares == SPARES + 1] == 0).all()
+        np.testing.assert_array_equal(images[fallbacks == 0], before[step][0][fallbacks == 0])
+        assert (images[fallbacks == FALLBACKS + 1] == 0).all()
         rows = candidates[step]
-        drawn = PLAIN.draw(plan.seed, step, plan.slots, own.height[rows], own.width[rows], 48)
-        for slot in np.flatnonzero((spares > 0) & (spares <= SPARES)):
-            spare = spares[slot], slot
+        drawn = PLAIN.draw(
+            plan.seed, step, plan.slots, copied_index.height[rows], copied_index.width[rows], 48
+        )
+        for slot in np.flatnonzero((fallbacks > 0) & (fallbacks <= FALLBACKS)):
+            candidate = fallbacks[slot], slot
             assert_close(
                 images[slot],
-                crop(own, rows[spare], drawn["window"][spare], 48, drawn["flip"][slot]),
+                crop(
+                    copied_index,
+                    rows[candidate],
+                    drawn["window"][candidate],
+                    48,
+                    drawn["flip"][slot],
+                ),
             )
 
 
 @pytest.mark.parametrize("how", [Augmentation(contrast=0.9), Augmentation(erase=1.0)])
-def test_what_cannot_be_replaced_is_black_whatever_is_drawn(own, how):
-    for row in np.flatnonzero(own.label == 0):
-        flip_byte(own, row)
-    [(images, labels, spares)] = trained(own, plan_of(own, 6, 4), steps=1, how=how)
-    np.testing.assert_array_equal(spares, np.where(labels == 0, SPARES + 1, 0))
+def test_what_cannot_be_replaced_is_black_whatever_is_drawn(copied_index, how):
+    for row in np.flatnonzero(copied_index.label == 0):
+        flip_byte(copied_index, row)
+    [(images, labels, fallbacks)] = trained(
+        copied_index, plan_of(copied_index, 6, 4), steps=1, how=how
+    )
+    np.testing.assert_array_equal(fallbacks, np.where(labels == 0, FALLBACKS + 1, 0))
     assert (images[labels == 0] == 0).all()
 
 
-def test_hosts_and_replicas_replace_alike(own):
-    plan = plan_of(own, 4, 4)
-    for row in plan.batch(0, spares=SPARES)[:, [0, 5]].ravel():
-        flip_byte(own, row)
-    whole = trained(own, plan)
-    assert any(spares.any() for _, _, spares in whole)
-    parts = [trained(own, plan.for_host(host, 2), replicas=2) for host in range(2)]
+def test_hosts_and_replicas_replace_alike(copied_index):
+    plan = plan_of(copied_index, 4, 4)
+    for row in plan.batch(0, fallbacks=FALLBACKS)[:, [0, 5]].ravel():
+        flip_byte(copied_index, row)
+    whole = trained(copied_index, plan)
+    assert any(fallbacks.any() for _, _, fallbacks in whole)
+    parts = [trained(copied_index, plan.for_host(host, 2), replicas=2) for host in range(2)]
     pairs = [[*parts[0][i : i + 2], *parts[1][i : i + 2]] for i in range(0, 6, 2)]
     assert_equal([joined(pair)[0] for pair in pairs], whole)
-    assert_equal(trained(own, plan, kind=MemoryRecords), whole)
+    assert_equal(trained(copied_index, plan, kind=MemoryRecords), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [8, 48])
-def test_a_damaged_record_is_masked_in_evaluation(own, kind, size):
-    """The image is black and masked; the others do not change."""
-    rows = np.random.default_rng(0).permutation(len(own))
+def test_a_damaged_record_is_masked_in_evaluation(copied_index, kind, size):
+    """The damaged images are black, and the other images do not change."""
+    rows = np.random.default_rng(0).permutation(len(copied_index))
     more = {"kind": kind, "size": size, "batch_size": 10}
-    before = joined(evaluated(own, rows, **more))[0]
+    before = joined(evaluated(copied_index, rows, **more))[0]
     damaged = [4, 5, 30]
     for row in damaged:
-        flip_byte(own, row)
-    images, places, mask = joined(evaluated(own, rows, **more))[0]
+        flip_byte(copied_index, row)
+    images, places, mask = joined(evaluated(copied_index, rows, **more))[0]
     lost = np.isin(rows[np.minimum(places, len(rows) - 1)], damaged)
     assert lost[: len(rows)].sum() == 3
     np.testing.assert_array_equal(places, before[1])
@@ -317,7 +327,7 @@ def test_a_damaged_record_is_masked_in_evaluation(own, kind, size):
 
 
 def test_evaluation_shows_the_central_square(index):
-    """Compares rows, in the order asked for and some twice, with each row read by hand."""
+    """Rows come in the given order, some twice, and are compared with each row read by hand."""
     rows = [5, 0, 17, 5]
     [(images, places, mask)] = evaluated(index, rows, size=32, share=0.75, batch_size=4)
     assert places.tolist() == [0, 1, 2, 3]
@@ -330,7 +340,7 @@ def test_evaluation_shows_the_central_square(index):
 @pytest.mark.parametrize("count", [1, 24, 36])
 @pytest.mark.parametrize(("hosts", "replicas"), [(1, 3), (2, 1), (2, 2), (3, 2)])
 def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
-    """All hosts and replicas together read the pixels that a single host reads."""
+    """All hosts and replicas together read, pixel for pixel, what one replica alone reads."""
     rows = np.random.default_rng(count).permutation(len(index))[:count]
     [alone] = joined(evaluated(index, rows, batch_size=1))
     assert alone[1].tolist() == list(range(count))
@@ -340,7 +350,7 @@ def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
     assert len({len(elements) for elements in by_host}) == 1
     parts = [part for elements in by_host for part in elements]
     assert {part[0].shape for part in parts} == {(-(-8 // (hosts * replicas)), 16, 16, 3)}
-    # The order is by batch, then by host, then by replica.
+    # The order is batch by batch, host by host, replica by replica.
     batches = zip(
         *([e[i : i + replicas] for i in range(0, len(e), replicas)] for e in by_host), strict=True
     )
@@ -348,8 +358,9 @@ def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
     assert places.tolist() == list(range(len(places)))
     np.testing.assert_array_equal(mask, places < count)
     np.testing.assert_array_equal(images[mask], alone[0])
-    # The filling is less than one batch.
-    assert len(places) - count < len(parts[0][0]) * hosts * replicas
+    assert (
+        len(places) - count < len(parts[0][0]) * hosts * replicas
+    )  # at most one batch is filled up
 
 
 def test_evaluation_shapes_and_types(index):
@@ -379,7 +390,7 @@ def test_evaluation_of_no_images(index, hosts):
 
 
 def operations(data) -> list[tf.compat.v1.NodeDef]:
-    """The operations of the data set's graph and of all functions in it."""
+    """The nodes of a data set's graph and of all functions in it."""
     graph = tf.compat.v1.GraphDef.FromString(data._as_serialized_graph().numpy())
     nodes = [*graph.node]
     for function in graph.library.function:
@@ -423,7 +434,7 @@ def test_chunks_cover_the_steps():
 
 
 def test_an_iterator_ends_in_the_background():
-    """Its end may wait, but must not hold up the caller."""
+    """Destroying it may wait, but it does not hold up the code that used it."""
     ended_in = queue.SimpleQueue()
 
     class Ones:

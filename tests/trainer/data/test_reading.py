@@ -1,244 +1,136 @@
-"""A data set on disk, staged, streamed or in memory gives the same batches, pixel for pixel."""
+"""Reading gives exactly the records that were written, except for damaged ones."""
 
-import contextlib
 import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.fixtures.cloud.clients import client_of
-from tests.fixtures.cloud.emulators import Emulator, go_emulator
-from tests.fixtures.cloud.faults import PASSED, RESET, FaultyProxy, Request, Rule, cut, status
-from tests.fixtures.cloud.tensorflow_bridge import tensorflow_bridge
-from tests.fixtures.project import ROOT
+from tests.fixtures.damaged import PAYLOAD, flip_byte
+from trainer.data.reading import NONE, FileRecords, MemoryRecords
+from tripletmill.formats.index import DatasetIndex, load_index
+from tripletmill.formats.records import FRAMING_BYTES, read_record
 
-BUCKET = "sets"
-STREAMED = rf"^/{BUCKET}/.*tfrecord"  # the path that TensorFlow uses, not google-cloud-storage
-STEPS, CLASSES, IMAGES = 5, 4, 2
-ROWS = STEPS * CLASSES * IMAGES
-LITTLE = 2**16
-
-# As in a command, the program imports TensorFlow, and nothing imports it before.
-CHILD = """
-import sys
-from tripletmill.cli import notices
-notices.import_tensorflow()
-from tests.trainer import test_reading
-test_reading.stream(*sys.argv[1:])
-"""
-
-
-def batches(reading, data_dir: str) -> dict[str, np.ndarray]:
-    """Images, labels and spares of all steps, and the rows that they should be."""
-    from trainer.data.augmentation import Augmentation
-    from trainer.data.batch_plan import BatchPlan
-    from trainer.data.input_pipeline import train_batches
-
-    index = reading.open(data_dir, "train")
-    plan = BatchPlan(index, classes_per_batch=CLASSES, images_per_class=IMAGES, seed=3)
-    data = train_batches(
-        index,
-        plan,
-        reading.records(index),
-        first_step=0,
-        num_steps=STEPS,
-        image_size=24,
-        augmentation=Augmentation(),
-    )
-    parts = zip(*([part.numpy() for part in batch] for batch in data), strict=True)
-    found = dict(zip(("images", "labels", "spares"), map(np.concatenate, parts), strict=True))
-    rows = [plan.batch(step).ravel() for step in range(STEPS)]
-    return {**found, "shards": index.shard[np.concatenate(rows)]}
-
-
-def stream(data_dir: str, out: str) -> None:
-    """The work of a child process."""
-    from trainer.data.reading import Reading
-
-    found: dict[str, Any] = batches(Reading(stream=True), data_dir)
-    np.savez(out, **found)
-
-
-def streamed(proxy: FaultyProxy, folder: Path, **environment: str) -> dict[str, np.ndarray]:
-    """The batches of a child process whose TensorFlow reads through the proxy."""
-    out = folder / "batches.npz"
-    with tensorflow_bridge(proxy.url) as bridge:
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, f"gs://{BUCKET}/data", str(out)],
-            cwd=ROOT,
-            env={**os.environ, **proxy.environment(), **bridge.environment(), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=100,
-        )
-    assert done.returncode == 0, done.stdout
-    return dict(np.load(out))
-
-
-class Ranges(FaultyProxy):
-    """Records how many bytes TensorFlow asks for in each request for a shard."""
-
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.asked: list[int] = []
-
-    def forward(self, request, message):
-        if request.path.startswith(f"/{BUCKET}/"):
-            first, last = message.header("range").removeprefix("bytes=").split("-")
-            self.asked.append(int(last) - int(first) + 1)
-        return super().forward(request, message)
-
-
-def upload(emulator: Emulator, data_dir: Path) -> None:
-    for path in data_dir.iterdir():
-        if path.is_file():
-            emulator.put(BUCKET, f"data/{path.name}", path.read_bytes())
+KINDS = [FileRecords, MemoryRecords]
 
 
 @pytest.fixture(scope="module")
-def emulator(data_dir):
-    with go_emulator() as found:
-        found.make_bucket(BUCKET)
-        upload(found, data_dir)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def expected(data_dir) -> dict[str, np.ndarray]:
-    from trainer.data.reading import Reading
-
-    return batches(Reading(), str(data_dir))
-
-
-def require_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    assert not found["spares"].any()
-    for name, values in found.items():
-        np.testing.assert_array_equal(values, expected[name], name)
-
-
-def shard_requests(proxy: FaultyProxy) -> int:
-    return sum("tfrecord" in request.name for _, request in proxy.log)
-
-
-def test_on_a_disk_as_it_is(data_dir, expected, tmp_path):
-    from trainer.data.reading import Reading
-    from tripletmill.formats.index import load_index
-
+def index(data_dir) -> DatasetIndex:
     index = load_index(str(data_dir), "train")
-    for reading in (Reading(), Reading(folder=str(tmp_path), stream=True)):
-        assert reading.bring(index) is index
-        assert {Path(shard).parent for shard in reading.open(str(data_dir), "train").shards} == {
-            data_dir
-        }
-    assert not list(tmp_path.iterdir())
-    assert expected["images"].shape == (ROWS, 24, 24, 3)
-    assert len(np.unique(expected["images"], axis=0)) > ROWS / 2
-    require_same(batches(Reading(cache=True), str(data_dir)), expected)
+    assert len(set(index.shard.tolist())) > 2
+    return index
 
 
-def test_staged(emulator, expected, monkeypatch, tmp_path):
-    from trainer.data.reading import Reading
-
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with FaultyProxy(emulator.url) as proxy, client_of(proxy, monkeypatch):
-        data_dir = f"gs://{BUCKET}/data"
-        require_same(batches(Reading(folder="~/here"), data_dir), expected)
-        shards = Reading(folder="~/here").open(data_dir, "train").shards
-        assert {Path(shard).parents[1] for shard in shards} == {tmp_path / "here"}
-        assert shard_requests(proxy) == len(shards)
-        require_same(batches(Reading(folder="~/here", cache=True), data_dir), expected)
-        assert shard_requests(proxy) == len(shards)
+@pytest.fixture
+def copied_index(data_dir, tmp_path) -> DatasetIndex:
+    """The index of a copy of the data set that a test may damage."""
+    return load_index(str(shutil.copytree(data_dir, tmp_path / "data")), "train")
 
 
-def test_streamed_into_memory(emulator, expected, monkeypatch, tmp_path):
-    """Every shard is read, and none is left on the disk."""
-    from trainer.data.reading import READ_AHEAD, Reading
-
-    monkeypatch.setenv(READ_AHEAD, "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with FaultyProxy(emulator.url) as proxy, client_of(proxy, monkeypatch):
-        require_same(batches(Reading(stream=True, cache=True), f"gs://{BUCKET}/data"), expected)
-    assert not list(tmp_path.iterdir())
+def expected(index, row) -> bytes:
+    with open(index.shards[index.shard[row]], "rb") as file:
+        return read_record(file, int(index.offset[row]))
 
 
-def test_streamed(emulator, expected, tmp_path):
-    """There is one small request for each record."""
-    with Ranges(emulator.url) as proxy:
-        require_same(streamed(proxy, tmp_path), expected)
-    assert len(proxy.asked) == ROWS
-    assert max(proxy.asked) <= LITTLE
+def read(records, rows, group, how="read") -> list[bytes]:
+    """Reads rows in a tf.data map, in groups of one size."""
+    places = records.places(np.reshape(rows, (-1, group)))
+    data = tf.data.Dataset.from_tensor_slices(places).map(getattr(records, how))
+    return [record for batch in data.as_numpy_iterator() for record in batch]
 
 
-def test_streamed_with_faults_in_between(emulator, expected, tmp_path):
-    """Also with the user's own setting, so that no record is read ahead as a whole."""
-    rules = [
-        Rule(status(503), path=STREAMED, every=15),
-        Rule(RESET, path=STREAMED, every=16),
-        Rule(cut(), path=STREAMED, every=17),
-    ]
-    with Ranges(emulator.url, rules) as proxy:
-        require_same(streamed(proxy, tmp_path, GCS_READAHEAD_BUFFER_SIZE_BYTES="100"), expected)
-    assert min(proxy.asked) == 100
-    for kind in ("503", "reset", "cut"):
-        assert proxy.counts[kind] > 1, kind
+@pytest.mark.parametrize("how", ["read", "read_each"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=8)
+@given(data=st.data(), group=st.sampled_from([1, 2, 7, 16]))
+def test_rows_become_their_records(index, kind, how, data, group):
+    """Rows may come in any order, from any shards, and several times."""
+    row = st.integers(0, len(index) - 1)
+    rows = data.draw(st.lists(row, min_size=2 * group, max_size=2 * group))
+    assert read(kind(index), rows, group, how) == [expected(index, row) for row in rows]
 
 
-def test_a_shard_that_vanishes(data_dir, emulator, expected, tmp_path):
-    """The shard's records count as damaged from then on, and spares replace them."""
-    lost = min(data_dir.glob("*-train.tfrecord*"))
-    seen = []
-
-    def remove(request: Request) -> None:
-        seen.extend(["tfrecord" in request.name] if request.path.startswith(f"/{BUCKET}/") else [])
-        if sum(seen) == ROWS // 3:
-            with emulator.client() as client:
-                blob = client.bucket(BUCKET).blob(f"data/{lost.name}")
-                with contextlib.suppress(Exception):
-                    blob.delete(retry=None)
-
-    try:
-        with FaultyProxy(emulator.url, remove) as proxy:
-            found = streamed(proxy, tmp_path)
-    finally:
-        upload(emulator, data_dir)
-    assert proxy.counts == {PASSED: len(proxy.log)}
-    replaced = found["spares"] > 0
-    assert replaced.any()
-    assert not replaced[: CLASSES * IMAGES].all()
-    assert set(found["shards"][replaced]) == {0}
-    np.testing.assert_array_equal(found["labels"], expected["labels"])
-    np.testing.assert_array_equal(found["images"][~replaced], expected["images"][~replaced])
-    assert (found["images"][replaced] != expected["images"][replaced]).any(axis=(1, 2, 3)).all()
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_record_of_every_shard(index, kind):
+    rows = np.random.default_rng(0).permutation(len(index))
+    assert read(kind(index), rows, 12) == [expected(index, row) for row in rows]
 
 
-def test_wrong_values(emulator, monkeypatch, tmp_path):
-    from trainer.data.reading import READ_AHEAD, Reading, checked
-    from tripletmill.errors import UsageError
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_keep_the_shape_of_rows(index, kind):
+    rows = np.array([[[3, 1]], [[0, 30]]])
+    places = kind(index).places(rows)
+    assert {array.shape for array in places.values()} == {rows.shape}
 
-    with pytest.raises(UsageError, match=r"^Reading\.damaged 'skip': 'stop' or 'replace'$"):
-        Reading(damaged="skip")
-    with pytest.raises(UsageError, match=r"^train\.reading: @Reading\(\), not 'gs'$"):
-        checked("gs", "train.reading")  # type: ignore[arg-type]
-    assert checked(None, "train.reading") == Reading()
-    with pytest.raises(UsageError, match="no such folder"):
-        Reading().open(str(tmp_path / "none"), "train")
-    with FaultyProxy(emulator.url) as proxy, client_of(proxy, monkeypatch):
-        data_dir = f"gs://{BUCKET}/data"
-        with pytest.raises(UsageError, match="no split 'other', only t"):
-            Reading().open(data_dir, "other")
-        with pytest.raises(UsageError, match="only local paths"):
-            Reading(folder="gs://sets/cache").open(data_dir, "train")
-        monkeypatch.delenv(READ_AHEAD, raising=False)
-        with pytest.raises(UsageError, match=f"^Reading.stream: without {READ_AHEAD}=65536"):
-            Reading(stream=True).open(data_dir, "train")
-        for name in (READ_AHEAD, "GCS_READ_CACHE_BLOCK_SIZE_MB"):
-            with monkeypatch.context() as patched:
-                patched.setenv(name, "1")
-                index = Reading(stream=True).open(data_dir, "train")
-                assert all(shard.startswith(data_dir) for shard in index.shards)
+
+def flip(index, at, number=1) -> set[int]:
+    """Damages a record of shard 1 and returns its row."""
+    row = int(np.flatnonzero(index.shard == 1)[number])
+    flip_byte(index, row, at)
+    return {row}
+
+
+def cut(index, at, number=-1) -> set[int]:
+    """Cuts shard 1 `at` bytes into a record, or -`at` bytes before its end if `at` is negative."""
+    rows = np.flatnonzero(index.shard == 1)
+    row = rows[number]
+    at = at if at >= 0 else index.length[row] + FRAMING_BYTES + at
+    os.truncate(index.shards[1], int(index.offset[row]) + int(at))
+    return set(rows[rows >= row].tolist())
+
+
+def remove(index) -> set[int]:
+    os.remove(index.shards[1])
+    return set(np.flatnonzero(index.shard == 1).tolist())
+
+
+DAMAGE = {
+    "length": lambda index: flip(index, 0),
+    "high byte of the length": lambda index: flip(index, 7),
+    "checksum of the length": lambda index: flip(index, 8),
+    "first byte": lambda index: flip(index, PAYLOAD),
+    "payload": lambda index: flip(index, PAYLOAD + 200),
+    "two records": lambda index: flip(index, 0) | flip(index, PAYLOAD + 9, number=2),
+    "cut before the last": lambda index: cut(index, 0),
+    "cut in its length": lambda index: cut(index, 7),
+    "cut in its payload": lambda index: cut(index, 100),
+    "cut in its checksum": lambda index: cut(index, -1),
+    "cut in the middle": lambda index: cut(index, 100, number=2),
+    "file empty": lambda index: cut(index, 0, number=0),
+    "file missing": remove,
+}
+DAMAGED = [
+    (kind, damage)
+    for kind in KINDS
+    for damage in DAMAGE
+    if (kind, damage) != (MemoryRecords, "file missing")  # memory needs every file
+]
+
+
+@pytest.mark.parametrize(("kind", "damage"), DAMAGED)
+def test_damaged_records(copied_index, kind, damage):
+    """read_each gives NONE for damaged records only; read may give NONE for their whole group."""
+    payloads = [expected(copied_index, row) for row in range(len(copied_index))]
+    lost = DAMAGE[damage](copied_index)
+    none = NONE.encode()
+    remaining = [none if row in lost else payloads[row] for row in range(len(copied_index))]
+    records, rows = kind(copied_index), list(range(len(copied_index)))
+    assert read(records, rows, 6, "read_each") == remaining
+    found = read(records, rows, 6)
+    for start in range(0, len(rows), 6):
+        group = slice(start, start + 6)
+        if lost.isdisjoint(rows[group]):
+            assert found[group] == payloads[group]
+        else:
+            assert found[group] in (remaining[group], [none] * 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_record_alone(copied_index, kind):
+    flip_byte(copied_index, 4)
+    records = kind(copied_index)
+    for how in ("read", "read_each"):
+        assert read(records, [4, 5], 1, how) == [NONE.encode(), expected(copied_index, 5)]

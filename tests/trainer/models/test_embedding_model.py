@@ -1,4 +1,4 @@
-"""The embedding model, and the learning-rate schedule."""
+"""The embedding model, and the learning rate schedule that trains it."""
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def test_wrong_values(change):
 
 
 def test_bfloat16_in_the_backbone_alone():
-    """The result is coarser; weights and embedding are float32; the global policy stays."""
+    """Weights and embedding are float32, and the global dtype policy does not change."""
     exact = build_model(backbone="small_conv", image_size=16, embedding_dim=8)
     coarse = build_model(
         backbone="small_conv", image_size=16, embedding_dim=8, dtype_policy="mixed_bfloat16"
@@ -62,7 +62,7 @@ def test_live_batch_norm_is_that_of_all_replicas():
 
 
 def test_schedule_by_hand():
-    """Peak 1, a rise over 2 steps, then half a cosine over 4 steps."""
+    """The rate rises to 1 over 2 steps, then falls along half a cosine over 4 steps."""
     schedule = WarmupCosine(peak=1.0, steps=6, warmup_steps=2)
     found = [float(schedule(step)) for step in range(8)]
     half = np.sqrt(0.5) / 2

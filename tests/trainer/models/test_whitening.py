@@ -1,4 +1,4 @@
-"""Whitened heads, compared with numpy's eigenvectors, by hand, and in a training run."""
+"""Whitened heads, compared with numpy's eigenvectors and by hand, and in a training run."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ WHITENED = ["build_model.whitened = True", "build_model.embedding_dim = 3"]
 
 
 def scatter(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The scatter within classes, one row at a time."""
+    """The scatter matrix within classes, one row at a time."""
     total = np.zeros([rows.shape[1]] * 2)
     for row, label in zip(rows, labels, strict=True):
         away = row - rows[labels == label].mean(axis=0)
@@ -31,13 +31,13 @@ def scatter(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def test_by_hand():
-    """Two classes at a distance of 2 with spreads of 3 and 1; afterwards the spread is 1."""
+    """Two classes at a distance of 2 have spreads of 3 and 1, which become equal."""
     features = np.array([[3, 1], [-3, 1], [3, -1], [-3, -1]], float)
     features = np.concatenate([features, features + np.array([0, 2])])
     labels = np.repeat([5, 9], 4)
     kernel, bias = whitening(features, labels, 2, shrinkage=0.0)
     mapped = features @ kernel + bias
-    # Divided by the spread within classes, 3 and 1, the places are +-1 and -2, 0, 0, 2: 1 + 2 = 3.
+    # Over the spreads 3 and 1, the features are +-1 and -2, 0, 0, 2; their mean square is 1 + 2.
     expected = np.stack([features[:, 0] / 3, features[:, 1] - 1], axis=1) / np.sqrt(3)
     np.testing.assert_allclose(mapped @ mapped.T, expected @ expected.T, atol=1e-6)
     [first] = whitening(features, labels, 1, shrinkage=0.0)[0].T
@@ -57,7 +57,7 @@ def test_what_varies_within_classes_varies_alike(seed, dim, classes):
     np.testing.assert_allclose(within, within[0, 0] * np.eye(dim), atol=1e-3 * within[0, 0])
     np.testing.assert_allclose(mapped.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(np.mean(np.sum(mapped**2, axis=1)), 1, rtol=1e-4)
-    # Fewer outputs are the first principal components of all outputs.
+    # With fewer outputs, these are the first principal components of all outputs.
     fewer = features @ whitening(features, labels, 1, shrinkage=1e-9)[0]
     _, vectors = np.linalg.eigh(mapped.T @ mapped)
     wanted = mapped @ vectors[:, -1]
@@ -103,7 +103,7 @@ def test_no_more_outputs_than_features():
 
 
 def test_before_training_it_only_turns_the_features():
-    """So "model before training" in an evaluation has the backbone's features."""
+    """So "model before training" in an evaluation stands for the backbone's features."""
     keras.utils.set_random_seed(0)
     whole = build_model(backbone="small_conv", image_size=16, embedding_dim=256, whitened=True)
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
@@ -121,7 +121,7 @@ def test_fewer_images_than_features():
 
 @pytest.mark.slow
 def test_training_begins_with_it(data_dir, tmp_path):
-    """At a learning rate of 0 it stays until the end, and a resumed run does not change it."""
+    """At a learning rate of 0 the run ends with the whitened head, and resuming keeps it."""
     still = ["WarmupCosine.peak = 0.0", "head/SGD.learning_rate = 0.0", "train.evaluate_every = 1"]
     for steps in (3, 4):
         params = (*WHITENED, *still, "train.average_decay = None", f"STEPS = {steps}")
@@ -136,7 +136,7 @@ def test_training_begins_with_it(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_kept_is_whitened_anew_and_training_goes_on_with_its_own(data_dir, tmp_path):
-    """On two replicas, with averages; the number of evaluations changes nothing."""
+    """On two replicas, with averaged weights; the number of evaluations changes nothing."""
     params = (*WHITENED, "make_strategy.cpu_replicas = 2", "train.keep_best = False")
     kept, trained = [], []
     for every in (2, 6):
@@ -161,7 +161,7 @@ def whitened_model() -> keras.Model:
 
 
 def assert_whitened(model: keras.Model, data_dir) -> None:
-    """Asserts that the head whitens the features that the model has on the train split."""
+    """Checks that the head whitens the model's features of the train split."""
     index = load_index(str(data_dir), "train")
     images = SplitImages(
         index, Reading().records(index), image_size=16, central_share=1.0, batch_size=36

@@ -165,7 +165,7 @@ def test_refusals(tmp_path):
     (one / "embeddings_info.json").unlink()
     assert "not finished" in error(add, directory=index, embeddings_dirs=[str(one)])
     with index_files.writing(str(index)):
-        command = [sys.executable, "-m", "trainer.search", "add", f"--index={index}"]
+        command = [sys.executable, "-m", "trainer.search", "add", f"--index_dir={index}"]
         done = subprocess.run(
             [*command, f"--embeddings={narrow}"], cwd=ROOT, capture_output=True, text=True
         )

@@ -29,7 +29,7 @@ def vectors_of(kind: str) -> np.ndarray:
 
 
 def build_by_command(root: Path, index: str, kind: str, threads: int) -> str:
-    flags = [f"--embeddings={root / 'e'}", f"--index={root / index}", f"--kind={kind}"]
+    flags = [f"--embeddings={root / 'e'}", f"--index_dir={root / index}", f"--kind={kind}"]
     done = subprocess.run(
         [sys.executable, "-m", "trainer.search", "build", *flags],
         cwd=ROOT,

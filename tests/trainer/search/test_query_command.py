@@ -75,7 +75,7 @@ def ask(made, capsys, monkeypatch):
     monkeypatch.chdir(made)
 
     def run(*flags: str, index: str = "index") -> tuple[int, str, str]:
-        code = main(["query", f"--index={index}", *flags])
+        code = main(["query", f"--index_dir={index}", *flags])
         return code, *capsys.readouterr()
 
     return run
@@ -106,7 +106,7 @@ def test_json_lines_of_files_and_folders(ask, made, tmp_path):
     (tmp_path / "f" / "notes.txt").write_text("of no use")
     alone = tmp_path / "navy.png"
     alone.write_bytes(png(plain((0, 10, 205))))
-    flags = ["--model=run", "--format=jsonl", "--neighbours=3"]
+    flags = ["--model_dir=run", "--format=jsonl", "--neighbours=3"]
     code, out, err = ask(str(tmp_path / "f"), str(alone), "gone.png", *flags)
     assert code == 0
     found = {each["query"]: each for each in map(json.loads, out.splitlines())}
@@ -128,7 +128,7 @@ def test_json_lines_of_files_and_folders(ask, made, tmp_path):
 
 def test_an_image_of_the_collection_finds_itself(ask):
     """An image file is embedded from its canonical JPEG, as in the collection."""
-    flags = ["--model=run/export", "--format=jsonl", "--neighbours=1"]
+    flags = ["--model_dir=run/export", "--format=jsonl", "--neighbours=1"]
     for name in COLOURS:
         _, out, _ = ask(f"images/{name}", *flags)
         [found] = json.loads(out)["neighbours"]
@@ -157,7 +157,7 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
             any(np.abs(np.subtract(c, of)).max() < 4 for c in colours) for of in COLOURS.values()
         )
         height = image.height
-    code, out, err = ask("images/red", "--model=run", *flags)
+    code, out, err = ask("images/red", "--model_dir=run", *flags)
     assert (code, err) == (0, "")
     with Image.open(sheet) as image:
         assert image.height > height
@@ -173,15 +173,15 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
     [
         ([], "either image files, or --source_id"),
         (["x.png", "--source_id=red/1.png"], "either image files, or --source_id"),
-        (["images/red/1.png"], "--model=RUN is missing"),
-        (["images/red/1.png", "--model=index"], "no model_card.json in it"),
-        (["images/red/1.png", "--model=no"], "no such folder"),
-        (["gone.png", "--model=run"], "gone.png: cannot be read: No such file"),
-        (["e", "--model=run"], "none of 3 queries could be answered"),
+        (["images/red/1.png"], "--model_dir=RUN is missing"),
+        (["images/red/1.png", "--model_dir=index"], "no model_card.json in it"),
+        (["images/red/1.png", "--model_dir=no"], "no such folder"),
+        (["gone.png", "--model_dir=run"], "gone.png: cannot be read: No such file"),
+        (["e", "--model_dir=run"], "none of 3 queries could be answered"),
         (["--source_id=nobody"], "nobody: not in index index"),
         (["--source_id=red/1.png", "--class=rad"], "there is 'red'"),
         (["--source_id=red/1.png", "--format=sheet"], "--output=FILE.png is missing"),
-        (["--source_id=red/1.png", "--format=sheet", "--output=x.png"], "either --data=DIR or"),
+        (["--source_id=red/1.png", "--format=sheet", "--output=x.png"], "either --data_dir=DIR or"),
         (["--source_id=a"] * 201 + ["--format=sheet", "--output=x", "--images=."], "holds 200"),
         (
             ["--source_id=a", "--neighbours=51", "--format=sheet", "--output=x", "--images=."],
@@ -189,7 +189,7 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
         ),
         (["--source_id=a", "--format=sheet", "--output=e", "--images=."], "output e: a folder"),
         (["--source_id=red/1.png", "--output=x.png"], "are for --format=sheet"),
-        (["--source_id=red/1.png", "--format=jsonl", "--data=d"], "are for --format=sheet"),
+        (["--source_id=red/1.png", "--format=jsonl", "--data_dir=d"], "are for --format=sheet"),
     ],
 )
 def test_refusals(ask, flags, words):
@@ -208,14 +208,14 @@ def test_a_folder_that_cannot_be_read_is_named(ask, made, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    code, out, err = ask("images", "--model=run")
+    code, out, err = ask("images", "--model_dir=run")
     assert (code, out, err) == (2, "", f"error: image {closed}: Permission denied\n")
 
 
 def test_another_model_is_refused(ask, made):
     other = write_embeddings(made / "other", unit_vectors(4, 3))
     build(directory=str(made / "other_index"), embeddings_dirs=[str(other)], overwrite=True)
-    code, out, err = ask("images/red/1.png", "--model=run", index="other_index")
+    code, out, err = ask("images/red/1.png", "--model_dir=run", index="other_index")
     assert (code, out) == (2, "")
     assert err.startswith(
         "error: model run/export: is cccccccccccc, but index other_index is of model"
@@ -224,7 +224,7 @@ def test_another_model_is_refused(ask, made):
 
 def test_commands_in_processes(made):
     """Building, and a query by id, do not load TensorFlow; a closed pipe is no error."""
-    flags = [f"--embeddings={made / 'e'}", f"--index={made / 'again'}"]
+    flags = [f"--embeddings={made / 'e'}", f"--index_dir={made / 'again'}"]
     done = by_process("build", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert "5 images, D = 3, flat (exact)" in done.stdout
@@ -232,7 +232,7 @@ def test_commands_in_processes(made):
     assert "0 added, 5 there already" in done.stdout
     code = "import sys; from trainer.search.__main__ import main; main(sys.argv[1:]); "
     code += "print({'tensorflow', 'keras', 'apache_beam'} & {*sys.modules})"
-    query = ["query", f"--index={made / 'again'}", "--source_id=red/1.png"]
+    query = ["query", f"--index_dir={made / 'again'}", "--source_id=red/1.png"]
     done = subprocess.run(
         [sys.executable, "-c", code, *query], cwd=ROOT, capture_output=True, text=True
     )
@@ -253,7 +253,7 @@ def test_commands_in_processes(made):
 
 def test_image_by_process(made):
     """FAISS and TensorFlow work in one process and print nothing."""
-    flags = [f"--index={made / 'index'}", f"--model={made / 'run'}", str(made / "images")]
+    flags = [f"--index_dir={made / 'index'}", f"--model_dir={made / 'run'}", str(made / "images")]
     done = by_process("query", *flags, "--neighbours=1", "--format=jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     found = [json.loads(line) for line in done.stdout.splitlines()]

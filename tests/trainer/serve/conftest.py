@@ -134,9 +134,10 @@ class Server:
 
     def __init__(self, collection: Collection) -> None:
         folder = collection.folder
-        flags = {"model": folder, "index": folder / "index", "data": folder / "data", "port": 0}
+        flags = {"model": folder, "index": folder / "index", "data": folder / "data"}
+        given = [*(f"--{name}_dir={path}" for name, path in flags.items()), "--port=0"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.serve", *(f"--{k}={v}" for k, v in flags.items())],
+            [sys.executable, "-m", "trainer.serve", *given],
             cwd=ROOT,
             # Ctrl+C has Python's default effect here, also when the tests run in the background.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

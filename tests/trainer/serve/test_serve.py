@@ -375,15 +375,15 @@ def error(capsys, *flags: str) -> str:
 
 def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     folder = collection.folder
-    model, index, data = f"--model={folder}", f"--index={folder}/index", f"--data={folder}/data"
-    free = "--port=0"
-    assert "--model" in error(capsys, index, data)
-    assert "--data --images" in error(capsys, model, index)
+    model, index = f"--model_dir={folder}", f"--index_dir={folder}/index"
+    data, free = f"--data_dir={folder}/data", "--port=0"
+    assert "--model_dir" in error(capsys, index, data)
+    assert "--data_dir --images" in error(capsys, model, index)
     assert "not allowed with" in error(capsys, model, index, data, "--images=x")
     assert "0 to 65535" in error(capsys, model, index, data, "--port=65536")
-    assert "no such folder" in error(capsys, "--model=nowhere", index, data, free)
-    assert "nowhere" in error(capsys, model, "--index=nowhere", data, free)
-    assert "nowhere" in error(capsys, model, index, "--data=nowhere", free)
+    assert "no such folder" in error(capsys, "--model_dir=nowhere", index, data, free)
+    assert "nowhere" in error(capsys, model, "--index_dir=nowhere", data, free)
+    assert "nowhere" in error(capsys, model, index, "--data_dir=nowhere", free)
     assert error(capsys, model, index, "--images=nowhere", free) == (
         "images nowhere: no such folder, and no list (.csv, .jsonl)"
     )
@@ -395,12 +395,13 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     )
     write_embeddings(tmp_path / "embeddings", unit_vectors(5, 12))
     build(directory=str(tmp_path / "other"), embeddings_dirs=[str(tmp_path / "embeddings")])
-    assert "search with that one" in error(capsys, model, f"--index={tmp_path}/other", data, free)
+    other = f"--index_dir={tmp_path}/other"
+    assert "search with that one" in error(capsys, model, other, data, free)
 
 
 def test_a_port_that_is_taken(capsys, server, collection):
     folder = collection.folder
-    flags = [f"--model={folder}", f"--index={folder}/index", f"--data={folder}/data"]
+    flags = [f"--model_dir={folder}", f"--index_dir={folder}/index", f"--data_dir={folder}/data"]
     port = f"--port={server.port}"
     line = error(capsys, *flags, port)
     assert line.startswith(f"--host=127.0.0.1 {port}: Address already in use")
@@ -409,7 +410,7 @@ def test_a_port_that_is_taken(capsys, server, collection):
 
 def test_warns_where_other_machines_reach_it(capsys, collection):
     folder = collection.folder
-    flags = [f"--model={folder}", f"--index={folder}/index", "--images=nowhere", "--port=0"]
+    flags = [f"--model_dir={folder}", f"--index_dir={folder}/index", "--images=nowhere", "--port=0"]
     assert main([*flags, "--host=0.0.0.0"]) == 2
     warning, _ = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: 0.0.0.0 is reached from other machines")
@@ -420,5 +421,5 @@ def test_make_serve_names_flags_that_there_are(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     help_text = capsys.readouterr().out
-    for flag in [*re.findall(r"--([a-z]+)=", recipe), *re.findall(r"call flag,([a-z]+)", recipe)]:
+    for flag in [*re.findall(r"--([a-z_]+)=", recipe), *re.findall(r"call flag,([a-z_]+)", recipe)]:
         assert f"--{flag}" in help_text

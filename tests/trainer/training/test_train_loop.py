@@ -83,7 +83,7 @@ def test_a_model_that_has_diverged_in_its_last_step(embeddings, says):
         asked.append(rows.tolist())
         return np.array(embeddings), rows
 
-    images = SimpleNamespace(batch_size=3, map=embed)
+    images = SimpleNamespace(batch_size=3, apply=embed)
     batch = np.array([5, 2, 2, 9, 11])
     steps = SimpleNamespace(_last=(7, None, None), _rows=lambda steps, centres: batch)
     expected = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Input that is killed at any point and resumed gives the pixels of an unbroken run."""
+"""A process that is killed at any moment and started again reads the same pixels."""
 
 import random
 import subprocess
@@ -24,7 +24,7 @@ def lines(out: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_at_random_steps(data_dir, tmp_path):
-    """One process never stops; the other is killed twice, at random times."""
+    """One process never stops; the other is killed twice at random steps."""
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     whole = start(data_dir, unbroken)
     for end in sorted(random.sample(range(1, STEPS), 2)):

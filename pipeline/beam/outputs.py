@@ -11,7 +11,7 @@ from preprocessing.writing.claim import Claim, plan_version, read_plan, work_fol
 from preprocessing.writing.commit import remove_work
 from tripletmill.errors import UsageError
 from tripletmill.formats import manifest_paths
-from tripletmill.formats.index import WORK_FOLDER
+from tripletmill.formats.index import REJECTED_FILE, WORK_FOLDER
 from tripletmill.storage import storage
 
 
@@ -178,3 +178,11 @@ def claim_output(
         # The old output is removed only now, because only now this job is sure to replace it.
         kind.remove(output, existing["settings"])
     return claim
+
+
+def left_out_line(num_rejected: int, output: str) -> str:
+    """Returns the line of a job's summary about the files that are left out."""
+    if not num_rejected:
+        return "  left out: nothing"
+    path = storage.join(output, REJECTED_FILE)
+    return f"  left out: {num_rejected:,} files, each with its reason in {path}"

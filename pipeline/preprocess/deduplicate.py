@@ -81,7 +81,7 @@ class Deduplicate(beam.PTransform):
             (new_groups, known_groups)
             | "AllCopies" >> beam.Flatten()
             | "ListCopies" >> beam.combiners.ToList()
-            | "Verdict" >> beam.Map(decide_all, job=self.job)
+            | "Decision" >> beam.Map(decide_all, job=self.job)
         )
         kept = chunks | "LeaveOutCopies" >> beam.Map(
             leave_out_copies, decision=beam.pvalue.AsSingleton(decision)

@@ -4,6 +4,7 @@ import shlex
 import unicodedata
 from collections.abc import Iterable
 
+from pipeline.beam.outputs import left_out_line
 from pipeline.preprocess.job import Outcome
 from preprocessing.writing import duplicates
 from tripletmill.formats import index
@@ -29,11 +30,7 @@ def print_summary(outcome: Outcome) -> None:
             f"  {outcome.images_reused:,} images lay in finished shards;"
             f" {outcome.images_read:,} were read now"
         )
-    rejected = storage.join(info.directory, index.REJECTED_FILE)
-    if info.num_rejected:
-        print(f"  left out: {info.num_rejected:,} files, each with its reason in {rejected}")
-    else:
-        print("  left out: nothing")
+    print(left_out_line(info.num_rejected, info.directory))
     _print_duplicates(info)
     _print_classes(info)
     data_dir = shlex.quote(info.directory)

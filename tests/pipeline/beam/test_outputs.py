@@ -1,5 +1,7 @@
 """What a job does about its output folder, without a pipeline."""
 
+from typing import Any
+
 import pytest
 
 from pipeline.beam.outputs import (
@@ -14,7 +16,7 @@ from preprocessing.writing.claim import read_plan
 from tests.fixtures.jobs import job_settings
 from tripletmill.errors import UsageError
 
-CLAIM = {"fingerprint": "f", "versions": "v", "num_images": 5, "num_shards": 1}
+CLAIM: dict[str, Any] = {"fingerprint": "f", "versions": "v", "num_images": 5, "num_shards": 1}
 
 
 @pytest.mark.parametrize(

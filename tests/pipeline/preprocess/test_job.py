@@ -448,15 +448,6 @@ def test_query_and_gallery(tmp_path):
     assert not names & {*gallery.column("source_id").to_pylist()}
 
 
-def test_names_that_look_alike_are_two_classes_and_said(tmp_path, capsys):
-    from pipeline.preprocess.summary import print_summary
-
-    images = class_folder(tmp_path / "images", classes=1, images=2)
-    shutil.copytree(images / "class_00", images / "Class_00")
-    print_summary(run(images, tmp_path / "data", splits=SortedSplits(["train"])))
-    assert "differ only in case or Unicode form: Class_00, class_00" in capsys.readouterr().out
-
-
 def test_columns_of_a_list_are_carried(tmp_path):
     images = class_folder(tmp_path / "images", classes=2, images=2)
     rows = []

@@ -29,15 +29,14 @@ from benchmarks.tables import Row, machine, print_columns, progress
 from benchmarks.timing import median_seconds, rates
 from trainer.data.augmentation import Augmentation
 from trainer.data.batch_plan import BatchPlan
-from trainer.data.damaged_records import STOP
 from trainer.data.reading import FileRecords
 from trainer.distributed.strategy import make_strategy
+from trainer.evaluation.inference import SplitImages
 from trainer.models.embedding_model import build_model
 from trainer.training.gradients import make_gradients
 from trainer.training.optimizers import Optimizers
 from trainer.training.telemetry import Telemetry
 from trainer.training.train_loop import TrainLoop
-from trainer.training.train_step import make_train_steps
 from tripletmill.cli.arguments import Parser, positive
 from tripletmill.formats.index import load_index
 from tripletmill.losses.triplet import semihard_triplets
@@ -111,24 +110,22 @@ def trainer_turn(setup: Setup, data: Path, model_dir: Path) -> Callable[[], int]
         model = build_model(backbone=setup.backbone, image_size=setup.image_size, embedding_dim=DIM)
         optimizers = Optimizers(model, lambda: keras.optimizers.AdamW(1e-4))
     training = TrainLoop(
-        strategy=strategy,
-        run_steps=make_train_steps(
-            strategy,
-            make_gradients(model, TRIPLETS),
-            optimizers,
-            batch_size=plan.batch_size,
-            embedding_dim=DIM,
-        ),
+        model=model,
+        gradients=make_gradients(model, TRIPLETS),
         optimizers=optimizers,
-        index=index,
+        images=SplitImages(
+            index,
+            FileRecords(index),
+            image_size=setup.image_size,
+            central_share=1.0,
+            batch_size=plan.batch_size,
+            strategy=strategy,
+        ),
         plan=plan,
-        records=FileRecords(index),
         augmentation=Augmentation(),
-        image_size=setup.image_size,
         steps_per_loop=STEPS_PER_LOOP,
-        damaged=STOP,
-        model_dir=str(model_dir),
         telemetry=Telemetry(str(model_dir), first_step=0, steps=10**6),
+        model_dir=str(model_dir),
         should_stop=lambda: False,
     )
     step = 0

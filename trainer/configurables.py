@@ -1,4 +1,4 @@
-"""Names what a configuration of trainer.main may configure, as "module:name".
+"""Names what a configuration of trainer.main may configure, as "module:name [as GIN_NAME]".
 
 These are names, not imports, so that --help can list them without importing TensorFlow.
 """
@@ -16,7 +16,7 @@ _SCHEDULES = (
 )
 
 CONFIGURABLES = (
-    "trainer.training.train:train",
+    "trainer.training.settings:TrainSettings as train",
     "trainer.evaluation.evaluate:evaluate",
     "trainer.export.export:export",
     "trainer.models.embedding_model:build_model",
@@ -35,7 +35,7 @@ CONFIGURABLES = (
 CALLED = {"train": ("train", "evaluate"), "evaluate": ("evaluate",), "export": ("export",)}
 # Parameters that the trainer sets, so that no configuration needs to.
 SET_BY_PROGRAM = (
-    *("train.before_restoring", "train.configuration", "train.on_ready"),
+    "train.configuration",
     *("evaluate.configuration", "evaluate.check_only", "export.configuration"),
     *("BatchPlan.index", "BatchPlan.seed", "BatchPlan.num_hosts", "BatchPlan.host"),
     *("batch_triplets.labels", "batch_triplets.embeddings"),

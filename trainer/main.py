@@ -38,6 +38,8 @@ def _run(flags: argparse.Namespace) -> None:
     from trainer import config
     from trainer.distributed import lost_workers
     from trainer.runs import stop_signals
+    from trainer.runs.folder import RunConfig
+    from trainer.training.train import train
 
     model_dir = config.load(flags)
     if flags.mode == "export":
@@ -48,11 +50,8 @@ def _run(flags: argparse.Namespace) -> None:
     with lost_workers.ended_if_lost():
         if flags.mode == "train":
             gin.get_configurable("evaluate")(check_only=True)
-            finished = gin.get_configurable("train")(
-                configuration=configuration,
-                before_restoring=lambda: config.show_changes(model_dir),
-                on_ready=lambda: config.save(model_dir),
-            )
+            run_config = RunConfig(text=gin.config_str(), shared=configuration)
+            finished = train(gin.get_configurable("train")(configuration=run_config))
         if finished:
             command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
             stopped = f"stopped before the evaluation had ended; to do it again: {command}"

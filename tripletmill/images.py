@@ -1,4 +1,7 @@
-"""Image bytes to one canonical JPEG, or BadImage with a reason. Safe to call from many threads."""
+"""Turns the bytes of an image file into one canonical JPEG, or raises BadImage with a reason.
+
+All functions can be called from many threads at once.
+"""
 
 import contextlib
 import dataclasses
@@ -25,14 +28,14 @@ from PIL import (
 
 from tripletmill.errors import UsageError
 
-# Pillow warns of odd metadata and of sizes past a limit of its own; neither says that the pixels
-# are bad. Filters belong to the whole process, so they are set once, here, and not in each call.
+# Pillow warns about odd metadata and about sizes above its own limit, which does not mean that the
+# pixels are bad. Filters concern the whole process, so they are set here and not in each call.
 for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
-HEAD_BYTES = 12  # tell the format
+HEAD_BYTES = 12  # as many bytes as are needed to tell the format of a file
 
-_MAX_JPEG_SIDE = 65_500  # libjpeg writes no longer side
+_MAX_JPEG_SIDE = 65_500  # the longest side that libjpeg writes, in pixels
 
 _MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
@@ -61,15 +64,20 @@ _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _TIFF_TILE = (322, 323)  # width and height
 _WHITE_IS_ZERO = 0
-_USUAL_TILE = 2**20  # pixels; also where images may have fewer
+_MIN_TILE_LIMIT = 2**20  # pixels; a tile of this size is allowed even if max_pixels is less
 
-# How far the cheap steps (the JPEG decoder's own scaling, then a box filter) may shrink before the
-# real filter takes over: to twice the final size, where the difference cannot be seen.
-_GAP = 2.0
+# The cheap steps (the scaling of the JPEG decoder, then a box filter) shrink an image to no less
+# than this multiple of its final size, and the bicubic filter does the rest. At twice the final
+# size, the result looks the same as with the bicubic filter alone.
+_REDUCING_GAP = 2.0
 
 
 class BadImage(Exception):  # noqa: N818
-    """An image that cannot be used. `reason` is one short line, the same for the same kind."""
+    """An image cannot be used.
+
+    Attributes:
+      reason: one short line; all problems of one kind have the same text.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -80,14 +88,16 @@ class BadImage(Exception):  # noqa: N818
 class ImageSettings:
     """How every image of a data set is made canonical.
 
-    short_side: pixels of the shorter side afterwards, 1 or more; smaller images are enlarged, so
-        that a training crop of up to this size always fits.
-    quality: of the JPEG, 1 to 100.
-    background: RGB, each 0 to 255, that transparent pixels are laid over.
-    max_pixels: width x height as the file declares it; more is a BadImage.
-    max_aspect_ratio: long side / short side, 1 or more; above it is a BadImage.
+    Attributes:
+      short_side: pixels of the shorter side of the canonical image, 1 or more. Smaller images are
+        enlarged, so that a training crop of up to this size always fits.
+      quality: quality of the JPEG, 1 to 100.
+      background: RGB colour under transparent pixels, each value 0 to 255.
+      max_pixels: largest width x height that a file may declare, 1 or more.
+      max_aspect_ratio: largest ratio of the long side to the short side, 1 or more.
 
-    Raises UsageError for a value outside its range.
+    Raises:
+      UsageError: a value is outside its range.
     """
 
     short_side: int = 256
@@ -97,7 +107,7 @@ class ImageSettings:
     max_aspect_ratio: float = 20.0
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Checks every value."""
         _check_whole("short_side", self.short_side, 1, _MAX_JPEG_SIDE)
         _check_whole("quality", self.quality, 1, 100)
         _check_whole("max_pixels", self.max_pixels, 1, None)
@@ -119,7 +129,13 @@ class ImageSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CanonicalImage:
-    """A baseline RGB JPEG without any metadata, and its size in pixels."""
+    """A canonical image.
+
+    Attributes:
+      jpeg: bytes of a baseline RGB JPEG without any metadata.
+      height: pixels.
+      width: pixels.
+    """
 
     jpeg: bytes
     height: int
@@ -127,27 +143,34 @@ class CanonicalImage:
 
 
 def canonical_jpeg(data: bytes, settings: ImageSettings) -> CanonicalImage:
-    """Decode an image file and write it again in the data set's one form.
+    """Decodes an image file and encodes it in the one form that a data set has.
 
-    JPEG, PNG, WebP, GIF, BMP and TIFF are told apart by content; of several frames or pages the
-    first counts. EXIF orientation is applied, the short side becomes `settings.short_side` and the
-    long side follows, rounded. Pixels become 8-bit RGB:
-    - transparency is laid over `settings.background`;
-    - 16-bit (and 12-bit) grey is scaled, not clipped; 32-bit integers count as 16-bit, and outside
-      0..65535 are a BadImage;
-    - float grey within 0..1, or else within 0..255, is scaled; anything else is a BadImage;
-    - CMYK is converted by the plain formula, L*a*b* through LittleCMS; ICC profiles are dropped,
-      not applied, so wide-gamut photographs come out slightly paler.
+    The format (JPEG, PNG, WebP, GIF, BMP or TIFF) is told by the content. The first frame or page
+    is used. EXIF orientation is applied. The short side becomes `settings.short_side` pixels, and
+    the long side is scaled by the same factor and rounded. Pixels become 8-bit RGB:
+    - A transparent image is laid over `settings.background`.
+    - 16-bit and 12-bit grey values are scaled, not clipped. 32-bit integers are taken as 16-bit
+      values; a value outside 0 to 65535 raises BadImage.
+    - A float grey image with values from 0 to 1 is scaled by 255. If its values are from 0 to 255
+      instead, they are rounded; a value outside this range raises BadImage.
+    - CMYK is converted by the plain formula, and L*a*b* by LittleCMS. ICC profiles are dropped and
+      not applied, so wide-gamut photographs become slightly paler.
 
-    The JPEG is baseline, 4:2:0, with standard Huffman tables. The same bytes, settings and
-    `encoder_versions()` give the same JPEG.
+    The JPEG is baseline and 4:2:0 with standard Huffman tables. Equal bytes, settings and
+    `encoder_versions()` give equal JPEGs.
 
-    Raises BadImage where `data` is no such image, is damaged, or is beyond the settings' limits.
+    Args:
+      data: bytes of the image file.
+      settings: form of the canonical image, and limits of the input.
+
+    Raises:
+      BadImage: the data are not an image of these formats, are empty or damaged, or exceed a limit
+        of the settings.
     """
     reader = require_image(data)
     with _decoding():
-        # The reader itself, not Image.open: that has a size limit of its own, global to Pillow,
-        # and takes a JPEG that holds several pictures for something else.
+        # The reader is called directly. Image.open has a size limit for the whole process, and it
+        # takes a JPEG that holds several pictures for another format.
         image = reader(io.BytesIO(data))
     target = _target_size(image.size, settings)
     with _decoding():
@@ -156,15 +179,18 @@ def canonical_jpeg(data: bytes, settings: ImageSettings) -> CanonicalImage:
         orientation = _orientation(image)
         pixels = _grey_or_rgb(image, settings.background)
     if pixels.size != target:
-        # Bicubic: a fifth faster than Lanczos as a whole, and rings less at edges.
-        pixels = pixels.resize(target, Image.Resampling.BICUBIC, box=box, reducing_gap=_GAP)
-    if orientation in _UPRIGHT:  # last, when the image is small
+        # With bicubic, the whole function is a fifth faster than with Lanczos, and there is less
+        # ringing at edges.
+        pixels = pixels.resize(
+            target, Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP
+        )
+    if orientation in _UPRIGHT:  # turned last, because the image is small now
         pixels = pixels.transpose(_UPRIGHT[orientation])
     pixels = pixels.convert("RGB")
-    pixels.info = {}  # a comment in it would be written
+    pixels.info = {}  # Pillow would write a comment in it to the JPEG
     out = io.BytesIO()
-    # Optimised Huffman tables would save 4% of the bytes, but Pillow then fails where the JPEG
-    # outgrows the buffer that it guesses.
+    # Optimised Huffman tables would save 4% of the bytes, but with them Pillow fails if the JPEG is
+    # larger than the buffer whose size it guesses.
     pixels.save(
         out, "JPEG", quality=settings.quality, subsampling="4:2:0", optimize=False, exif=b""
     )
@@ -172,7 +198,14 @@ def canonical_jpeg(data: bytes, settings: ImageSettings) -> CanonicalImage:
 
 
 def require_image(head: bytes) -> type[ImageFile.ImageFile]:
-    """The reader for a file that begins with these HEAD_BYTES; BadImage where there is none."""
+    """Returns Pillow's reader for a file.
+
+    Args:
+      head: the first HEAD_BYTES of the file, or more; fewer if the file is shorter.
+
+    Raises:
+      BadImage: the file is empty or has none of the formats.
+    """
     if not head:
         raise BadImage("empty file")
     reader = _reader(head)
@@ -182,7 +215,7 @@ def require_image(head: bytes) -> type[ImageFile.ImageFile]:
 
 
 def encoder_versions() -> dict[str, str]:
-    """Versions of the libraries that decide canonical_jpeg's bytes, for a fingerprint."""
+    """Returns the versions of the libraries that decide the bytes of `canonical_jpeg`, by name."""
     libraries = {
         "libjpeg": "jpg",
         "libjpeg_turbo": "libjpeg_turbo",
@@ -190,8 +223,8 @@ def encoder_versions() -> dict[str, str]:
         "libwebp": "webp",
         "littlecms": "littlecms2",
     }
-    found = {name: features.version(feature) or "none" for name, feature in libraries.items()}
-    return {**found, "pillow": PIL.__version__}
+    versions = {name: features.version(feature) or "none" for name, feature in libraries.items()}
+    return {**versions, "pillow": PIL.__version__}
 
 
 def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
@@ -212,7 +245,7 @@ def _reader(data: bytes) -> type[ImageFile.ImageFile] | None:
 
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
-    """Turn whatever a decoder raises into BadImage: on damaged data nearly everything happens."""
+    """Turns exceptions into BadImage, because decoders raise almost any kind on damaged data."""
     try:
         yield
     except BadImage:
@@ -224,7 +257,7 @@ def _decoding() -> Iterator[None]:
 
 
 def _stable_text(error: Exception) -> str:
-    """The error's message without what differs from file to file: numbers, bytes, addresses."""
+    """Returns an error's message without numbers, bytes and addresses, which differ by file."""
     text = re.sub(r"<[^>]*>|b?'[^']*'|b?\"[^\"]*\"", "...", " ".join(str(error).split()))
     text = re.sub(r"0[xX][0-9a-fA-F]+|\d+", "N", text)
     if not re.search("[a-z]", text):
@@ -233,7 +266,7 @@ def _stable_text(error: Exception) -> str:
 
 
 def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
-    """The canonical (width, height), not yet upright, of an image of this (width, height)."""
+    """Returns the canonical (width, height) of an image before it is turned upright."""
     short, long = sorted(size)
     if short * long > settings.max_pixels:
         raise BadImage(f"more than {settings.max_pixels} pixels")
@@ -245,11 +278,11 @@ def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, i
 
 
 def _check_tile(image: ImageFile.ImageFile, settings: ImageSettings) -> None:
-    """A TIFF of few pixels may lie in one tile of many, which is decoded whole."""
+    """Raises BadImage for a TIFF with a huge tile: a tile is decoded whole, even for few pixels."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     sides = [image.tag_v2.get(tag, 0) for tag in _TIFF_TILE]
-    most = max(settings.max_pixels, _USUAL_TILE)
+    most = max(settings.max_pixels, _MIN_TILE_LIMIT)
     if not all(isinstance(side, int) for side in sides):
         raise BadImage("tiles of no size")
     if math.prod(sides) > most:
@@ -259,25 +292,27 @@ def _check_tile(image: ImageFile.ImageFile, settings: ImageSettings) -> None:
 def _load(
     image: ImageFile.ImageFile, target: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """Decode the pixels; returns the box of them that is the whole image, None for all.
+    """Decodes the pixels, and returns the box of pixels that shows the image; None for all pixels.
 
-    A JPEG is decoded at an eighth, a quarter or a half where that leaves _GAP times the target.
+    A JPEG is decoded at an eighth, a quarter or a half of its size if the result has at least
+    _REDUCING_GAP times the target size.
     """
-    drafted = image.draft(None, (math.ceil(target[0] * _GAP), math.ceil(target[1] * _GAP)))
+    enough = (math.ceil(target[0] * _REDUCING_GAP), math.ceil(target[1] * _REDUCING_GAP))
+    drafted = image.draft(None, enough)
     image.load()
     return drafted[1] if drafted else None
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation, 1 where there is none (TIFF: Pillow has applied it in loading)."""
+    """Returns the EXIF orientation; 1 if there is none, or if Pillow has applied it (TIFF)."""
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # unreadable EXIF is no reason to lose the image
+    except Exception:  # an image with unreadable EXIF can still be used
         return 1
 
 
 def _grey_or_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The image in mode L or RGB, 8 bits a channel, opaque."""
+    """Converts an image to mode L or RGB with 8 bits a channel, without transparency."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -289,17 +324,18 @@ def _grey_or_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.
         return image
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
     if is_jpeg and image.mode == "CMYK" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, inverted
+        # Adobe's programs write CMYK inverted, and Pillow undoes this for every CMYK JPEG.
+        image = ImageChops.invert(image)
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit integer or float grey as mode L, or LA where one value is transparent."""
+    """Converts 16-bit, 32-bit or float grey to mode L, or to LA if one value is transparent."""
     samples = np.asarray(image)
     lowest, highest = samples.min(), samples.max()
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode == "F":
-        if not (lowest >= 0 and highest <= 255):  # not a number fails as well
+        if not (lowest >= 0 and highest <= 255):  # true for NaN, too
             raise BadImage("float samples outside 0..255")
         scale = 255 if highest <= 1 else 1
         grey = (samples * np.float32(scale) + np.float32(0.5)).astype(np.uint8)
@@ -309,7 +345,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         full = 4095 if tags.get(_TIFF_BITS_PER_SAMPLE) == (12,) else 65535
         table = (np.arange(65536) * 255 + full // 2) // full
         grey = table.astype(np.uint8)[samples]
-    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only up to 8 bits
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only images of up to 8 bits
         grey = 255 - grey
     layer = Image.fromarray(grey)
     transparent = image.info.get("transparency")

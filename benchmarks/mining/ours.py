@@ -13,7 +13,7 @@ from tripletmill.losses.triplet import (
     triplet_hard_loss,
     triplet_semihard_loss,
 )
-from tripletmill.losses.triplet_sums import Rule, triplet_sums
+from tripletmill.losses.triplet_sums import TripletRule, triplet_sums
 
 HARD: tuple[Positive, Negative] = ("hard", "hard")
 SEMIHARD: tuple[Positive, Negative] = ("all", "semihard")
@@ -48,7 +48,7 @@ def triplets(positive: Positive, negative: Negative, *, jit_compile: bool = True
 
 def one_share(positive: str, negative: str, *, replicas: int) -> Contestant:
     """Returns one replica's share: the first B / replicas rows are anchors against all B rows."""
-    rule = Rule(positive, negative, soft=False, metric="L2")
+    rule = TripletRule(positive, negative, soft=False, metric="L2")
 
     def loss(labels: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
         anchors = tf.range(labels.shape[0] // replicas)

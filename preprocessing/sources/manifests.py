@@ -16,7 +16,7 @@ import numpy as np
 
 from preprocessing.sources.references import ImageRef, Rejected
 from tripletmill.errors import UsageError
-from tripletmill.formats.manifest_paths import path_in_list
+from tripletmill.formats.manifest_paths import path_in_manifest
 from tripletmill.storage import storage
 
 ROWS_A_PART = 1000
@@ -98,7 +98,7 @@ class ManifestSource:
 
     def _look(self, row: Row) -> ImageRef | Rejected:
         name, class_name = _text(row, self.options.path), _text(row, self.options.label)
-        path = path_in_list(self.path, name)
+        path = path_in_manifest(self.path, name)
         source_id = _source_id(self.path, path)
         try:
             info = storage.stat(path)
@@ -190,7 +190,7 @@ class _Scan:
                 raise UsageError(f"{where}: no {self.options.path}")
             if self.labelled and not _text(row, self.options.label):
                 raise UsageError(f"{where}: no {self.options.label} for {name}")
-            seen.append(hash(_source_id(self.path, path_in_list(self.path, name))))
+            seen.append(hash(_source_id(self.path, path_in_manifest(self.path, name))))
             ends.append(end)
             lines.append(line)
         _, counts = np.unique(np.frombuffer(seen, np.int64), return_counts=True)
@@ -208,7 +208,7 @@ class _Scan:
     def _check_once(self, file: BinaryIO, header: tuple[str, ...]) -> None:
         lines: dict[str, int] = {}
         for row, line, _ in _rows(self.path, file, header, line=2 if header else 1):
-            path = path_in_list(self.path, _text(row, self.options.path))
+            path = path_in_manifest(self.path, _text(row, self.options.path))
             source_id = _source_id(self.path, path)
             if source_id in lines:
                 raise UsageError(

@@ -423,7 +423,7 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_param": "train.init_from = 'nowhere'"}, "train.init_from nowhere: no checkpoint"),
         (
             {"gin_param": "train.microbatches = 3"},
-            "not divisible by 3 microbatches; the nearest that is",
+            "not divisible by 3 microbatches; the nearest batch that is divisible has",
         ),
         ({"gin_param": "SGD.clipnorm = 1.0"}, "clipnorm does not work across replicas; set"),
         ({"gin_param": "train.patience = 0"}, "train.patience 0: 1 or more"),
@@ -431,7 +431,10 @@ def test_a_run_begins_with_the_best_model_of_another(data_dir, trained, tmp_path
         ({"gin_file": None}, "--gin_file is missing and there is no"),
         ({"gin_param": "train.triplets = @hard_triplets()"}, "an @reference, without ()"),
         ({"gin_param": "train.augmentation = @Augmentation"}, "@Augmentation()"),
-        ({"gin_param": "semihard_triplets.margin = -1.0"}, "margin -1.0: a number, 0 or more"),
+        (
+            {"gin_param": "semihard_triplets.margin = -1.0"},
+            "margin -1.0: must be a number, 0 or more",
+        ),
         ({"gin_param": "SGD.momentum = 5.0"}, "train.make_optimizer: "),
         ({"gin_param": "SGD.momentun = 0.5"}, "SGD has no parameter 'momentun'"),
         ({"gin_param": "train.make_optimizer = @AdamW()"}, "an @reference, without ()"),
@@ -755,9 +758,9 @@ from tripletmill.cli import notices
 notices.import_tensorflow()
 from trainer import main
 from trainer.runs import checkpoints
-from trainer.training import train
+from trainer.training import outer_loop
 number, first = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-measure, save, saved = train.measure, checkpoints.Checkpoints.save, [0]
+measure, save, saved = outer_loop.measure, checkpoints.Checkpoints.save, [0]
 def measured(*args, **options):
     if saved[0] >= first:
         os.kill(os.getpid(), number)
@@ -765,7 +768,7 @@ def measured(*args, **options):
 def noted(self, step, **options):
     saved[0] = step
     save(self, step, **options)
-train.measure, checkpoints.Checkpoints.save = measured, noted
+outer_loop.measure, checkpoints.Checkpoints.save = measured, noted
 sys.exit(main.main())
 """
 

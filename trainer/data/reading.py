@@ -18,8 +18,9 @@ from tripletmill.cli.progress import Progress
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex, load_index
 from tripletmill.formats.records import FRAMING_BYTES, DamagedRecord, read_record
+from tripletmill.formats.staged_index import stage
 from tripletmill.storage import storage
-from tripletmill.storage.staging import default_folder, stage
+from tripletmill.storage.staging import default_folder
 from tripletmill.storage.storage import is_bucket
 
 # Groups of records that are read from local files at once: as many as are decoded at once.

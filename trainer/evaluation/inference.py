@@ -131,6 +131,36 @@ def forward_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Fo
     return compile_on_replicas(strategy, lambda images: model(images, training=False))
 
 
+def images_as_evaluated(
+    images: SplitImages, rows: np.ndarray, side: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images as an evaluation sees them: cropped and resized to the model's input size.
+
+    Args:
+      images: images of a split, S pixels wide.
+      rows: [n] distinct rows of the split's index.
+      side: images that are larger are shrunk to this width, in pixels; None for S.
+
+    Returns:
+      Pixels [m, s, s, 3] uint8, where s is the smaller of S and `side`, and rows [m], in the order
+      of the argument. Damaged images are left out.
+
+    Raises:
+      UsageError: a record is damaged, unless `images.damaged` allows to leave it out.
+    """
+    side = images.image_size if side is None else min(side, images.image_size)
+
+    def shrink(batch: tf.Tensor) -> tf.Tensor:
+        if side == images.image_size:
+            return tf.identity(batch)
+        small = tf.image.resize(tf.cast(batch, tf.float32), [side, side], method="area")
+        return tf.cast(tf.round(small), tf.uint8)
+
+    # One device computes this, because TensorFlow's collective operations do not take bytes.
+    on_one = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
+    return on_one.apply(compile_on_replicas(on_one.strategy, shrink), "pictures", rows)
+
+
 def embed(forward: Forward, images: SplitImages, what: str) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings [M, D] float32 of images, and their rows [M]; all but the damaged ones.
 

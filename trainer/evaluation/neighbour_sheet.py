@@ -1,12 +1,10 @@
 """The contact sheet of an evaluation: queries and their nearest neighbours."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
-from trainer.evaluation.inference import SplitImages, compile_on_replicas
+from trainer.evaluation.inference import SplitImages, images_as_evaluated
 from trainer.evaluation.measure import Embedded
 from trainer.pictures.contact_sheet import Tile, choose_queries, contact_sheet
 from trainer.retrieval.matches import Matches
@@ -74,8 +72,5 @@ def _nearest(
 
 def _pictures(images: SplitImages, rows: np.ndarray) -> dict[int, np.ndarray]:
     """Images [S, S, 3] uint8 by row."""
-    # Of one device: no collective operation of TensorFlow's takes bytes.
-    alone = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
-    identity = compile_on_replicas(alone.strategy, tf.identity)
-    shown, rows = alone.apply(identity, "pictures", np.unique(rows))
+    shown, rows = images_as_evaluated(images, np.unique(rows))
     return dict(zip(rows.tolist(), shown, strict=True))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex, load_index, load_info
-from tripletmill.formats.manifest_paths import SUFFIXES, path_in_list
+from tripletmill.formats.manifest_paths import SUFFIXES, path_in_manifest
 from tripletmill.formats.records import DamagedRecord, decode_example, read_record
 from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
 from tripletmill.storage import storage
@@ -84,7 +84,7 @@ class FilePictures:
     def of(self, source_id: str, split: str | None = None) -> bytes | None:
         """Reads the file; of a folder, none outside it."""
         if self._is_list:
-            path = path_in_list(self._images, source_id)
+            path = path_in_manifest(self._images, source_id)
         else:
             parts = os.path.normpath(source_id).split(os.sep)
             if os.path.isabs(source_id) or parts[0] == os.pardir:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.results import read_results, split_name
-from trainer.runs.folder import is_data_of, read_metrics
+from trainer.runs.folder import is_data_of, read_training_metrics
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import Embeddings, load_embeddings
 from tripletmill.formats.index import DatasetInfo, load_index, load_info
@@ -100,7 +100,7 @@ def load(*, model_dir: str, data_dir: str, embeddings_dir: str, split: str | Non
         split=split,
         searched=searched,
         evaluation=_evaluation(os.path.join(model_dir, "evaluation", f"{name}.json")),
-        history=read_metrics(model_dir),
+        history=read_training_metrics(model_dir),
     )
 
 

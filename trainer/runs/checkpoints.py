@@ -1,4 +1,4 @@
-"""Saving and restoring a run: all that a step depends on, and the best model so far."""
+"""Saving and restoring a run: all state that a training step depends on, and the best model."""
 
 import glob
 import os
@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.runs.write_errors import GO_ON
-from trainer.training.optimizers import Optimizers
 from tripletmill.errors import UsageError, first_line
 
 _VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -22,65 +21,71 @@ DIVERGED = (
 
 
 class MisfitError(UsageError):
-    """A checkpoint that was made with another configuration.
+    """A checkpoint does not fit the configuration, since it was made with another one.
 
     Args:
-      path: of the checkpoint.
-      what: of it does not fit, and how.
+      path: path of the checkpoint.
+      problem: which part of the checkpoint does not fit, and how it differs.
     """
 
-    def __init__(self, path: str, what: str) -> None:
+    def __init__(self, path: str, problem: str) -> None:
         super().__init__(
-            f"checkpoint {path}: {what}; choose another --model_dir, or the configuration it was"
-            " made with"
+            f"checkpoint {path}: {problem}; choose another --model_dir, or the configuration that"
+            " it was made with"
         )
-        self.path, self.what = path, what
+        self.path, self.problem = path, problem
 
 
 class Checkpoints:
     """Checkpoints of a run under model_dir.
 
-    Every variable of the model is saved, the state of random layers too, so that a resumed run
-    goes on as if it had never stopped. Nothing of the input is: batches follow from the step.
+    A checkpoint holds every variable of the model, including the state of random layers, so that a
+    resumed run continues as if it had never stopped. A checkpoint holds no state of the input
+    pipeline, because the batches follow from the step.
 
     Args:
       model_dir: folder of the run.
       model: a built model.
-      updates: its optimizers and averages, or None to restore only the model.
-      keep: how many of the latest are kept.
-      writes: whether this process is the one that writes, of several that train together.
+      optimizer_variables: variables of the optimizers, empty to restore only the model.
+      averages: moving averages of the model's trainable variables, in the order of these; empty
+        for a run without averages, or to restore only the model.
+      keep: how many of the latest checkpoints are kept.
+      writes: whether this process writes. Of several workers only one does.
 
     Attributes:
-      centres: [C, D] int8, of the classes, for hard batches; empty where there are none.
+      model_dir: folder of the run.
+      step: scalar variable, the step of the newest checkpoint that was saved or restored.
+      evaluated_step: scalar variable, the last step that was evaluated.
+      centres: [C, D] int8, the class centres for hard batches; [0, 0] if there are none.
     """
 
     def __init__(
         self,
         model_dir: str,
         model: keras.Model,
-        updates: Optimizers | None = None,
+        optimizer_variables: Sequence[keras.Variable] = (),
+        averages: Sequence[tf.Variable] = (),
         *,
         keep: int = 2,
         writes: bool = True,
     ) -> None:
-        self._model = model
+        self.model_dir, self._model = model_dir, model
         self._writes, self._swept = writes, False
         self.step, self.evaluated_step, self._best_step = (
             tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(3)
         )
         self._best_metric = tf.Variable(-np.inf, dtype=tf.float64, trainable=False)
-        # Of any shape, so that a checkpoint with a table is restored before one is made.
+        # The shape is open, because a checkpoint with centres is restored before any are computed.
         self.centres = tf.Variable(
             np.zeros([0, 0], np.int8), trainable=False, shape=[None, None], dtype=tf.int8
         )
         weights = [v.value for v in model.variables]
-        averages = updates.averages if updates else []
-        self._finite = [v for v in (*weights, *averages) if v.dtype.is_floating]
+        self._checked = [v for v in (*weights, *averages) if v.dtype.is_floating]
         trainable = model.trainable_variables
-        # By the name they are saved under: what each part consists of, by name and variable.
+        # Part of a checkpoint -> the name and the variable of each of its entries, in order.
         self._parts: dict[str, list[tuple[str, tf.Variable]]] = {
             "model": [(v.path, v.value) for v in model.variables],
-            "optimizer": [(v.path, v.value) for v in updates.variables] if updates else [],
+            "optimizer": [(v.path, v.value) for v in optimizer_variables],
             "averages": [(v.path, a) for v, a in zip(trainable, averages, strict=False)],
         }
         self._best_checkpoint = tf.train.Checkpoint(step=self.step, model=weights)
@@ -91,15 +96,10 @@ class Checkpoints:
             best_metric=self._best_metric,
             centres=self.centres,
             model=weights,
-            optimizer=[v.value for v in updates.variables] if updates else [],
-            averages=averages,
+            optimizer=[v.value for v in optimizer_variables],
+            averages=[*averages],
         )
-        # The other machines of a TPU slice would write what they hold where they are.
-        strategy = getattr(weights[0], "distribute_strategy", None) if weights else None
-        is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-        self._options = tf.train.CheckpointOptions(
-            experimental_io_device="/job:localhost" if is_tpu else None
-        )
+        self._options = _options(weights)
         self._folder = os.path.join(model_dir, LATEST)
         self._latest = tf.train.CheckpointManager(self._checkpoint, self._folder, max_to_keep=keep)
         self._best = tf.train.CheckpointManager(
@@ -108,21 +108,22 @@ class Checkpoints:
 
     @staticmethod
     def exist(model_dir: str) -> bool:
-        """Whether a run has saved anything."""
+        """Returns whether a run has saved a checkpoint in model_dir."""
         return bool(_saved(os.path.join(model_dir, LATEST)))
 
     def restore_latest(self, say: Callable[[str], None] = print) -> int:
         """Restores the newest checkpoint that can be read.
 
         Args:
-          say: told of each newer one that cannot.
+          say: prints a line for each newer checkpoint that cannot be read.
 
         Returns:
-          The step it is from, 0 where there is none.
+          The step of the checkpoint, or 0 if there is no checkpoint.
 
         Raises:
-          MisfitError: model, optimizer or averages are others; nothing is restored then.
-          UsageError: none can be read.
+          MisfitError: the checkpoint has another model, other optimizers or other averages. Nothing
+            is restored then.
+          UsageError: there are checkpoints, but none of them can be read.
         """
         unreadable: list[str] = []
         for path in _saved(self._folder):
@@ -133,24 +134,26 @@ class Checkpoints:
                 unreadable.append(f"checkpoint {path}: cannot be read ({error})")
                 continue
             for line in unreadable:
-                say(f"{line}; going on from the one before, step {int(self.step):,}")
+                say(f"{line}; going on from the checkpoint before it, of step {int(self.step):,}")
             return int(self.step)
         if unreadable:
             raise UsageError(
-                f"{unreadable[0]}, nor can any other there; restore it, or choose another"
-                " --model_dir"
+                f"{unreadable[0]}, and no older checkpoint can be read; restore it, or choose"
+                " another --model_dir"
             )
         return 0
 
     def restore_best(self) -> int:
-        """Restores the model of the best checkpoint, else of the newest, and gives its step.
+        """Restores the model of the best checkpoint, or else the model of the newest checkpoint.
 
-        Of the newest, with averaged weights if there are any. Without any checkpoint nothing is
-        restored, and it is 0.
+        From the newest checkpoint the averaged weights are restored if it has any.
+
+        Returns:
+          The step of the checkpoint. Without any checkpoint it is 0, and nothing is restored.
 
         Raises:
-          MisfitError: the model is another one; nothing is restored then.
-          UsageError: it cannot be read.
+          MisfitError: the checkpoint has another model; nothing is restored then.
+          UsageError: the checkpoint cannot be read.
         """
         best = _saved(os.path.join(self._folder, BEST))
         for path in best + _saved(self._folder):
@@ -162,37 +165,58 @@ class Checkpoints:
                     self._restore(tf.train.Checkpoint(averages=averages), path, partly=True)
             except _UnreadableError as error:
                 raise UsageError(
-                    f"checkpoint {path}: cannot be read ({error}); remove it, and another one is"
-                    " used"
+                    f"checkpoint {path}: cannot be read ({error}); remove it to use another one"
                 ) from error
             break
         return int(self.step)
 
     def save(self, step: int, *, evaluated_step: int) -> None:
-        """Saves the newest state, and the last step that was evaluated.
+        """Saves the newest state.
+
+        Args:
+          step: number of steps that are done.
+          evaluated_step: the last step that was evaluated.
 
         Raises:
-          UsageError: it could not be written, or a weight is not finite; nothing is saved then.
+          UsageError: the checkpoint cannot be written, or a weight is not finite. Nothing is saved
+            then.
         """
         self.step.assign(step)
         self.evaluated_step.assign(evaluated_step)
         self._write(self._latest, step)
 
-    def forget_centres(self, *, but_of: int) -> bool:
-        """Empties `centres`, unless they are of so many classes; whether there were any."""
-        found = len(self.centres.numpy())
-        if found in (0, but_of):
+    def forget_other_centres(self, num_classes: int) -> bool:
+        """Empties `centres` if they belong to another number of classes.
+
+        Args:
+          num_classes: number of classes whose centres stay.
+
+        Returns:
+          Whether there were centres that had to go.
+        """
+        if len(self.centres.numpy()) in (0, num_classes):
             return False
         self.centres.assign(np.zeros([0, 0], np.int8))
         return True
 
     @property
     def best_step(self) -> int:
-        """The step of the best model so far, 0 where there is none."""
+        """The step of the best model so far, or 0 if there is none."""
         return int(self._best_step)
 
     def save_if_best(self, step: int, metric: float) -> bool:
-        """Keeps the model if its metric is the highest so far; errors as `save`."""
+        """Saves the model as the best one if its metric is the highest so far.
+
+        Args:
+          step: step of the model.
+          metric: metric of the model, higher is better; NaN is never the best.
+
+        Returns:
+          Whether the model was saved.
+
+        Raises:
+          UsageError: the checkpoint cannot be written, or a weight is not finite.
+        """
         if not metric > float(self._best_metric):
             return False
         self.save_best(step)
@@ -200,19 +224,19 @@ class Checkpoints:
         return True
 
     def save_best(self, step: int) -> None:
-        """Keeps the model, whatever the metric of the one before; errors as `save`."""
+        """Saves the model as the best one without comparing metrics; raises what `save` raises."""
         self.step.assign(step)
         self._write(self._best, step)
         self._best_step.assign(step)
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> None:
-        # Every process looks, also one that does not write: the weights are the same in all, so all
-        # end here, and none waits for another.
+        # Processes that do not write check the weights too. All processes have the same weights, so
+        # all of them stop here, and none waits for another.
         self._require_finite(step)
         if not self._writes:
             return
         if not self._swept:
-            self._sweep()  # after a kill
+            self._sweep()  # a killed process may have left files
         try:
             manager.save(checkpoint_number=step, options=self._options)
         except (tf.errors.OpError, OSError) as error:
@@ -223,28 +247,30 @@ class Checkpoints:
             ) from error
 
     def _sweep(self) -> None:
-        """Removes what a checkpoint that was not finished has left, as large as the model."""
+        """Removes the files of unfinished checkpoints, each of which is as large as the model."""
         self._swept = True
         for folder in (self._folder, os.path.join(self._folder, BEST)):
             for part in glob.glob(os.path.join(glob.escape(folder), "ckpt-*_temp")):
                 shutil.rmtree(part, ignore_errors=True)
 
     def _require_finite(self, step: int) -> None:
-        """The loss of a step tells nothing of the weights that the step leaves.
+        """Raises UsageError if a weight is not finite.
 
-        Their squares are looked at: of a weight of 1e30 nothing can be computed either.
+        The loss of a step does not show this, because it is computed before the step changes the
+        weights. The squares of the weights are checked, because a weight of 1e30 is as useless as
+        an infinite one.
         """
-        sums = [tf.reduce_sum(tf.square(tf.convert_to_tensor(v))) for v in self._finite]
+        sums = [tf.reduce_sum(tf.square(tf.convert_to_tensor(v))) for v in self._checked]
         if not all(bool(tf.math.is_finite(each)) for each in sums):
             raise UsageError(f"the weights are not finite after step {step:,} {DIVERGED}")
 
     def _require_fit(self, path: str, *parts: str) -> None:
-        """Raises MisfitError where a part of a checkpoint is not what is to be restored."""
-        saved = _contents(path)
+        """Raises MisfitError if a part of a checkpoint is not what this run would restore."""
+        contents = _contents(path)
         for part in parts:
-            if how := _difference(saved, part, self._parts[part]):
+            if difference := _difference(contents, part, self._parts[part]):
                 raise MisfitError(
-                    path, f"does not fit {_CALLED[part]} of this configuration ({how})"
+                    path, f"does not fit {_PART_NAMES[part]} of this configuration ({difference})"
                 )
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
@@ -255,26 +281,34 @@ class Checkpoints:
             else:
                 status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
-            what = f"does not fit this configuration ({first_line(error)})"
-            raise MisfitError(path, what) from error
+            problem = f"does not fit this configuration ({first_line(error)})"
+            raise MisfitError(path, problem) from error
         except (tf.errors.OpError, OSError, IndexError, RuntimeError) as error:
-            # TensorFlow's reader gives Python's own errors for a file that was cut short.
+            # TensorFlow's reader raises Python's own errors for a file that was cut short.
             raise _UnreadableError(first_line(error)) from error
 
 
 class _UnreadableError(Exception):
-    """Files that are damaged or lost, whatever the model."""
+    """The files of a checkpoint are damaged or lost. This has nothing to do with the model."""
 
 
-_CALLED = {
+_PART_NAMES = {
     "model": "the model",
     "optimizer": "the optimizer (train.make_optimizer, train.make_head_optimizer)",
     "averages": "the average of the weights (train.average_decay)",
 }
 
 
+def _options(weights: Sequence[tf.Variable]) -> tf.train.CheckpointOptions:
+    # On a TPU slice, each of the other machines would write its part of a checkpoint to its own
+    # disk.
+    strategy = getattr(weights[0], "distribute_strategy", None) if weights else None
+    is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    return tf.train.CheckpointOptions(experimental_io_device="/job:localhost" if is_tpu else None)
+
+
 def _contents(path: str) -> dict[str, tuple[list[int], str]]:
-    """Shape and type of each variable in a checkpoint, by the name it is saved under."""
+    """Returns the shape and type of each variable in a checkpoint by the name it has there."""
     try:
         reader = tf.train.load_checkpoint(path)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -288,34 +322,36 @@ def _contents(path: str) -> dict[str, tuple[list[int], str]]:
 
 
 def _difference(
-    saved: Mapping[str, tuple[list[int], str]], part: str, wanted: Sequence[tuple[str, tf.Variable]]
+    contents: Mapping[str, tuple[list[int], str]],
+    part: str,
+    wanted: Sequence[tuple[str, tf.Variable]],
 ) -> str | None:
-    """How what was saved of a part differs from what is wanted; None where it does not."""
-    number = sum(name.startswith(f"{part}/") for name in saved)
-    if not number and wanted:
+    """Says how a part of a checkpoint differs from the wanted variables; None if it does not."""
+    num_saved = sum(name.startswith(f"{part}/") for name in contents)
+    if not num_saved and wanted:
         return "there was none, now there is one"
-    if number and not wanted:
+    if num_saved and not wanted:
         return "there was one, now there is none"
     for place, (name, variable) in enumerate(wanted):
-        own = (list(variable.shape), variable.dtype.name)
-        there = saved.get(f"{part}/{place}", own)
-        if there != own:
-            shown = [f"{kind} {shape}" for shape, kind in (there, own)]
-            return f"{name} was {shown[0]}, is {shown[1]}"
-    return f"{number} variables, now {len(wanted)}" if number != len(wanted) else None
+        now = (list(variable.shape), variable.dtype.name)
+        before = contents.get(f"{part}/{place}", now)
+        if before != now:
+            was, is_now = (f"{dtype} {shape}" for shape, dtype in (before, now))
+            return f"{name} was {was}, is {is_now}"
+    return f"{num_saved} variables, now {len(wanted)}" if num_saved != len(wanted) else None
 
 
 def _saved(folder: str) -> list[str]:
-    """Whole checkpoints in a folder, the newest first.
+    """Returns the finished checkpoints in a folder, the newest first.
 
-    Not by the list of names that TensorFlow keeps beside them, which can be lost.
+    The file names are read instead of TensorFlow's list beside them, because that can be lost.
     """
-    found = {}
+    checkpoints = {}
     for path in glob.glob(os.path.join(glob.escape(folder), "ckpt-*.index")):
         name = path.removesuffix(".index")
         if (number := name.rpartition("-")[2]).isdigit():
-            found[int(number)] = name
-    return [found[number] for number in sorted(found, reverse=True)]
+            checkpoints[int(number)] = name
+    return [checkpoints[number] for number in sorted(checkpoints, reverse=True)]
 
 
 def _has_averages(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Stopping in an orderly way: Ctrl+C and SIGTERM finish the steps in hand."""
+"""Stopping in an orderly way: after Ctrl+C or SIGTERM, the steps in hand are finished."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ class Stop:
     """Whether a run was asked to stop.
 
     Attributes:
-      asked: so.
-      at_once: whether it ends where it is, since it has nothing to finish.
+      asked: whether a signal has asked the run to stop.
+      at_once: whether a signal ends the process immediately, because there is nothing to finish.
     """
 
     def __init__(self, *, at_once: bool) -> None:
@@ -20,7 +20,14 @@ class Stop:
 
 @contextlib.contextmanager
 def on_signals(*, at_once: bool = False) -> Iterator[Stop]:
-    """What Ctrl+C and SIGTERM set; a second Ctrl+C stops at once, as all do while `at_once` is."""
+    """Handles Ctrl+C and SIGTERM within the context.
+
+    The first signal sets `Stop.asked`. A second Ctrl+C ends the process immediately, and so does
+    any signal while `Stop.at_once` is set.
+
+    Args:
+      at_once: initial value of `Stop.at_once`.
+    """
     stop = Stop(at_once=at_once)
 
     def ask(number: int, _: object) -> None:
@@ -37,7 +44,11 @@ def on_signals(*, at_once: bool = False) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def printing_on_stop(line: str) -> Iterator[None]:
-    """Where Ctrl+C or SIGTERM ends what is within, the line says what to do; exit code as ever."""
+    """Prints a line if Ctrl+C or SIGTERM ends what runs within; the exit code stays 128 + signal.
+
+    Args:
+      line: what the user can do next.
+    """
 
     def end(number: int, _: object) -> None:
         _say(line)
@@ -48,8 +59,8 @@ def printing_on_stop(line: str) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    # Not print: this may have come in the middle of another one. Ctrl+C also ends the `tee` that
-    # the lines may go to.
+    # The signal may have interrupted a print, so print cannot be used here. Ctrl+C also ends the
+    # `tee` that reads the output, so writing may fail.
     with contextlib.suppress(OSError):
         os.write(2, f"\n{line}\n".encode())
 

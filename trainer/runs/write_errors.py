@@ -1,4 +1,4 @@
-"""Files of a run that cannot be written, as on a full disk: one line that names them."""
+"""Errors of files of a run that cannot be written, for instance because the disk is full."""
 
 import contextlib
 import os
@@ -13,10 +13,13 @@ GO_ON = "what was saved before is kept; make room, and the same command goes on"
 
 @contextlib.contextmanager
 def naming_write_errors(path: str) -> Iterator[None]:
-    """Raises UsageError, with what to do, where a file cannot be written.
+    """Turns an error of writing into a UsageError that names the file and says what to do.
 
     Args:
-      path: of the file, or of the folder where TensorFlow names its files itself.
+      path: path of the file, or of its folder if TensorFlow chooses the name of the file.
+
+    Raises:
+      UsageError: the file cannot be written.
     """
     try:
         yield

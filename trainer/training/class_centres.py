@@ -1,4 +1,4 @@
-"""Where each class lies in the embedding space, for hard batches."""
+"""Where each class lies in the embedding space. Hard batches are drawn by this."""
 
 import numpy as np
 
@@ -10,21 +10,21 @@ from trainer.evaluation.inference import Forward, SplitImages
 def class_centres(
     forward: Forward, images: SplitImages, class_rows: ClassRows, *, images_per_centre: int
 ) -> np.ndarray:
-    """The mean embedding of each class.
+    """Computes the mean embedding of each class.
 
     Args:
       forward: embeds images.
-      images: the images of a split.
-      class_rows: the rows of each class in this split.
-      images_per_centre: images of each class that are embedded, at most.
+      images: images of a split.
+      class_rows: the rows of each of the C classes in this split.
+      images_per_centre: largest number of images of a class that are embedded.
 
     Returns:
-      [C, D] int8, see `quantized`; zeros for a class all of whose records were damaged.
+      [C, D] int8, see `quantized`; zeros for a class if none of its records could be read.
     """
     rows, classes = class_rows.first_rows(images_per_centre)
-    embeddings, found = images.apply(forward, "class centres", rows)
-    # Rows are distinct: which class each of those that were read is of.
-    class_of = classes[np.argsort(rows)[np.searchsorted(np.sort(rows), found)]]
+    embeddings, rows_read = images.apply(forward, "class centres", rows)
+    # The rows are distinct, so the class of each row that was read can be looked up.
+    class_of = classes[np.argsort(rows)[np.searchsorted(np.sort(rows), rows_read)]]
     sums = np.zeros([class_rows.num_classes, embeddings.shape[1]], np.float64)
     np.add.at(sums, class_of, embeddings)
     return quantized(sums)

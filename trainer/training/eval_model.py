@@ -1,4 +1,4 @@
-"""The model of a run as it is looked at and kept, beside the one that training moves."""
+"""The model that is evaluated and saved as the best, beside the model that is trained."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,73 +13,88 @@ from trainer.models.embedding_model import HEAD
 from trainer.models.whitening import features_of, restored_head, whitening
 from trainer.training.optimizers import Optimizers
 
+# The whitened head is fitted to this many images of a class, and to this many images in all.
 IMAGES_PER_CLASS, MOST_IMAGES = 64, 8192
 
 
 class EvalModel:
-    """A model in training, as it is evaluated: for whole images, averaged, its head whitened anew.
+    """The model that is evaluated, kept as best and exported.
+
+    It has the trained weights at evaluation image size, averaged if train.average_decay is set, and
+    a freshly fitted head if build_model.whitened is set.
 
     Args:
-      strategy: of the models.
-      model: is trained.
-      shown: of the same weights, for images of the size that is evaluated; may be `model`.
-      updates: of `model`.
+      strategy: the strategy of the models.
+      model: the model that is trained.
+      eval_size_model: a model with the same weights for images of the size that is evaluated. It
+        may be `model` itself.
+      optimizers: the optimizers of `model`, which hold its averages.
 
     Attributes:
-      image_size: pixels, of `shown`.
-      whitens: whether the head of what is kept whitens the features that training has reached.
+      image_size: side of the images that are evaluated, in pixels.
+      whitens: whether the head is fitted anew in an evaluation.
     """
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
         model: keras.Model,
-        shown: keras.Model,
-        updates: Optimizers,
+        eval_size_model: keras.Model,
+        optimizers: Optimizers,
     ) -> None:
-        self._strategy, self._model, self._shown = strategy, model, shown
-        self._updates = updates
-        self.image_size = int(shown.input_shape[1])
-        self._forward = forward_function(strategy, shown)
-        features = features_of(shown)
+        self._strategy, self._model, self._eval_size_model = strategy, model, eval_size_model
+        self._optimizers = optimizers
+        self.image_size = int(eval_size_model.input_shape[1])
+        self._forward = forward_function(strategy, eval_size_model)
+        features = features_of(eval_size_model)
         self.whitens = features is not None
-        self._to_features = forward_function(strategy, features or shown)
+        self._to_features = forward_function(strategy, features or eval_size_model)
 
     def initialize_head(self, images: SplitImages, class_rows: ClassRows) -> None:
-        """Whitens the head that training begins with, if it whitens at all."""
+        """Fits the head that training begins with if the model has a whitened head.
+
+        Args:
+          images: images of the train split.
+          class_rows: the rows of each class that the head is fitted to.
+        """
         if self.whitens:
             self._whiten(images, class_rows)
-            self._updates.start_averages()
+            self._optimizers.start_averages()
 
     def with_training_weights(self) -> Forward:
-        """Embeds images by the weights as training has them now."""
-        self._copy()
+        """Returns a function that embeds images with the weights that training has reached."""
+        self._copy_weights()
         return self._forward
 
     @contextlib.contextmanager
     def as_evaluated(
         self, images: SplitImages, class_rows: ClassRows, *, whitens: bool
     ) -> Iterator[Forward]:
-        """Within, the model is what would be kept; training goes on with its own.
+        """Within the context, both models have the weights that are evaluated and saved.
+
+        Afterwards the trained model has its own weights again.
 
         Args:
-          images: of the train split.
-          class_rows: the rows of each class that the head is whitened by.
-          whitens: whether it is; only where `EvalModel.whitens`.
+          images: images of the train split.
+          class_rows: the rows of each class that the head is fitted to.
+          whitens: whether the head is fitted anew; may be set only if `EvalModel.whitens` is.
+
+        Yields:
+          A function that embeds images.
         """
-        with self._updates.averaged(), contextlib.ExitStack() as head:
+        with self._optimizers.averaged(), contextlib.ExitStack() as stack:
             if whitens:
-                head.enter_context(restored_head(self._model))
+                stack.enter_context(restored_head(self._model))
                 self._whiten(images, class_rows)
             yield self.with_training_weights()
 
     def _whiten(self, images: SplitImages, class_rows: ClassRows) -> None:
-        self._copy()
+        self._copy_weights()
         whiten_head(self._strategy, self._model, self._to_features, images, class_rows)
 
-    def _copy(self) -> None:
-        if self._shown is not self._model:
-            pairs = zip(self._shown.variables, self._model.variables, strict=True)
+    def _copy_weights(self) -> None:
+        if self._eval_size_model is not self._model:
+            pairs = zip(self._eval_size_model.variables, self._model.variables, strict=True)
             for variable, trained in pairs:
                 variable.assign(tf.identity(trained.value))
 
@@ -91,15 +106,14 @@ def whiten_head(
     images: SplitImages,
     class_rows: ClassRows,
 ) -> None:
-    """Sets a model's head to whiten the features of its training images.
+    """Fits the head of a model so that it whitens the features of the training images.
 
     Args:
-      strategy: of the model; every one of its processes has to ask.
-      model: with a layer "head", see `build_model(whitened=True)`.
+      strategy: the strategy of the model. Every one of its processes has to call this.
+      model: has a layer "head", see `build_model(whitened=True)`.
       forward: embeds images by `features_of` the model.
-      images: of the train split.
-      class_rows: the rows of each class; if there are too many classes, evenly spaced ones are
-        used.
+      images: images of the train split.
+      class_rows: the rows of each class. Of too many classes, evenly spaced ones are used.
 
     Raises:
       UsageError: no class has two different images.
@@ -107,8 +121,8 @@ def whiten_head(
     rows, classes = class_rows.first_rows(IMAGES_PER_CLASS)
     every = -(-len(rows) // MOST_IMAGES)
     rows = rows[classes % every == 0]
-    features, found = images.apply(forward, "whitening", rows)
+    features, rows_read = images.apply(forward, "whitening", rows)
     head = model.get_layer(HEAD)
-    kernel, bias = whitening(features, images.index.label[found], int(head.units))
+    kernel, bias = whitening(features, images.index.label[rows_read], int(head.units))
     for variable, value in ((head.kernel, kernel), (head.bias, bias)):
         variable.assign(broadcast_from_chief(strategy, value))

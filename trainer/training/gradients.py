@@ -1,9 +1,10 @@
 """The gradient of the whole batch's triplet loss, in the memory of a part of the batch.
 
-With microbatches the batch is embedded part by part without gradient, the loss is mined and
-differentiated over all embeddings, and the parts are gone over again with the gradient of their
-own: exact, not an accumulation of the parts' losses (Gao, Zhang, Han, Callan: Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup, 2021).
+With microbatches, the batch is first embedded part by part without gradients. Then the loss is
+mined and differentiated over the embeddings of all parts. Last, each part is embedded again, now
+with the gradient of its own embeddings. The result is the exact gradient of the whole batch's loss,
+not a sum of the gradients of the parts' losses (Gao, Zhang, Han, Callan: Scaling Deep Contrastive
+Learning Batch Size under Memory Limited Setup, 2021).
 """
 
 import dataclasses
@@ -15,16 +16,19 @@ import tensorflow as tf
 from tripletmill.losses.triplet import TripletResult
 
 Values = list[tf.Tensor]
+# The loss as a function of labels [b] and embeddings [b, D].
+TripletLoss = Callable[[tf.Tensor, tf.Tensor], TripletResult]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """What one replica's rows gave.
+    """The gradients of one replica, and what they were computed from.
 
     Attributes:
-      of_weights: of this replica's share of the loss, for each trainable variable of the model.
-      embeddings: [b, D] of this replica.
-      result: of the loss.
+      of_weights: gradient of this replica's share of the loss, for each trainable variable of the
+        model.
+      embeddings: [b, D], embeddings of this replica's rows.
+      result: the loss of this replica.
     """
 
     of_weights: Values
@@ -34,25 +38,26 @@ class Gradients:
 
 def make_gradients(
     model: keras.Model,
-    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult],
+    triplets: TripletLoss,
     *,
     microbatches: int = 1,
     jit_compile: bool = False,
 ) -> Callable[[tf.Tensor, tf.Tensor], Gradients]:
-    """A function that differentiates the loss and moves the model's state by one step.
+    """Makes a function that differentiates the loss and moves the model's state by one step.
 
-    The state is what training moves without a gradient. Seeds of random layers go on from part to
-    part, the same in both passes; of the moving statistics of live batch norm, each part gives its
-    own from those before the step, and the step takes their mean.
+    The state is what training changes without a gradient. The seeds of random layers advance from
+    part to part, and both passes see the same seeds. The moving statistics of live batch norm are
+    updated once in a step: each part updates the statistics from before the step, and the step
+    takes the mean over the parts.
 
     Args:
-      model: [b, S, S, 3] uint8 -> [b, D].
-      triplets: of labels [b] and embeddings [b, D].
-      microbatches: M; divides b.
-      jit_compile: whether the model's forward and backward pass are compiled by XLA.
+      model: the model, [b, S, S, 3] uint8 -> [b, D].
+      triplets: the loss.
+      microbatches: M, the number of parts; divides b.
+      jit_compile: whether XLA compiles the model's forward and backward pass.
 
     Returns:
-      A function (images [b, S, S, 3], labels [b]) -> Gradients, for a replica context.
+      A function (images [b, S, S, 3], labels [b]) -> Gradients, to be called in a replica context.
     """
 
     def forward(weights: Values, state: Values, images: tf.Tensor) -> tuple[tf.Tensor, Values]:
@@ -112,7 +117,7 @@ def make_gradients(
 
 
 def _times(count: int, body: Callable[..., tuple], *start: object) -> tuple:
-    """Runs `body` of (number, ...) one after the other, so that memory is that of one."""
+    """Calls `body` with (number, ...) once after another, so that memory is that of one call."""
     return tf.while_loop(
         lambda m, *_: m < count,
         body,
@@ -141,7 +146,7 @@ def _floats(state: Values) -> Values:
 
 
 def _with_seeds(state: Values, seeds: Values, floats: Values | None = None) -> Values:
-    """The state with other seeds, and with other floats if given."""
+    """Replaces the seeds in a state, and its floats if they are given."""
     integers, rest = iter(seeds), iter(_floats(state) if floats is None else floats)
     return [next(integers if value.dtype.is_integer else rest) for value in state]
 
@@ -157,8 +162,8 @@ def _add(left: Values, right: Values) -> Values:
 def _gradient(
     tape: tf.GradientTape, target: tf.Tensor, sources: Values, upstream: tf.Tensor | None = None
 ) -> Values:
-    """Dense, zeros for what the target does not depend on."""
-    found = tape.gradient(
+    """Returns dense gradients; zeros for sources that the target does not depend on."""
+    gradients = tape.gradient(
         target, sources, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    return [tf.convert_to_tensor(gradient) for gradient in found]
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]

@@ -1,4 +1,4 @@
-"""From gradients to weights: summed over replicas, clipped, applied, averaged over steps."""
+"""From gradients to weights: gradients are summed over replicas, clipped, and applied."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from tripletmill.errors import UsageError
 
 MakeOptimizer = Callable[[], keras.optimizers.Optimizer]
 
-# Keras's own clip before the sum over replicas, or do not know of it.
+# Options of Keras that act before the sum over replicas, or that ignore the replicas.
 _REFUSED = {
     "clipnorm": "set train.clip_norm",
     "global_clipnorm": "set train.clip_norm",
@@ -26,14 +26,21 @@ _REFUSED = {
 class Optimizers:
     """The optimizers of a model, and the moving average of its weights.
 
+    It has to be made in the scope of the model's strategy.
+
     Args:
-      model: a built model; this is called in the scope of its strategy.
-      make_optimizer: makes that of all trainable variables but the head's, or of all.
-      make_head_optimizer: makes that of the layer "head", where it has one of its own.
-      clip_norm: largest norm of the gradient of all variables together, after it is summed over
-        the replicas; None for any.
-      average_decay: of the moving average, 0 to below 1; what it is in step n is at most
+      model: a built model.
+      make_optimizer: makes the optimizer of all trainable variables, or of all but those of the
+        head if the head has its own optimizer.
+      make_head_optimizer: makes the optimizer of the layer "head"; None if it has no optimizer of
+        its own.
+      clip_norm: largest norm of the gradient of all variables together, after the gradients are
+        summed over the replicas; None for no limit.
+      average_decay: decay of the moving average, 0 to below 1. In step n the decay is at most
         (1 + n) / (10 + n). None keeps no average.
+
+    Attributes:
+      averages: moving averages of the trainable variables, in their order; empty without averages.
 
     Raises:
       UsageError: an optimizer cannot be built, or has options that do not work across replicas.
@@ -55,18 +62,19 @@ class Optimizers:
         self._variables = model.trainable_variables
         self._clip_norm = clip_norm
         self._decay = average_decay
-        self._of: list[tuple[keras.optimizers.Optimizer, list[int]]] = []
-        everything = range(len(self._variables))
-        head = _head(model) if make_head_optimizer is not None else []
-        heads = [i for i in everything if any(self._variables[i] is v for v in head)]
-        rest = [i for i in everything if i not in heads]
-        for name, make, places in (
-            ("train.make_optimizer", make_optimizer, rest),
-            ("train.make_head_optimizer", make_head_optimizer, heads),
+        # Each optimizer with the places of its variables among the trainable variables.
+        self._optimizers: list[tuple[keras.optimizers.Optimizer, list[int]]] = []
+        places = range(len(self._variables))
+        head = _head_variables(model) if make_head_optimizer is not None else []
+        in_head = [i for i in places if any(self._variables[i] is v for v in head)]
+        in_body = [i for i in places if i not in in_head]
+        for name, make, places_of_part in (
+            ("train.make_optimizer", make_optimizer, in_body),
+            ("train.make_head_optimizer", make_head_optimizer, in_head),
         ):
-            if make is not None and places:
-                optimizer = _built(name, make, [self._variables[i] for i in places])
-                self._of.append((optimizer, places))
+            if make is not None and places_of_part:
+                optimizer = _build(name, make, [self._variables[i] for i in places_of_part])
+                self._optimizers.append((optimizer, places_of_part))
         self._averaged = self._variables if average_decay is not None else []
         self.averages = [
             tf.Variable(tf.convert_to_tensor(v.value), trainable=False) for v in self._averaged
@@ -74,28 +82,28 @@ class Optimizers:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Of the optimizers, but for learning rates, which are of the configuration."""
+        """Variables of the optimizers, without learning rates: the configuration sets those."""
         return [
             variable
-            for optimizer, _ in self._of
+            for optimizer, _ in self._optimizers
             for variable in optimizer.variables
             if variable is not optimizer.learning_rate
         ]
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Of the next step, by name."""
+        """Learning rates of the next step, by name."""
         names = ("learning_rate", "head_learning_rate")
         return {
             name: float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-            for name, (optimizer, _) in zip(names, self._of, strict=False)
+            for name, (optimizer, _) in zip(names, self._optimizers, strict=False)
         }
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Moves the weights by one step; called on every replica, with its own gradients.
+        """Moves the weights by one step. Every replica calls this with its own gradients.
 
         Args:
-          gradients: of the replica's share of the loss, for each trainable variable.
+          gradients: gradient of the replica's share of the loss, for each trainable variable.
 
         Returns:
           Scalar, the norm of the summed gradient before it is clipped.
@@ -107,10 +115,10 @@ class Optimizers:
         norm = tf.linalg.global_norm(gradients)
         if self._clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
-        for optimizer, places in self._of:
+        for optimizer, places in self._optimizers:
             optimizer.apply([gradients[i] for i in places], [self._variables[i] for i in places])
         if self._averaged:
-            count = tf.cast(self._of[0][0].iterations, tf.float32)
+            count = tf.cast(self._optimizers[0][0].iterations, tf.float32)
             decay = tf.minimum(self._decay, (1.0 + count) / (10.0 + count))
             for average, variable in zip(self.averages, self._averaged, strict=True):
                 value = tf.convert_to_tensor(variable.value)
@@ -119,13 +127,13 @@ class Optimizers:
         return norm
 
     def start_averages(self) -> None:
-        """Begins them again with the weights as they are."""
+        """Sets the averages to the weights as they are now."""
         for average, variable in zip(self.averages, self._averaged, strict=True):
             average.assign(tf.convert_to_tensor(variable.value))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model has the averaged weights within; the same as ever without an average."""
+        """Within the context, the model has the averaged weights, if the run has averages."""
         self._swap()
         try:
             yield
@@ -139,7 +147,7 @@ class Optimizers:
             average.assign(value)
 
 
-def _built(
+def _build(
     name: str, make: MakeOptimizer, variables: Sequence[keras.Variable]
 ) -> keras.optimizers.Optimizer:
     try:
@@ -150,12 +158,12 @@ def _built(
         optimizer.build(variables)
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{name}: {error}") from error
-    # They come summed already; a clipped sum cannot be made of clipped parts.
+    # The gradients are summed already, since they have to be clipped after the sum.
     optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
     return optimizer
 
 
-def _head(model: keras.Model) -> list[keras.Variable]:
+def _head_variables(model: keras.Model) -> list[keras.Variable]:
     try:
         return model.get_layer(HEAD).trainable_variables
     except ValueError as error:
@@ -167,12 +175,15 @@ def _head(model: keras.Model) -> list[keras.Variable]:
 
 @keras.saving.register_keras_serializable("tripletmill")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises in a line from 0 to the peak, then falls to 0 along half a cosine.
+    """A learning rate that rises linearly from 0 to its peak, then falls to 0 along half a cosine.
 
     Args:
-      peak: highest learning rate.
-      steps: step at which it is 0 again.
-      warmup_steps: step at which the peak is reached.
+      peak: the highest learning rate.
+      steps: the step at which the rate is 0 again.
+      warmup_steps: the step at which the peak is reached; below `steps`.
+
+    Raises:
+      UsageError: `warmup_steps` is out of range.
     """
 
     def __init__(self, peak: float, steps: int, warmup_steps: int = 0) -> None:
@@ -183,8 +194,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         step = keras.ops.cast(step, "float32")
         rise = (step + 1.0) / max(self.warmup_steps, 1)
-        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
-        fall = 0.5 * (1.0 + keras.ops.cos(math.pi * keras.ops.clip(share, 0.0, 1.0)))
+        progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        fall = 0.5 * (1.0 + keras.ops.cos(math.pi * keras.ops.clip(progress, 0.0, 1.0)))
         return (
             self.peak * keras.ops.minimum(rise, 1.0) * fall
             if self.warmup_steps

@@ -1,4 +1,4 @@
-"""What a run refuses, and what it says, before its first step."""
+"""Before the first step: checks of what the settings make, and the lines that describe the run."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,30 @@ import tensorflow as tf
 
 from trainer.data.batch_plan import BatchPlan
 from trainer.distributed.strategy import devices_of
+from trainer.runs.checkpoints import Checkpoints
+from trainer.training.gradients import TripletLoss
+from trainer.training.settings import MakePlan, TrainSettings
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import DatasetIndex
 from tripletmill.losses.triplet import TripletResult
 
 
-def check_triplets(
-    triplets: Callable[[tf.Tensor, tf.Tensor], TripletResult], model: keras.Model
-) -> None:
-    """A wrong setting of the loss shows here, not inside the compiled loop."""
+def checked_plan(make_plan: MakePlan, index: DatasetIndex, seed: int) -> BatchPlan:
+    """Makes the plan of the batches; raises UsageError if `make_plan` makes something else."""
+    try:
+        plan = make_plan(index, seed=seed)
+    except TypeError as error:
+        raise UsageError(f"train.make_plan: {str(error).splitlines()[0]}") from error
+    if not isinstance(plan, BatchPlan):
+        raise UsageError(f"train.make_plan returns {type(plan).__name__}, not a BatchPlan")
+    return plan
+
+
+def check_triplets(triplets: TripletLoss, model: keras.Model) -> None:
+    """Raises UsageError if the loss cannot be computed.
+
+    Without this check, a wrong setting would be an error inside the compiled training step.
+    """
     try:
         result = triplets(tf.constant([0, 0, 1]), tf.eye(3, *model.output_shape[1:]))
     except (TypeError, ValueError) as error:
@@ -26,33 +41,33 @@ def check_triplets(
 
 
 def check_divides(plan: BatchPlan, replicas: int, microbatches: int) -> None:
-    """Raises UsageError unless each replica's microbatches are of one size."""
-    parts = replicas * microbatches
-    if plan.batch_size % parts == 0:
+    """Raises UsageError unless all microbatches of all replicas have the same size."""
+    num_parts = replicas * microbatches
+    if plan.batch_size % num_parts == 0:
         return
-    of = f"{replicas} replicas" if replicas > 1 else ""
-    of += " of " if replicas > 1 and microbatches > 1 else ""
-    of += f"{microbatches} microbatches" if microbatches > 1 else ""
-    unit = parts // math.gcd(plan.images_per_class, parts)
+    parts = f"{replicas} replicas" if replicas > 1 else ""
+    parts += " of " if replicas > 1 and microbatches > 1 else ""
+    parts += f"{microbatches} microbatches" if microbatches > 1 else ""
+    unit = num_parts // math.gcd(plan.images_per_class, num_parts)
     nearest = max(1, round(plan.classes_per_batch / unit)) * unit
     if nearest > plan.num_classes:
         nearest = plan.num_classes // unit * unit
     if nearest < 2:
-        images = max(1, round(plan.images_per_class / parts)) * parts
+        images = max(1, round(plan.images_per_class / num_parts)) * num_parts
         advice = (
-            f"no number of classes up to {plan.num_classes} is, at {plan.images_per_class} images"
-            f" each; images_per_class = {images} would be"
+            f"no number of classes up to {plan.num_classes} is divisible at"
+            f" {plan.images_per_class} images each; set images_per_class = {images}"
         )
     else:
-        advice = f"the nearest that is has classes_per_batch = {nearest}"
+        advice = f"the nearest batch that is divisible has classes_per_batch = {nearest}"
     raise UsageError(
         f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
-        f" {of}; {advice}"
+        f" {parts}; {advice}"
     )
 
 
 def check_compiles(model: keras.Model, replicas: int, microbatches: int, jit_compile: bool) -> None:
-    """Raises UsageError where batch norm would have to talk to other replicas but cannot."""
+    """Raises UsageError if batch norm has to be synchronised between replicas but cannot be."""
     if replicas == 1 or not (jit_compile or microbatches > 1):
         return
     if any(getattr(layer, "synchronized", False) for layer in model._flatten_layers()):
@@ -63,27 +78,27 @@ def check_compiles(model: keras.Model, replicas: int, microbatches: int, jit_com
         )
 
 
-def check_same_weights(model: keras.Model, shown: keras.Model) -> None:
-    """Raises UsageError unless the model that is trained on crops has the weights of the other."""
-    shapes = [[variable.shape for variable in each.variables] for each in (model, shown)]
+def check_same_weights(model: keras.Model, eval_size_model: keras.Model) -> None:
+    """Raises UsageError unless the model for crops has weights of the other model's shapes."""
+    shapes = [[variable.shape for variable in m.variables] for m in (model, eval_size_model)]
     if shapes[0] != shapes[1]:
         raise UsageError(
             f"train.crop_size {model.input_shape[1]}: the backbone's weights depend on the size of"
-            f" its images, {shown.input_shape[1]}; leave it out"
+            f" its images, {eval_size_model.input_shape[1]}; leave train.crop_size out"
         )
 
 
 def say_start(
     say: Callable[[str], None],
+    settings: TrainSettings,
     strategy: tf.distribute.Strategy,
     plan: BatchPlan,
     index: DatasetIndex,
     model: keras.Model,
     first_step: int,
-    steps: int,
-    microbatches: int,
 ) -> None:
-    """Every derived size, once, before the first step."""
+    """Says the sizes that follow from the settings, and the step that the run begins with."""
+    steps, microbatches = settings.steps, settings.microbatches
     replicas = strategy.num_replicas_in_sync
     few = f"of fewer than {plan.min_images} images" if plan.min_images > 2 else "of one image"
     skipped = f", {plan.num_skipped} classes {few} left out" if plan.num_skipped else ""
@@ -107,3 +122,21 @@ def say_start(
         say(f"step {first_step:,} is reached already: nothing to train")
     elif first_step:
         say(f"going on from step {first_step:,}")
+
+
+def say_kept(
+    say: Callable[[str], None],
+    settings: TrainSettings,
+    checkpoints: Checkpoints,
+    val_index: DatasetIndex | None,
+    *,
+    whitens: bool,
+) -> None:
+    """Says if the run keeps another model than the best of this training on val."""
+    if val_index is None:
+        say("no val split with two images of a class: the last model is kept")
+    elif not settings.keep_best and checkpoints.best_step and not whitens:
+        say(
+            f"the model of step {checkpoints.best_step:,}, the best on val before"
+            " train.keep_best was False, stays the model of this run"
+        )

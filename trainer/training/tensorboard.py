@@ -1,8 +1,9 @@
-"""What TensorBoard shows of a run: curves, mined distances, hard triplets, val as points.
+"""What TensorBoard shows of a run: curves, mined distances, hard triplets, and val as points.
 
   tensorboard --logdir MODEL_DIR/tensorboard
 
-It is not needed to write these files. It reads the points when it is started, and not again.
+These files are written without the package tensorboard. The program reads the points only when it
+starts.
 """
 
 import dataclasses
@@ -15,31 +16,32 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from trainer.evaluation.inference import SplitImages, compile_on_replicas
+from trainer.evaluation.inference import SplitImages, images_as_evaluated
 from trainer.pictures.contact_sheet import Tile, contact_sheet
 from trainer.runs.write_errors import naming_write_errors
 from trainer.training.train_step import LastBatch
 from tripletmill.storage.storage import write_file
 
-TRIPLETS = 8
-TILE = 96
-POINTS = 2000
-# WebGL draws no sprite image larger than 8,192 x 8,192; 45 thumbnails a line make 2,880.
-THUMBNAIL = 64
+# Triplets in a picture, and the side of one of its images in pixels.
+TRIPLETS, TILE = 8, 96
+# Points in the projector, and the side of the thumbnail of a point in pixels. WebGL draws no sprite
+# image larger than 8,192 x 8,192; 45 thumbnails in a row are 2,880 pixels wide.
+POINTS, THUMBNAIL = 2000, 64
 CONFIG_FILE = "projector_config.pbtxt"
 POINTS_FOLDER = "points"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """Triplets of a batch, [n] all.
+    """n triplets of a batch.
 
     Attributes:
-      anchor: rows of the batch.
-      positive: rows of the batch.
-      negative: rows of the batch.
-      to_positive: Euclidean distance from the anchor, whichever the loss is of.
-      to_negative: likewise.
+      anchor: [n] rows of the batch.
+      positive: [n] rows of the batch.
+      negative: [n] rows of the batch.
+      to_positive: [n] Euclidean distances from the anchor to the positive, even if the loss uses
+        another distance.
+      to_negative: [n] Euclidean distances from the anchor to the negative.
     """
 
     anchor: np.ndarray
@@ -53,12 +55,13 @@ class Mined:
 
 
 def mined(last: LastBatch) -> Mined:
-    """The costliest triplet of each anchor that has one, costliest first.
+    """Returns the costliest triplet of each anchor, the costliest of all first.
 
-    Of several hosts, those within the first host's rows, which are the ones it has embeddings of.
+    Anchors without a triplet are left out. Of several hosts, this is for the first one: triplets
+    with rows of another host are left out, because the embeddings of these rows are not here.
     """
-    here = (last.positive < len(last.term)) & (last.negative < len(last.term))
-    anchor = np.flatnonzero(np.isfinite(last.term) & here)
+    is_local = (last.positive < len(last.term)) & (last.negative < len(last.term))
+    anchor = np.flatnonzero(np.isfinite(last.term) & is_local)
     anchor = anchor[np.argsort(-last.term[anchor], kind="stable")]
     positive, negative = last.positive[anchor], last.negative[anchor]
 
@@ -69,9 +72,16 @@ def mined(last: LastBatch) -> Mined:
 
 
 def without_repeats(triplets: np.ndarray, most: int) -> np.ndarray:
-    """Places of the first triplets [n, 3] of images that share none, [at most `most`].
+    """Chooses the first triplets that have no image in common.
 
-    One odd image is in the costliest triplets of many anchors; it should not fill the picture.
+    One odd image may be in the costliest triplets of many anchors. It should not fill the picture.
+
+    Args:
+      triplets: [n, 3] rows of images.
+      most: largest number of triplets to choose.
+
+    Returns:
+      Places among the n triplets, ascending.
     """
     seen: set[int] = set()
     places: list[int] = []
@@ -84,30 +94,12 @@ def without_repeats(triplets: np.ndarray, most: int) -> np.ndarray:
     return np.array(places, np.int64)
 
 
-def pictures(images: SplitImages, rows: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images as evaluation sees them, shrunk to `side` pixels where they are larger.
+def sprite(thumbnails: np.ndarray) -> Image.Image:
+    """Puts thumbnails into one image, in lines of ceil(sqrt(n)); unused places are white.
 
     Args:
-      images: of the split.
-      rows: [n] distinct, of its index.
-      side: pixels.
-
-    Returns:
-      [m, s, s, 3] uint8 and their rows [m], all but the damaged ones.
+      thumbnails: [n, s, s, 3] uint8, n at least 1.
     """
-    side = min(side, images.image_size)
-
-    def shrunk(batch: tf.Tensor) -> tf.Tensor:
-        small = tf.image.resize(tf.cast(batch, tf.float32), [side, side], method="area")
-        return tf.cast(tf.round(small), tf.uint8)
-
-    # Of one device: no collective operation of TensorFlow's takes bytes.
-    alone = dataclasses.replace(images, strategy=tf.distribute.get_strategy())
-    return alone.apply(compile_on_replicas(alone.strategy, shrunk), "pictures", rows)
-
-
-def sprite(thumbnails: np.ndarray) -> Image.Image:
-    """Thumbnails [n, s, s, 3] uint8, n at least 1, in lines of ceil(sqrt(n)); the rest is white."""
     count, side = thumbnails.shape[:2]
     across = int(np.ceil(np.sqrt(count)))
     sheet = np.full([across * across, side, side, 3], 255, np.uint8)
@@ -118,50 +110,57 @@ def sprite(thumbnails: np.ndarray) -> Image.Image:
 
 
 class TensorBoard:
-    """The files of a run.
+    """Writes the files of a run for TensorBoard.
 
-    Whatever writes raises UsageError where it cannot, as on a full disk.
+    All methods raise UsageError if a file cannot be written, for instance on a full disk.
 
     Args:
-      folder: where they lie.
-      first_step: where the run begins; what earlier files say of later steps is not shown.
+      folder: folder of the files.
+      first_step: the step that the run begins or goes on with. TensorBoard will not show what
+        earlier files say of later steps.
     """
 
     def __init__(self, folder: str, first_step: int = 0) -> None:
         self._folder = folder
-        # TensorBoard takes back what it has read of this step and later ones; but at the first such
-        # event of a folder it does not, so that a new run needs one too.
+        # At this event, TensorBoard forgets what it has read of this step and later ones. It
+        # ignores the first such event in a folder, so a new run has to write one too.
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         event = tf.compat.v1.Event(
             wall_time=time.time(), step=first_step + 1, session_log=start
         ).SerializeToString()
         with naming_write_errors(folder):
             self._writer = tf.summary.create_file_writer(folder)
-            # Nothing that is public writes events that are not summaries.
+            # TensorFlow's public functions write only events that are summaries.
             tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event)
             self._writer.flush()
         self._points = np.zeros(0, np.int64)
 
     def close(self) -> None:
-        """Nothing is written later."""
+        """Writes what is buffered. Nothing may be written afterwards."""
         with naming_write_errors(self._folder):
             self._writer.close()
 
     def scalars(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
-        """Points of curves KIND/NAME."""
+        """Adds a point to the curve KIND/NAME of each number.
+
+        Args:
+          step: number of steps that are done.
+          kind: "train" or "val".
+          numbers: values by name.
+        """
         with naming_write_errors(self._folder), self._writer.as_default(step):
             for name, value in numbers.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
 
     def batch(self, step: int, last: LastBatch, rows: np.ndarray, images: SplitImages) -> None:
-        """Distances of the last batch's costliest triplets, and the hardest ones as a picture.
+        """Shows distances in the last batch's costliest triplets, and the hardest triplets.
 
         Args:
-          step: it ended with.
-          last: the batch; nothing is written if it has no triplet.
-          rows: [B] of the index, what it was planned to be. A damaged image, for which another
-            stood in, is not shown.
-          images: of the training split.
+          step: number of steps that are done.
+          last: the last batch. If it has no triplet, nothing is written.
+          rows: [B] rows of the index, the batch as it was planned. A damaged image was replaced by
+            another one in training; it is not shown.
+          images: images of the train split.
         """
         triplets = mined(last)
         if not len(triplets):
@@ -173,12 +172,13 @@ class TensorBoard:
             tf.summary.image("train/hardest_triplets", np.asarray(sheet)[None])
 
     def points(self, embeddings: np.ndarray, rows: np.ndarray, images: SplitImages) -> None:
-        """Embeddings for the projector, in the place of those written before.
+        """Replaces the embeddings that the projector shows.
 
         Args:
-          embeddings: [M, D] float32; of more than POINTS, so many are taken, evenly.
-          rows: [M] of the index; nothing is written if there are none.
-          images: of the split.
+          embeddings: [M, D] float32. If M is larger than POINTS, POINTS evenly spaced ones are
+            taken.
+          rows: [M] rows of the index. If there are none, nothing is written.
+          images: images of the split.
         """
         if not len(rows):
             return
@@ -198,7 +198,7 @@ class TensorBoard:
         self._write(CONFIG_FILE, config.encode())
 
     def _describe(self, rows: np.ndarray, images: SplitImages) -> None:
-        """What the points stand for: names and thumbnails."""
+        """Writes the names and thumbnails of the points."""
         index = images.index
         names = index.class_names()
         sources = index.column("source_id").take(rows).to_pylist()
@@ -208,10 +208,10 @@ class TensorBoard:
         self._write(
             f"{POINTS_FOLDER}/metadata.tsv", ("\n".join(lines) + "\n").encode(errors="replace")
         )
-        thumbnails, found = pictures(images, rows, THUMBNAIL)
-        # A place each: an image that has become unreadable since stays white.
+        thumbnails, rows_read = images_as_evaluated(images, rows, THUMBNAIL)
+        # Each point has its place. An image that cannot be read any more stays white.
         placed = np.full([len(rows), *thumbnails.shape[1:]], 255, np.uint8)
-        placed[np.searchsorted(rows, found)] = thumbnails
+        placed[np.searchsorted(rows, rows_read)] = thumbnails
         file = BytesIO()
         sprite(placed).save(file, format="PNG")
         self._write(f"{POINTS_FOLDER}/sprite.png", file.getvalue())
@@ -240,21 +240,21 @@ embeddings {{
 
 
 def _sheet(title: str, triplets: Mined, rows: np.ndarray, images: SplitImages) -> Image.Image:
-    """The first triplets, a line each; without those of which an image cannot be read."""
-    of = rows[np.stack([triplets.anchor, triplets.positive, triplets.negative], axis=1)]
-    places = without_repeats(of, TRIPLETS)
-    shown, found = pictures(images, np.unique(of[places]), TILE)
-    picture = dict(zip(found.tolist(), shown, strict=True))
+    """Draws the first triplets, one a line. A triplet with an unreadable image is left out."""
+    triplet_rows = rows[np.stack([triplets.anchor, triplets.positive, triplets.negative], axis=1)]
+    places = without_repeats(triplet_rows, TRIPLETS)
+    pixels, rows_read = images_as_evaluated(images, np.unique(triplet_rows[places]), TILE)
+    pixels_of = dict(zip(rows_read.tolist(), pixels, strict=True))
     names = images.index.class_names()
 
     def tile(row: int, match: bool | None = None, distance: float = 0.0) -> Tile:
         name = names[int(images.index.label[row])]
-        return Tile(picture[row], name if match is None else f"{distance:.2f} {name}", match)
+        return Tile(pixels_of[row], name if match is None else f"{distance:.2f} {name}", match)
 
     anchors, others = [], []
     for place in places.tolist():
-        anchor, positive, negative = of[place].tolist()
-        if {anchor, positive, negative} <= picture.keys():
+        anchor, positive, negative = triplet_rows[place].tolist()
+        if {anchor, positive, negative} <= pixels_of.keys():
             anchors.append(tile(anchor))
             others.append(
                 [

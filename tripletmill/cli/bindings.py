@@ -7,7 +7,7 @@ missing value only when the function is called, which may be long after the devi
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 
 import gin
 
@@ -17,7 +17,7 @@ MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN_KINDS = {int, float, bool, str, type(None)}
 
 
-def check(configurables: Sequence[Callable], called: Sequence[Callable]) -> None:
+def check(configurables: Collection[Callable], called: Collection[Callable]) -> None:
     """Raises UsageError for the first binding that is wrong or missing.
 
     Args:
@@ -29,7 +29,7 @@ def check(configurables: Sequence[Callable], called: Sequence[Callable]) -> None
     for scope, configurable, name, value in _bindings():
         if configurable in configurables:
             where = f"{scope}/" if scope else ""
-            _check(configurable, name, f"{where}{configurable.__name__}.{name}", value)
+            _check(configurable, name, f"{where}{_gin_name(configurable)}.{name}", value)
     for configurable in called:
         _require_all(configurable, "", evaluated=False)
 
@@ -46,6 +46,10 @@ def is_set(parameter: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _gin_name(configurable: Callable) -> str:
+    return gin.config._INVERSE_REGISTRY[configurable].name
 
 
 def _bindings() -> Iterator[tuple[str, Callable, str, typing.Any]]:
@@ -71,7 +75,7 @@ def _check(configurable: Callable, name: str, parameter: str, value: typing.Any)
     """
     known = _parameters(configurable)
     if name not in known:
-        raise UsageError(f"gin: {parameter}: {configurable.__name__} has no parameter {name!r}")
+        raise UsageError(f"gin: {parameter}: {_gin_name(configurable)} has no parameter {name!r}")
     init = vars(configurable).get("__init__", configurable)
     hint = typing.get_type_hints(init).get(name, _kind_of(known[name].default))
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -116,7 +120,7 @@ def _parameters(configurable: Callable) -> dict[str, inspect.Parameter]:
 
 def _require_all(configurable: Callable, scope: str, *, evaluated: bool) -> None:
     """Raises UsageError if a parameter without a default is not set, also in references."""
-    name = configurable.__name__
+    name = _gin_name(configurable)
     with gin.config_scope(scope or None):
         bound = gin.get_bindings(configurable, resolve_references=False)
     for parameter in inspect.signature(configurable).parameters.values():

@@ -11,7 +11,7 @@ import gin.resource_reader
 
 from tripletmill.cli.arguments import Parser
 from tripletmill.cli.bindings import check, is_set, value_of
-from tripletmill.cli.gin_help import gin_help
+from tripletmill.cli.gin_help import gin_help, source_and_gin_name
 from tripletmill.errors import UsageError
 
 # gin also looks for an included file among Python packages. There it would take any folder of the
@@ -72,8 +72,8 @@ def parse_gin(
     """Applies first the defaults, then the files, then the bindings. The last value wins.
 
     Args:
-      configurables: "module:name" of functions and classes whose parameters gin may set. They
-        are imported here.
+      configurables: functions and classes whose parameters gin may set, as "module:name" or
+        "module:name as GIN_NAME". They are imported here.
       files: those of --gin_file.
       bindings: those of --gin_param, then those of other flags, such as
         "preprocess.input = 'photos'".
@@ -85,9 +85,12 @@ def parse_gin(
       UsageError: a file is missing, a name or parameter does not exist, the syntax is wrong, a
         required value is not set, or a value is of the wrong kind.
     """
-    loaded = [pkgutil.resolve_name(name) for name in configurables]
-    for configurable in loaded:
-        gin.external_configurable(configurable)
+    by_name = {
+        name: pkgutil.resolve_name(source)
+        for source, name in map(source_and_gin_name, configurables)
+    }
+    for name, configurable in by_name.items():
+        gin.external_configurable(configurable, name)
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"--gin_file {file}: no such file")
@@ -104,7 +107,7 @@ def parse_gin(
     except (ValueError, SyntaxError, OSError, AttributeError, ImportError, TypeError) as error:
         # Some messages of gin end in the whole configuration.
         raise UsageError(f"gin: {str(error).split(' in config string')[0]}") from error
-    check(loaded, [each for each in loaded if each.__name__ in called])
+    check(by_name.values(), [by_name[name] for name in called])
 
 
 def flag_bindings(configurable: str, flags: argparse.Namespace) -> list[str]:

@@ -14,23 +14,30 @@ HEADING = "gin parameters and their defaults, for --gin_file and --gin_param:"
 NO_DEFAULT = "(no default)"
 
 
+def source_and_gin_name(configurable: str) -> tuple[str, str]:
+    """Splits "module:name" or "module:name as GIN_NAME" into "module:name" and the name in gin."""
+    source, _, gin_name = configurable.partition(" as ")
+    return source, gin_name or source.partition(":")[2]
+
+
 def gin_help(configurables: Sequence[str], set_by_program: Sequence[str] = ()) -> str:
     """Lists the parameters of configurables, one group for each configurable.
 
     Args:
-      configurables: "module:name" of functions and classes. Those of Keras are listed by name
-        only.
+      configurables: functions and classes, see `source_and_gin_name`. Those of Keras are listed
+        by name only.
       set_by_program: parameters such as "preprocess.runner" that the list leaves out.
     """
     groups, of_keras = [HEADING], []
     for each in configurables:
-        module, _, name = each.partition(":")
+        source, name = source_and_gin_name(each)
+        module, _, definition = source.partition(":")
         if module.partition(".")[0] == "keras":
             of_keras.append(name)
             continue
         lines = [
             f"  {name}.{parameter} = {default}"
-            for parameter, default in _parameters(module, name)
+            for parameter, default in _parameters(module, definition)
             if f"{name}.{parameter}" not in set_by_program
         ]
         groups.append("\n".join(lines))

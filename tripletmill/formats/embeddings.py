@@ -1,6 +1,6 @@
 """Embeddings on disk: Parquet shards, and embeddings_info.json, which is written last.
 
-docs/embedding.md says what each file holds. Whatever is read here was compared with its checksum.
+docs/embedding.md documents the files. A shard is compared with its checksum whenever it is read.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tripletmill.storage import storage
 
 FORMAT_VERSION = 1
 INFO_FILE = "embeddings_info.json"
-UNKNOWN_LABEL = -1  # in arrays; null on disk
+UNKNOWN_LABEL = -1  # stands for null in the files
 
 _INFO = InfoFile(
     INFO_FILE,
@@ -32,12 +32,12 @@ _INFO = InfoFile(
 
 
 def shard_file(shard: int, num_shards: int) -> str:
-    """File name of a shard."""
+    """Returns the file name of a shard, which is counted from 0."""
     return f"embeddings-{shard:05d}-of-{num_shards:05d}.parquet"
 
 
 def schema(dim: int) -> pa.Schema:
-    """Of every shard."""
+    """Returns the columns of every shard, for embeddings of `dim` values."""
     return pa.schema(
         [
             ("source_id", pa.string()),
@@ -51,13 +51,13 @@ def schema(dim: int) -> pa.Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of embeddings.
+    """The description of a shard.
 
     Attributes:
-      file: its name.
-      rows: how many embeddings, 0 or more.
-      num_bytes: of the file.
-      crc32c: of the file.
+      file: file name.
+      rows: number of embeddings, 0 or more.
+      num_bytes: bytes of the file.
+      crc32c: CRC-32C of the file.
     """
 
     file: str
@@ -68,18 +68,18 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingsInfo:
-    """What embeddings_info.json says.
+    """The content of embeddings_info.json.
 
     Attributes:
-      directory: where the embeddings lie.
-      model: fingerprint of the model that made them.
-      dim: length of an embedding.
-      num_rows: embeddings in all shards.
-      num_rejected: images left out, each in rejected.jsonl.
-      shards: in order.
-      input: what was embedded: its kind ("records" or "images"), fingerprint, and, of records, the
-        data set's name and splits.
-      settings: what decides the bytes, besides the input.
+      directory: folder of the embeddings, local or in a bucket.
+      model: fingerprint of the model that computed the embeddings.
+      dim: number of values in an embedding.
+      num_rows: number of embeddings in all shards.
+      num_rejected: number of images that were left out; each is in rejected.jsonl.
+      shards: the shards, in order.
+      input: the kind of input ("records" or "images"), its fingerprint, and for records the name
+        and the splits of the data set.
+      settings: everything besides the input that decides the bytes of the embeddings.
     """
 
     directory: str
@@ -97,11 +97,11 @@ class Embeddings:
     """Embeddings in memory, in file order.
 
     Attributes:
-      info: of the whole collection.
-      source_id: [N] str, the image's name.
-      split: [N] str, None where there is none.
-      label: [N] int64, UNKNOWN_LABEL where there is none.
-      class_name: [N] str, None where there is none.
+      info: the description of all shards, even if these embeddings are from one shard.
+      source_id: [N] str, the name of the image.
+      split: [N] str, the split of the image; None if the input has no splits.
+      label: [N] int64, the label of the image's class; UNKNOWN_LABEL if it is not known.
+      class_name: [N] str, the name of the image's class; None if it is not known.
       embedding: [N, D] float32, finite.
     """
 
@@ -117,12 +117,17 @@ class Embeddings:
 
 
 def is_finished(directory: str) -> bool:
-    """Whether the directory holds committed embeddings."""
+    """Whether a folder holds finished embeddings; the folder need not exist."""
     return _INFO.is_in(directory)
 
 
 def load_info(directory: str) -> EmbeddingsInfo:
-    """Reads embeddings_info.json; raises UsageError where there are no finished embeddings."""
+    """Reads embeddings_info.json.
+
+    Raises:
+      UsageError: the folder holds no finished embeddings, or the file is damaged or has another
+        format version.
+    """
     storage.require_supported(directory, "embeddings")
     with _INFO.reading(directory) as content:
         _INFO.require_version(directory, content["format"])
@@ -142,17 +147,17 @@ def load_info(directory: str) -> EmbeddingsInfo:
 
 
 def info_json(info: EmbeddingsInfo) -> bytes:
-    """Content of embeddings_info.json."""
+    """Returns the content of embeddings_info.json."""
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(info)}
     del content["directory"]
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def load_embeddings(directory: str) -> Embeddings:
-    """All embeddings of a directory; [0] and [0, D] where there are none.
+    """Loads all embeddings of a folder; the arrays are [0] and [0, D] if there are none.
 
     Raises:
-      UsageError: not finished, or a shard that is missing or damaged.
+      UsageError: the folder holds no finished embeddings, or a shard is missing or damaged.
     """
     info = load_info(directory)
     shards = [_arrays(info, shard) for shard in info.shards] or [_columns(info, _empty(info))]
@@ -160,10 +165,10 @@ def load_embeddings(directory: str) -> Embeddings:
 
 
 def iter_shards(directory: str) -> Iterator[Embeddings]:
-    """The embeddings of one shard after another, for collections that outgrow the memory.
+    """Yields the embeddings of one shard after another, so that not all must fit in memory.
 
     Raises:
-      UsageError: as load_embeddings, of a shard when it is reached.
+      UsageError: the folder holds no finished embeddings, or the next shard is missing or damaged.
     """
     info = load_info(directory)
     for shard in info.shards:
@@ -178,34 +183,34 @@ def make_table(
     class_name: Sequence[str | None],
     embedding: np.ndarray,
 ) -> pa.Table:
-    """A shard's rows.
+    """Makes the table of a shard, with N rows; N may be 0.
 
     Args:
-      source_id: [N], the images' names.
-      split: [N].
-      label: [N], 0 or more.
-      class_name: [N].
+      source_id: [N], names of the images.
+      split: [N], splits of the images.
+      label: [N], labels of the images' classes, 0 or more.
+      class_name: [N], names of the images' classes.
       embedding: [N, D] float32, finite.
 
     Raises:
-      ValueError: lengths that differ, another type, or numbers that are not finite.
+      ValueError: the lengths differ, or `embedding` has another type or shape or is not finite.
     """
     if embedding.dtype != np.float32 or embedding.ndim != 2:
         raise ValueError(f"embedding: {embedding.dtype} {embedding.shape}, not float32 [N, D]")
     if not np.isfinite(embedding).all():
         raise ValueError("embedding: not finite")
     dim = embedding.shape[1]
-    kinds = schema(dim)
+    columns = schema(dim)
     flat = pa.array(np.ascontiguousarray(embedding).reshape(-1))
-    columns = {"source_id": source_id, "split": split, "label": label, "class": class_name}
-    arrays = [pa.array(values, kinds.field(name).type) for name, values in columns.items()]
-    arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=kinds.field("embedding").type))
-    return pa.Table.from_arrays(arrays, schema=kinds)
+    values = {"source_id": source_id, "split": split, "label": label, "class": class_name}
+    arrays = [pa.array(column, columns.field(name).type) for name, column in values.items()]
+    arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=columns.field("embedding").type))
+    return pa.Table.from_arrays(arrays, schema=columns)
 
 
 def write_table(table: pa.Table, file: Any) -> None:
-    """Writes a shard; the same rows and version of pyarrow give the same bytes."""
-    # No float occurs twice: a dictionary of them would only cost time.
+    """Writes a shard to a binary file; equal rows and versions of pyarrow give equal bytes."""
+    # Floats hardly ever occur twice, so a dictionary of them would only cost time.
     pq.write_table(table, file, use_dictionary=["split", "label", "class"])
 
 
@@ -214,7 +219,7 @@ def _empty(info: EmbeddingsInfo) -> pa.Table:
 
 
 def _arrays(info: EmbeddingsInfo, shard: Shard) -> tuple[np.ndarray, ...]:
-    """The columns of a shard, [rows] each and [rows, D]."""
+    """Reads the columns of a shard: source_id, split, label and class [N], embedding [N, D]."""
     path = storage.join(info.directory, shard.file)
     try:
         data = storage.read(path)
@@ -223,7 +228,7 @@ def _arrays(info: EmbeddingsInfo, shard: Shard) -> tuple[np.ndarray, ...]:
     if len(data) != shard.num_bytes or google_crc32c.value(data) != shard.crc32c:
         raise UsageError(f"{path}: damaged (its checksum is wrong); embed again with --overwrite")
     try:
-        # No threads of Arrow's: they can outlive Python, and end it with an abort.
+        # A thread of Arrow could outlive Python and abort the process, so no threads are used.
         table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
         if not table.schema.equals(schema(info.dim)) or len(table) != shard.rows:
             raise ValueError("other columns or rows than its info says")

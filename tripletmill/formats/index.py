@@ -1,6 +1,7 @@
-"""The data set on disk: its names, and what lies where (docs/data-format.md).
+"""A data set on disk: names of its files, and reading all of them but the shards.
 
-`python -m tripletmill verify DIR` reads a data set back, `describe DIR` says what is in it.
+docs/data-format.md documents the files. `python -m tripletmill describe DIR` summarizes a data set,
+and `python -m tripletmill verify DIR` checks all its bytes.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ INDEX_SCHEMA = pa.schema(
         ("source_sha256", pa.binary(32)),
     ]
 )
-"""Of every index; columns of strings whose names begin with x_ may follow."""
+"""Columns of every index file; string columns whose names begin with x_ may follow."""
 CLASSES_SCHEMA = pa.schema(
     [
         ("label", pa.int32()),
@@ -54,46 +55,47 @@ CLASSES_SCHEMA = pa.schema(
         ("count", pa.int64()),
     ]
 )
-"""A row for each class and each split that it is in."""
+"""Columns of classes.parquet, which has a row for each class and each split of the class."""
 
 UNREADABLE = (OSError, ValueError, LookupError, pa.ArrowException)
-"""What reading a damaged Parquet file can raise."""
+"""Exceptions that reading a damaged Parquet file can raise."""
 
 _CHUNK_BYTES = 2**20
 _LOADED = ("shard", "offset", "length", "label", "height", "width")
 
 
 def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
-    """File name of a shard."""
+    """Returns the file name of a shard, which is counted from 0."""
     return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
 
 
 def index_file(name: str, split: str) -> str:
-    """File name of a split's index."""
+    """Returns the file name of a split's index."""
     return f"{name}-{split}.index.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset_info.json says.
+    """The content of dataset_info.json.
 
     Attributes:
-      directory: where the data set lies.
+      directory: folder of the data set, local or in a bucket.
       name: first part of the file names.
-      num_shards: by split.
-      num_images: by split.
-      num_bytes: by split, of all shards.
-      num_classes: by split.
-      num_rejected: images and files left out.
-      settings: what decides the bytes of the data set.
-      input_fingerprint: of the images listed.
-      shard_lengths: by split, images in each shard.
-      shard_crc32c: by split, CRC-32C of each shard's file; empty in older data sets.
-      columns: further columns of the index files, each named x_...
-      group: the one of them that says which images belong together, if any.
-      duplicates: groups of exact duplicates by kind.
-      classes_left_out: names of classes with too few images.
-      classes_fallen_below: names of classes that have too few since some could not be read.
+      num_shards: number of shards by split.
+      num_images: number of images by split.
+      num_bytes: bytes of all shards by split.
+      num_classes: number of classes with images by split.
+      num_rejected: number of images and files that were left out.
+      settings: everything besides the input that decides the bytes of the data set.
+      input_fingerprint: hash of the list of input images.
+      shard_lengths: number of images in each shard, by split.
+      shard_crc32c: CRC-32C of each shard's file, by split; empty in older data sets.
+      columns: names of the further columns of the index files, which begin with x_.
+      group: the further column that says which images belong together; None if there is none.
+      duplicates: number of groups of exact duplicates by kind.
+      classes_left_out: names of the classes that were left out because they have too few images.
+      classes_fallen_below: names of the classes that have too few images because some images could
+        not be read; these classes are part of the data set.
     """
 
     directory: str
@@ -114,22 +116,27 @@ class DatasetInfo:
     classes_fallen_below: Sequence[str] = ()
 
     def path(self, file: str) -> str:
-        """Where a file of the data set lies."""
+        """Returns the path of a file of the data set."""
         return storage.join(self.directory, file)
 
     def shard_files(self, split: str) -> list[str]:
-        """File names of a split's shards, in order."""
+        """Returns the file names of a split's shards, in order."""
         count = self.num_shards[split]
         return [shard_file(self.name, split, shard, count) for shard in range(count)]
 
 
 def is_finished(directory: str) -> bool:
-    """Whether the directory holds a committed data set."""
+    """Whether a folder holds a finished data set; the folder need not exist."""
     return _INFO.is_in(directory)
 
 
 def load_info(directory: str) -> DatasetInfo:
-    """Reads dataset_info.json; raises UsageError where there is none."""
+    """Reads dataset_info.json.
+
+    Raises:
+      UsageError: the folder holds no finished data set, or the file is damaged or has another
+        format version.
+    """
     storage.require_supported(directory, "data_dir")
     with _INFO.reading(directory) as content:
         extra = tfds_layout.extra_of(content)
@@ -163,18 +170,18 @@ def load_info(directory: str) -> DatasetInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetIndex:
-    """The records of one split, in file order.
+    """The records of a split, in file order; N is 0 if the split has no images.
 
     Attributes:
       info: the data set.
       split: name of the split.
       shards: paths of the shard files.
-      shard: [N] int32, place in `shards`.
-      offset: [N] int64, bytes to the record's framing.
+      shard: [N] int32, the record's shard as an index of `shards`.
+      offset: [N] int64, offset in bytes of the record's framing in the shard.
       length: [N] int32, bytes of the record's payload.
-      label: [N] int32, global over the splits.
-      height: [N] int32, pixels.
-      width: [N] int32, pixels.
+      label: [N] int32, label of the image's class, which is the same in all splits.
+      height: [N] int32, height of the image in pixels.
+      width: [N] int32, width of the image in pixels.
     """
 
     info: DatasetInfo
@@ -191,7 +198,11 @@ class DatasetIndex:
         return len(self.label)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A further column of the index file, [N]; raises UsageError where there is none."""
+        """Reads a column of the index file, [N].
+
+        Raises:
+          UsageError: there is no such column, or the file cannot be read.
+        """
         known = [*INDEX_SCHEMA.names, *self.info.columns]
         if name not in known:
             raise UsageError(
@@ -200,14 +211,23 @@ class DatasetIndex:
         return read_index(self.info, self.split, [name])[name]
 
     def class_names(self) -> dict[int, str]:
-        """Class name by label, over all splits."""
+        """Reads the class names of all splits, by label.
+
+        Raises:
+          UsageError: the file cannot be read.
+        """
         table = read_classes(self.info)
         names = table["name"].to_pylist()
         return dict(zip(table["label"].to_pylist(), names, strict=True))
 
 
 def load_index(directory: str, split: str) -> DatasetIndex:
-    """Loads the index of a split; raises UsageError where the split or its files are missing."""
+    """Loads the index of a split.
+
+    Raises:
+      UsageError: the folder holds no finished data set or no such split, the index cannot be read,
+        a shard is missing, or the shards do not have the right number of bytes.
+    """
     info = load_info(directory)
     if split not in info.num_shards:
         raise UsageError(
@@ -219,10 +239,10 @@ def load_index(directory: str, split: str) -> DatasetIndex:
     for shard in shards:
         if shard not in sizes:
             raise UsageError(f"data_dir {directory}: shard {shard} is missing")
-    found = sum(sizes[shard] for shard in shards)
-    if found != info.num_bytes[split]:
+    num_bytes = sum(sizes[shard] for shard in shards)
+    if num_bytes != info.num_bytes[split]:
         raise UsageError(
-            f"data_dir {directory}: the shards of {split} have {found:,} bytes, not"
+            f"data_dir {directory}: the shards of {split} have {num_bytes:,} bytes, not"
             f" {info.num_bytes[split]:,}; preprocess again with --overwrite"
         )
     return DatasetIndex(
@@ -234,14 +254,21 @@ def load_index(directory: str, split: str) -> DatasetIndex:
 
 
 def file_sizes(directory: str) -> dict[str, int]:
-    """Bytes of each file that lies directly in a folder, by name; empty without such a folder."""
-    # One listing: in a bucket, asking for each of thousands of shards takes minutes.
+    """Returns the size in bytes of each file directly in a folder, by name.
+
+    The result is empty if there is no such folder.
+    """
+    # The folder is listed, because asking a bucket for each of thousands of shards takes minutes.
     files = storage.list_files(directory)
     return {info.path.rpartition("/")[2]: info.size for info in files}
 
 
 def read_lines(path: str) -> Iterator[bytes]:
-    """Lines of a .jsonl file, without their ends; none of an empty one. Raises OSError."""
+    """Yields the lines of a .jsonl file without line ends; none if the file is empty.
+
+    Raises:
+      OSError: the file is missing or cannot be read.
+    """
     rest = b""
     with storage.open_read(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -252,34 +279,46 @@ def read_lines(path: str) -> Iterator[bytes]:
 
 
 def read_index(info: DatasetInfo, split: str, columns: Sequence[str]) -> pa.Table:
-    """Columns of a split's index, [N] each; raises UsageError where they cannot be read."""
+    """Reads columns of a split's index, [N] each.
+
+    Raises:
+      UsageError: the file or one of the columns is missing or cannot be read.
+    """
     return _read_table(info.path(index_file(info.name, split)), columns)
 
 
 def read_index_rows(path: str, rows: range, columns: Sequence[str]) -> pa.Table:
-    """Columns of some rows of an index file that lie together; raises UsageError as read_index.
+    """Reads columns of a range of rows of an index file, [len(rows)] each.
 
-    Of a large file no more is read than the row groups that hold them.
+    Only the row groups that contain these rows are read.
+
+    Raises:
+      UsageError: the file or one of the columns is missing or cannot be read.
     """
     return _read_table(path, columns, rows)
 
 
 def read_classes(info: DatasetInfo) -> pa.Table:
-    """CLASSES_SCHEMA, by label; raises UsageError where it cannot be read."""
+    """Reads classes.parquet, a table of CLASSES_SCHEMA that is sorted by label.
+
+    Raises:
+      UsageError: the file or one of the columns is missing or cannot be read.
+    """
     return _read_table(info.path(CLASSES_FILE), CLASSES_SCHEMA.names)
 
 
 def _read_table(path: str, columns: Sequence[str], rows: range | None = None) -> pa.Table:
-    """Columns of all rows, or of some that lie together, for which no others need be read."""
+    """Reads columns of all rows, or of a range of rows."""
     try:
         with storage.open_read(path) as file:
-            # No threads of Arrow's: one that still holds a Python file when Python ends kills it.
+            # A thread of Arrow that still holds a Python file when Python ends would abort the
+            # process, so no threads are used.
             parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             if rows is None:
                 table = parquet.read([*columns], use_threads=False)
             else:
                 table = _read_rows(parquet, columns, rows)
-        table.validate(full=True)  # text that is no UTF-8 would fail later
+        table.validate(full=True)  # text that is not UTF-8 would fail later
     except UNREADABLE as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     return table

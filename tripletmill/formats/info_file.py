@@ -1,4 +1,4 @@
-"""The JSON file, written last, that says what a folder holds: read, or refused in one line."""
+"""Reads the JSON file that describes a folder and is written last, or refuses it in one line."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,14 @@ from tripletmill.storage import storage
 
 @dataclasses.dataclass(frozen=True)
 class InfoFile:
-    """One kind of such file.
+    """A kind of info file.
 
     Attributes:
-      name: of the file.
-      what: the folder in errors, as in "embeddings".
-      version: of the format that is written now.
-      make: what to do where there is none.
-      again: what to do where it is of another version.
+      name: name of the file.
+      what: what error messages call the folder, such as "embeddings".
+      version: format version that this release reads and writes.
+      make: what a user can do if the file is missing.
+      again: what a user can do if the file is damaged or has another version.
     """
 
     name: str
@@ -29,26 +29,29 @@ class InfoFile:
     again: str
 
     def path(self, directory: str) -> str:
-        """Of the file."""
+        """Path of the file in a folder."""
         return storage.join(directory, self.name)
 
     def is_in(self, directory: str) -> bool:
-        """Whether a folder holds one."""
+        """Whether a folder holds such a file."""
         return storage.is_file(self.path(directory))
 
     @contextlib.contextmanager
     def reading(self, directory: str) -> Iterator[Any]:
-        """The file's content, to be taken apart inside the block.
+        """Gives the file's JSON content to the block, which takes it apart.
+
+        An AttributeError, KeyError, TypeError or ValueError in the block means that the content is
+        damaged, and is turned into a UsageError.
 
         Raises:
-          UsageError: there is no such file, or what is in it cannot be taken apart.
+          UsageError: there is no such file, or it is damaged.
         """
         try:
             data = storage.read(self.path(directory))
         except (FileNotFoundError, NotADirectoryError) as error:
             folder = storage.is_folder(directory)
-            found = f"not finished, no {self.name} in it" if folder else "no such folder"
-            raise UsageError(f"{self.what} {directory}: {found}; {self.make}") from error
+            problem = f"not finished, no {self.name} in it" if folder else "no such folder"
+            raise UsageError(f"{self.what} {directory}: {problem}; {self.make}") from error
         try:
             yield json.loads(data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -57,10 +60,10 @@ class InfoFile:
                 f" {self.again}"
             ) from error
 
-    def require_version(self, directory: str, found: Any) -> None:
-        """Raises UsageError for another version than the one that is written now."""
-        if found != self.version:
+    def require_version(self, directory: str, version: Any) -> None:
+        """Raises UsageError unless the format version is the one that this release reads."""
+        if version != self.version:
             raise UsageError(
-                f"{self.what} {directory}: format version {found}, this is version {self.version};"
-                f" {self.again}"
+                f"{self.what} {directory}: format version {version}, this is version"
+                f" {self.version}; {self.again}"
             )

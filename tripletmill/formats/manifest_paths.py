@@ -1,4 +1,4 @@
-"""The files that a manifest names: how manifests end, and what their paths are relative to."""
+"""Manifests, which are lists of images: their file name suffixes, and the paths in them."""
 
 import os
 import posixpath
@@ -8,8 +8,17 @@ from tripletmill.storage import bucket, storage
 SUFFIXES = (".csv", ".jsonl")
 
 
-def path_in_list(manifest: str, name: str) -> str:
-    """Where a file lies that a list has under this name, or an image of it under its source id."""
+def path_in_manifest(manifest: str, name: str) -> str:
+    """Returns the path of a file that a manifest names.
+
+    Args:
+      manifest: local path or gs:// path of the manifest.
+      name: the file's name in the manifest, or the source id of an image from the manifest. It is
+        a gs:// path, an absolute path on a local disk, or a path relative to the manifest's folder.
+
+    Returns:
+      The path without "." and ".." parts. A gs:// path is returned unchanged.
+    """
     folder = posixpath.dirname(manifest)
     if storage.is_bucket(name):
         return name

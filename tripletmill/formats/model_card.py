@@ -1,4 +1,4 @@
-"""What an exported model says of itself."""
+"""Reads model_card.json, which describes an exported model (docs/export.md)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from tripletmill.images import ImageSettings
 from tripletmill.storage import storage
 
 CARD_FILE = "model_card.json"
-EXPORT_FOLDER = "export"  # of a run
+EXPORT_FOLDER = "export"  # name of the exported model's folder in the folder of a run
 FORMAT_VERSION = 1
 
 _CARD = InfoFile(
@@ -23,14 +23,14 @@ _CARD = InfoFile(
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """An exported model.
+    """The description of an exported model.
 
     Attributes:
-      directory: where it lies.
-      fingerprint: of all that decides an embedding.
-      dim: length of an embedding.
-      image: how the images that it was trained on were made canonical.
-      content: all of model_card.json.
+      directory: folder of the model.
+      fingerprint: hash of everything that decides an embedding.
+      dim: number of values in an embedding.
+      image: how the images that the model was trained on were made canonical.
+      content: the whole content of model_card.json.
     """
 
     directory: str
@@ -41,7 +41,7 @@ class ModelCard:
 
     @property
     def saved_model(self) -> str:
-        """The folder that TensorFlow loads."""
+        """Path of the folder that TensorFlow loads."""
         return storage.join(self.directory, "saved_model")
 
 
@@ -52,7 +52,8 @@ def load_card(model: str) -> ModelCard:
       model: folder of an exported model, or of the run that it was exported from.
 
     Raises:
-      UsageError: there is none, or it is of another format.
+      UsageError: the folder holds no exported model, or its card is damaged or has another format
+        version.
     """
     storage.require_supported(model, "model")
     run_export = storage.join(model, EXPORT_FOLDER)

@@ -1,4 +1,7 @@
-"""tf.Example and the TFRecord framing without TensorFlow: workers start fast and stay small."""
+"""Reads and writes tf.train.Example and the framing of TFRecord files without TensorFlow.
+
+Workers that write records start faster and need less memory without TensorFlow.
+"""
 
 import struct
 from collections.abc import Iterator, Mapping
@@ -12,20 +15,20 @@ from google.protobuf.message import DecodeError
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those eight bytes
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
 _LENGTH_BYTES = 8
-_MAX_PAYLOAD = 2**31 - 1  # of any protobuf message; a longer one is damage
+_MAX_PAYLOAD = 2**31 - 1  # the limit of a protobuf message; a longer payload means damage
 _MASK_DELTA = 0xA282EAD8
 
 FRAMING_BYTES = _HEADER.size + _FOOTER.size
-"""What a record takes in the file beyond its payload."""
+"""Bytes of a record in a file in addition to its payload."""
 
 
 class DamagedRecord(Exception):  # noqa: N818
-    """A record that does not read back as written.
+    """A record cannot be read as it was written.
 
     Attributes:
-      offset: where its framing starts.
-      problem: one short line, the same for the same kind.
-      next_offset: where the next record starts; None where that is lost with this one.
+      offset: offset in bytes at which the record's framing starts.
+      problem: one short line; all problems of one kind have the same text.
+      next_offset: offset at which the next record starts; None if it is unknown.
     """
 
     def __init__(self, offset: int, problem: str, next_offset: int | None = None) -> None:
@@ -35,17 +38,22 @@ class DamagedRecord(Exception):  # noqa: N818
         self.next_offset = next_offset
 
     def __str__(self) -> str:
-        """Offset and problem in one line."""
+        """Says the offset and the problem in one line."""
         return f"damaged record at offset {self.offset}: {self.problem}"
 
 
 def encode_example(features: Mapping[str, bytes | str | SupportsIndex]) -> bytes:
-    """Serialize a tf.train.Example with one value a feature.
+    """Serializes a tf.train.Example with one value for each feature.
 
-    bytes and str (as UTF-8) become a bytes_list, int an int64_list. The same features give the
-    same bytes, in whatever order they come: keys are sorted.
+    Keys are sorted, so the order of `features` does not change the result.
 
-    Raises TypeError for another type, ValueError for an int beyond 64 bits.
+    Args:
+      features: values by key. bytes and str (as UTF-8) become a bytes_list, and an integer becomes
+        an int64_list.
+
+    Raises:
+      TypeError: a value has another type.
+      ValueError: an integer does not fit in 64 bits.
     """
     example = _Example()
     for key, value in features.items():
@@ -60,10 +68,14 @@ def encode_example(features: Mapping[str, bytes | str | SupportsIndex]) -> bytes
 
 
 def decode_example(payload: bytes) -> dict[str, bytes | int]:
-    """Read back what encode_example wrote: key to bytes (text as UTF-8) or int, keys sorted.
+    """Parses what `encode_example` wrote.
 
-    Raises ValueError for what is not such an Example: other bytes, floats, or a feature of none or
-    of several values.
+    Returns:
+      bytes (text as UTF-8) or int by key, with sorted keys; empty for an Example without features.
+
+    Raises:
+      ValueError: the payload is not an Example, or a feature holds floats, no value, or several
+        values.
     """
     features: dict[str, bytes | int] = {}
     for key, feature in _features(payload):
@@ -78,11 +90,14 @@ def decode_example(payload: bytes) -> dict[str, bytes | int]:
 
 
 def example_features(payload: bytes) -> dict[str, list[Any]]:
-    """All that a tf.train.Example of anybody holds: key to bytes, ints or floats, keys sorted.
+    """Parses any tf.train.Example.
 
-    A feature without a value gives an empty list. Floats have the 32 bits that an Example keeps.
+    Returns:
+      A list of bytes, ints or floats (of 32-bit precision) by key, with sorted keys. The list of a
+      feature without values is empty.
 
-    Raises ValueError for other bytes.
+    Raises:
+      ValueError: the payload is not an Example.
     """
     return {
         key: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
@@ -91,7 +106,7 @@ def example_features(payload: bytes) -> dict[str, list[Any]]:
 
 
 def _features(payload: bytes) -> list[tuple[str, Any]]:
-    """Keys, sorted, and feature messages."""
+    """Parses an Example to pairs of a key and a Feature message, sorted by key."""
     try:
         return sorted(_Example.FromString(payload).features.feature.items())
     except DecodeError as error:
@@ -104,8 +119,8 @@ class RecordWriter:
         with open(path, "wb") as file, RecordWriter(file) as writer:
             offset = writer.write(payload)
 
-    Offsets count from the file's start, or, for a stream that has no position, from the first
-    record. Leaving the block flushes the file.
+    Offsets count from the start of the file. If the file is not seekable, they count from the
+    first record. The end of the block flushes the file, unless an exception ended the block.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -113,7 +128,7 @@ class RecordWriter:
         self._offset = _position(file)
 
     def __enter__(self) -> Self:
-        """Nothing to open."""
+        """Returns the writer itself."""
         return self
 
     def __exit__(
@@ -122,12 +137,17 @@ class RecordWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Flush; the file stays open."""
+        """Flushes the file, which stays open."""
         if kind is None:
             self._file.flush()
 
     def write(self, payload: bytes) -> int:
-        """Write one record; returns the offset of its framing. Raises OSError as the file does."""
+        """Writes a record and returns the offset of its framing.
+
+        Raises:
+          ValueError: the payload has 2 GiB or more.
+          OSError: the file cannot be written.
+        """
         if len(payload) > _MAX_PAYLOAD:
             raise ValueError(f"a record of {len(payload)} bytes; the limit is {_MAX_PAYLOAD}")
         length = len(payload).to_bytes(_LENGTH_BYTES, "little")
@@ -140,9 +160,11 @@ class RecordWriter:
 
 
 def read_record(file: BinaryIO, offset: int) -> bytes:
-    """The payload of the record whose framing starts at `offset` of a seekable file.
+    """Reads the payload of the record whose framing starts at `offset` of a seekable file.
 
-    Raises DamagedRecord where no whole record with both checksums right is there.
+    Raises:
+      DamagedRecord: there is no whole record at this offset, or one of its two checksums is wrong.
+      OSError: the file cannot be read.
     """
     file.seek(offset)
     payload = _next_payload(file, offset)
@@ -152,10 +174,15 @@ def read_record(file: BinaryIO, offset: int) -> bytes:
 
 
 def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(offset, payload) of every record from the file's position on; offsets as in RecordWriter.
+    """Yields (offset, payload) of every record from the file's position to its end.
 
-    Reads in order and never seeks, so a stream will do. Raises DamagedRecord as read_record does;
-    where that tells the next offset, a seekable file stands there, and another call goes on.
+    Offsets are those that `RecordWriter` returns. The file is read in order, and it need not be
+    seekable. If DamagedRecord gives `next_offset`, the file's position is this offset, and another
+    call continues there.
+
+    Raises:
+      DamagedRecord: as `read_record` does.
+      OSError: the file cannot be read.
     """
     offset = _position(file)
     while (payload := _next_payload(file, offset)) is not None:
@@ -168,7 +195,7 @@ def _position(file: BinaryIO) -> int:
 
 
 def _next_payload(file: BinaryIO, offset: int) -> bytes | None:
-    """None at the end of the file."""
+    """Reads the payload of the next record; None at the end of the file."""
     header = file.read(_HEADER.size)
     if not header:
         return None
@@ -188,13 +215,16 @@ def _next_payload(file: BinaryIO, offset: int) -> bytes | None:
 
 
 def _masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and shifted, so that data that holds checksums does not defeat it."""
+    """CRC-32C as TFRecord files have it.
+
+    It is rotated and a constant is added, because the CRC of data that contains CRCs is weak.
+    """
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _example_class() -> Any:
-    """The message class tensorflow.Example, built from its public fields."""
+    """Builds the message class tensorflow.Example from its published field numbers and types."""
     kind = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="tripletmill/example.proto", package="tensorflow", syntax="proto3"
@@ -245,7 +275,7 @@ def _example_class() -> Any:
     entry.options.map_entry = True
     message("Example", field("features", 1, kind.TYPE_MESSAGE, of="Features"))
 
-    # A pool of its own: in the default one, TensorFlow registers the same names.
+    # TensorFlow registers the same names in the default pool, so this class needs another one.
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))

@@ -1,6 +1,6 @@
-"""The names of splits that have a meaning of their own."""
+"""Names of splits that have a meaning."""
 
 QUERY, GALLERY = "query", "gallery"
 
-# From what is learnt from to what is reported; a split of another name comes after train.
+# In order from training data to test data. A split with another name comes after train.
 HELD_OUT = ("train", "val", QUERY, GALLERY, "test")

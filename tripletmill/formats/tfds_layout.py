@@ -1,7 +1,8 @@
-"""features.json and dataset_info.json as TensorFlow Datasets reads them (builder_from_directory).
+"""Content of features.json and dataset_info.json, in the form that TensorFlow Datasets reads.
 
-TFDS parses dataset_info.json as its DatasetInfo message and refuses unknown keys, so this
-project's own data are JSON text in the one place made for free text by key, `releaseNotes`.
+`tfds.builder_from_directory` reads both files. TFDS parses dataset_info.json as a protobuf message
+(DatasetInfo) and refuses unknown keys. So tripletmill's own data are JSON text in `releaseNotes`,
+which is the only place for free text with keys.
 """
 
 import dataclasses
@@ -9,24 +10,29 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_VERSION = "1.0.0"  # TFDS wants one; the format version of this project is in the extra data
+_VERSION = "1.0.0"  # TFDS requires a version; tripletmill's format version is in `extra`
 _EXTRA_KEY = "tripletmill"
 _CONNECTORS = "tensorflow_datasets.core.features"
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """shard_lengths: records by shard, in order. num_bytes: of all records together."""
+    """Size of a split.
+
+    Attributes:
+      shard_lengths: number of records in each shard, in order.
+      num_bytes: bytes of all shards together.
+    """
 
     shard_lengths: Sequence[int]
     num_bytes: int
 
 
 def features_json() -> dict[str, Any]:
-    """Content of features.json: the image decodes as uint8 [height, width, 3]."""
+    """Returns the content of features.json. TFDS decodes an image as uint8 [height, width, 3]."""
     integer = _feature("scalar.Scalar", tensor=_tensor("int64"))
     text = _feature("text_feature.Text", text={})
-    # Not Text: TFDS shows that as UTF-8.
+    # A hash is not Text, because TFDS shows Text as UTF-8.
     binary = _feature("tensor_feature.Tensor", tensor=_tensor("string"))
     any_size = {"dimensions": ["-1", "-1", "3"]}
     image = {"shape": any_size, "dtype": "uint8", "encodingFormat": "jpeg"}
@@ -50,12 +56,18 @@ def features_json() -> dict[str, Any]:
 def dataset_info_json(
     *, name: str, splits: Mapping[str, SplitInfo], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Content of dataset_info.json, for shards named <name>-<split>.tfrecord-00000-of-00064.
+    """Returns the content of dataset_info.json.
 
-    `extra` is anything that JSON can hold; extra_of gives it back. The same arguments, in whatever
-    order, give the same result.
+    The order of keys in `splits` and `extra` does not change the result.
 
-    Raises TypeError or ValueError where `extra` is no JSON.
+    Args:
+      name: first part of the shards' names, as in <name>-<split>.tfrecord-00000-of-00064.
+      splits: size of each split by its name; may be empty.
+      extra: tripletmill's own data, which must be JSON; `extra_of` returns them.
+
+    Raises:
+      TypeError: `extra` contains an object of a type that JSON does not have.
+      ValueError: `extra` contains a number that JSON does not have, such as NaN.
     """
     return {
         "description": "Images for similarity learning, written by tripletmill.",
@@ -77,7 +89,11 @@ def dataset_info_json(
 
 
 def extra_of(dataset_info: Mapping[str, Any]) -> dict[str, Any]:
-    """The `extra` of dataset_info_json. Raises ValueError where dataset_info is not of its kind."""
+    """Returns the `extra` that dataset_info.json was written with.
+
+    Raises:
+      ValueError: tripletmill did not write this content.
+    """
     try:
         extra = json.loads(dataset_info["releaseNotes"][_EXTRA_KEY])
     except (KeyError, TypeError, ValueError) as error:

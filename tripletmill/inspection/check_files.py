@@ -1,4 +1,4 @@
-"""The small files of a data set against each other."""
+"""Checks the small files of a data set and compares them with each other."""
 
 import collections
 import json
@@ -14,7 +14,12 @@ from tripletmill.storage import storage
 
 
 def remarks(info: index.DatasetInfo, sizes: Mapping[str, int]) -> Iterator[Problem]:
-    """Files that look like the data set's and are not."""
+    """Yields remarks on files and folders that look like the data set's but are not part of it.
+
+    Args:
+      info: the data set.
+      sizes: bytes of each file in the folder, by name.
+    """
     ours = {index.index_file(info.name, split) for split in info.num_shards}
     ours |= {shard for split in info.num_shards for shard in info.shard_files(split)}
     kinds = r"\.(tfrecord-\d+-of-\d+|index\.parquet)(\..+)?"
@@ -23,20 +28,20 @@ def remarks(info: index.DatasetInfo, sizes: Mapping[str, int]) -> Iterator[Probl
         if name not in ours and pattern.fullmatch(name):
             yield Problem(name, "", "no file of this data set", is_remark=True)
     if storage.is_folder(info.path(index.WORK_FOLDER)):
-        what = "left over; a finished data set does not need it"
-        yield Problem(index.WORK_FOLDER, "", what, is_remark=True)
+        message = "left over; a finished data set does not need it"
+        yield Problem(index.WORK_FOLDER, "", message, is_remark=True)
 
 
 def check_info(info: index.DatasetInfo) -> Iterator[Problem]:
-    """Checks dataset_info.json in itself, and features.json."""
+    """Checks that dataset_info.json agrees with itself, and checks features.json."""
     for split, num_shards in sorted(info.num_shards.items()):
         lists = {"shardLengths": info.shard_lengths[split]}
         if info.shard_crc32c:
             lists["shard_crc32c"] = info.shard_crc32c.get(split, ())
         for name, values in lists.items():
             if len(values) != num_shards:
-                what = f"{name} has {len(values)} entries for {num_shards} shards"
-                yield Problem(index.INFO_FILE, f"split {split}", what)
+                message = f"{name} has {len(values)} entries for {num_shards} shards"
+                yield Problem(index.INFO_FILE, f"split {split}", message)
     if info.group is not None and info.group not in info.columns:
         yield Problem(index.INFO_FILE, "group", f"{info.group} is none of the columns")
     try:
@@ -53,14 +58,14 @@ def check_lists(info: index.DatasetInfo) -> Iterator[Problem]:
     file, fields = index.REJECTED_FILE, {"source_id": str, "class": str, "reason": str}
     rows = yield from _read_lines(info, file, fields)
     if rows is not None and rows.total() != info.num_rejected:
-        what = f"{rows.total()} lines, {info.num_rejected} in {index.INFO_FILE}"
-        yield Problem(file, "", what)
+        message = f"{rows.total()} lines, {info.num_rejected} in {index.INFO_FILE}"
+        yield Problem(file, "", message)
     file, expected = index.DUPLICATES_FILE, collections.Counter(info.duplicates)
     if expected.total() or storage.is_file(info.path(file)):
         groups = yield from _read_lines(info, file, {"kind": str, "images": list})
         if groups is not None and groups != expected:
-            what = f"groups {_counts(groups)}, in {index.INFO_FILE} {_counts(expected)}"
-            yield Problem(file, "", what)
+            message = f"groups {_counts(groups)}, in {index.INFO_FILE} {_counts(expected)}"
+            yield Problem(file, "", message)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -70,7 +75,12 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _read_lines(
     info: index.DatasetInfo, file: str, fields: Mapping[str, type]
 ) -> Generator[Problem, None, collections.Counter[str] | None]:
-    """Reads a .jsonl file; returns its lines by "kind", None where it cannot be read."""
+    """Reads a .jsonl file.
+
+    Returns:
+      Number of lines by their "kind", which is "" for a line without one and "damaged" for a line
+      that is not right; None if the file cannot be read.
+    """
     kinds: collections.Counter[str] = collections.Counter()
     try:
         for number, line in enumerate(index.read_lines(info.path(file)), 1):
@@ -81,8 +91,8 @@ def _read_lines(
                 kinds[row.get("kind", "")] += 1
             except (LookupError, TypeError, ValueError):
                 kinds["damaged"] += 1
-                what = f"no JSON object with {', '.join(fields)}"
-                yield Problem(file, f"line {number}", what)
+                message = f"no JSON object with {', '.join(fields)}"
+                yield Problem(file, f"line {number}", message)
     except OSError as error:
         yield unreadable(file, error)
         return None
@@ -93,17 +103,18 @@ ClassRows = dict[str, dict[int, tuple[str, int]]]
 
 
 def check_classes(info: index.DatasetInfo) -> tuple[ClassRows | None, list[Problem]]:
-    """Checks classes.parquet in itself.
+    """Checks that the rows of classes.parquet agree with each other.
 
     Returns:
-      (name, count) by split and label, None where the file cannot be read; the problems.
+      A pair. Its first part is (name, count) by split and label, or None if the file cannot be
+      read. Its second part is the problems.
     """
     file = index.CLASSES_FILE
     try:
         with storage.open_read(info.path(file)) as opened:
             parquet = pq.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
             table = parquet.read(use_threads=False)
-        table.validate(full=True)  # text that is not UTF-8 would fail later
+        table.validate(full=True)  # finds text that is not UTF-8
     except index.UNREADABLE as error:
         return None, [unreadable(file, error)]
     problems = [*check_columns(file, table.schema, index.CLASSES_SCHEMA)]
@@ -115,20 +126,20 @@ def check_classes(info: index.DatasetInfo) -> tuple[ClassRows | None, list[Probl
     for number, row in enumerate(table.to_pylist()):
         label, name, split = row["label"], row["name"], row["split"]
         if None in row.values():
-            what = "an empty cell"
+            message = "an empty cell"
         elif split not in classes:
-            what = f"there is no split {split!r}"
+            message = f"there is no split {split!r}"
         elif label in classes[split]:
-            what = f"label {label} is in {split} a second time"
+            message = f"label {label} is in {split} a second time"
         else:
             classes[split][label] = name, row["count"]
             if names.setdefault(label, name) != name:
-                what = f"label {label} is {names[label]!r} and {name!r}"
+                message = f"label {label} is {names[label]!r} and {name!r}"
             elif labels.setdefault(name, label) != label:
-                what = f"{name!r} is label {labels[name]} and {label}"
+                message = f"{name!r} is label {labels[name]} and {label}"
             else:
                 continue
-        problems.append(Problem(file, f"row {number}", what))
+        problems.append(Problem(file, f"row {number}", message))
     return classes, problems
 
 

@@ -1,4 +1,4 @@
-"""Reads one shard: framing, checksums, and every record against its row of the index."""
+"""Reads one shard, checks its checksums, and compares each record with its row of the index."""
 
 import bisect
 import dataclasses
@@ -17,7 +17,7 @@ from tripletmill.storage import storage
 
 _FEATURES = frozenset(tfds_layout.features_json()["content"]["features"])
 _NUMBERS = ("image/class/label", "image/height", "image/width")
-# What both the index and the record say about an image.
+# Columns of the index, and the features of a record that must be equal to them.
 _IN_BOTH = {
     "label": "image/class/label",
     "height": "image/height",
@@ -50,7 +50,12 @@ class ShardTask:
 def check_shard(task: ShardTask, on_image: Callable[[], None] = lambda: None) -> list[Problem]:
     """Reads a shard once, in order, with one record in memory, and continues after damage.
 
-    `on_image` is called for each record; an exception that it raises ends the check.
+    Args:
+      task: the shard.
+      on_image: called for each record; an exception that it raises ends the check.
+
+    Returns:
+      The problems in the order in which they were found; none if the shard is intact.
     """
     check = _ShardCheck(task)
     check.run(on_image)
@@ -83,19 +88,19 @@ class _ShardCheck:
             self._report(f"cannot be read: {error.strerror or error}")
             return
         self._check_rows()
-        # Parts of a damaged file are skipped, so that its checksum is not known.
+        # Parts of a damaged file are skipped, so its checksum is not known.
         if not self._is_damaged and self.task.crc32c not in (None, summed.crc32c):
-            what = f"its CRC-32C is {summed.crc32c}, in dataset_info.json {self.task.crc32c}"
-            self._report(what)
+            message = f"its CRC-32C is {summed.crc32c}, in dataset_info.json {self.task.crc32c}"
+            self._report(message)
 
-    def _report(self, what: str, offset: int | None = None, row: int | None = None) -> None:
+    def _report(self, message: str, offset: int | None = None, row: int | None = None) -> None:
         where = [] if offset is None else [f"offset {offset}"]
         if row is None and offset is not None:
             row = self._row_at.get(offset)
         if row is not None:
             where += [f"row {self._rows[row]['number']}", self._rows[row]["source_id"]]
         file = self.task.path.rpartition("/")[2]
-        self.problems.append(Problem(file, ", ".join(where), what))
+        self.problems.append(Problem(file, ", ".join(where), message))
 
     def _records(self, file: "_SummedFile") -> Iterator[tuple[int, bytes]]:
         """Every record that can be read; after a damaged one the index says where to continue."""
@@ -123,8 +128,8 @@ class _ShardCheck:
             if offset not in self._seen:
                 self._report("no record starts here", offset, i)
             if offset <= before:
-                what = f"comes in the index after the row of offset {before}: not in file order"
-                self._report(what, offset, i)
+                message = f"comes in the index after the row of offset {before}: not in file order"
+                self._report(message, offset, i)
             before = offset
 
     def _check_record(self, offset: int, payload: bytes) -> None:
@@ -134,27 +139,27 @@ class _ShardCheck:
             self._report(str(error), offset)
             return
         if offset in self._row_at:
-            found = {"length": len(payload)}
-            found |= {name: features[feature] for name, feature in _IN_BOTH.items()}
+            in_shard = {"length": len(payload)}
+            in_shard |= {name: features[feature] for name, feature in _IN_BOTH.items()}
             row = self._rows[self._row_at[offset]]
-            for name, value in found.items():
+            for name, value in in_shard.items():
                 if value != row[name]:
                     expected = _shown(row[name])
-                    what = f"{name} is {expected} in the index, {_shown(value)} in the shard"
-                    self._report(what, offset)
+                    message = f"{name} is {expected} in the index, {_shown(value)} in the shard"
+                    self._report(message, offset)
         elif self.task.rows is not None:
-            what = f"record of {features['image/source_id']} without a row in the index"
-            self._report(what, offset)
-        for what in _image_problems(features):
-            self._report(what, offset)
+            message = f"record of {features['image/source_id']} without a row in the index"
+            self._report(message, offset)
+        for message in _image_problems(features):
+            self._report(message, offset)
         label, text = features["image/class/label"], features["image/class/text"]
         name = self.task.names.get(label, text)
         if text != name:
-            what = f"class {text!r} here, label {label} is {name!r} in classes.parquet"
-            self._report(what, offset)
+            message = f"class {text!r} here, label {label} is {name!r} in classes.parquet"
+            self._report(message, offset)
         if label != self._label and label in self._labels:
-            what = f"more images of label {label}: the class is not in one piece"
-            self._report(what, offset)
+            message = f"more images of label {label}: the class is not in one piece"
+            self._report(message, offset)
         self._label = label
         self._labels.add(label)
 
@@ -164,7 +169,7 @@ def _shown(value: Any) -> str:
 
 
 def _features(payload: bytes) -> dict[str, Any]:
-    """Features of a record, text as str; raises ValueError where they are not an image's."""
+    """Decodes the features of a record, text as str; raises ValueError unless all are right."""
     features: dict[str, Any] = dict(decode_example(payload))
     if missing := _FEATURES - features.keys():
         raise ValueError(f"without {', '.join(sorted(missing))}")
@@ -179,18 +184,18 @@ def _features(payload: bytes) -> dict[str, Any]:
 
 
 def _image_problems(features: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the image itself."""
+    """Yields what is wrong with the image of a record."""
     jpeg = features["image/encoded"]
     if features["image/format"] != "jpeg":
         yield f"image/format is {features['image/format']!r}"
     if hashlib.sha256(jpeg).digest() != features["image/key/sha256"]:
         yield "image/key/sha256 is not the hash of the image"
     try:
-        # Image.open has a limit on the size, and takes some JPEGs for other formats.
+        # Image.open limits the size, and it takes some JPEGs for other formats.
         with JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg)) as image:
             image.load()
             mode, (width, height) = image.mode, image.size
-    except Exception as error:  # damaged data can raise nearly everything
+    except Exception as error:  # damaged data can raise almost any exception
         yield f"the image does not decode: {error}"
         return
     if mode != "RGB":
@@ -201,7 +206,7 @@ def _image_problems(features: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _SummedFile:
-    """A file and the CRC-32C of all that is read from it."""
+    """A file that computes the CRC-32C of all bytes that are read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.crc32c = 0

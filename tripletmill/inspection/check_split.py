@@ -1,4 +1,4 @@
-"""Checks the index of a split, and the sums over its shards."""
+"""Checks the index of a split and the numbers that dataset_info.json gives for the split."""
 
 import collections
 import hashlib
@@ -36,7 +36,14 @@ class SplitCheck:
         sizes: Mapping[str, int],
         classes: Mapping[int, tuple[str, int]] | None,
     ) -> None:
-        """Takes the bytes of each file, and (name, count) by label; None if nobody knows them."""
+        """Prepares the check of a split.
+
+        Args:
+          info: the data set.
+          split: name of the split.
+          sizes: bytes of each file in the folder, by name.
+          classes: (name, count) by label; None if classes.parquet cannot be read.
+        """
         self.name = split
         self.problems: list[Problem] = []
         self.source_ids = np.zeros(0, np.uint64)
@@ -47,7 +54,7 @@ class SplitCheck:
         self._images: collections.Counter[int] = collections.Counter()  # by label
 
     def tasks(self) -> Iterator[ShardTask]:
-        """The check of each shard, in order."""
+        """Yields the tasks of `check_shard` for each shard, in order."""
         shard_of = self._read_shard_numbers()
         checksums = self._info.shard_crc32c.get(self.name, ())
         for shard, file in enumerate(self._shards):
@@ -62,11 +69,11 @@ class SplitCheck:
                 crc32c=checksums[shard] if len(checksums) == len(self._shards) else None,
             )
 
-    def _report(self, what: str, row: int) -> None:
-        self.problems.append(Problem(self._file, f"row {row}", what))
+    def _report(self, message: str, row: int) -> None:
+        self.problems.append(Problem(self._file, f"row {row}", message))
 
     def _read_shard_numbers(self) -> np.ndarray | None:
-        """The shard of each row, [rows]; None where the index cannot be read."""
+        """Reads the shard of each row, [rows]; None if the index cannot be read."""
         try:
             with storage.open_read(self._info.path(self._file)) as file:
                 schema = pq.ParquetFile(file, pre_buffer=False).schema_arrow
@@ -90,7 +97,7 @@ class SplitCheck:
         return shard_of
 
     def _read_rows(self, numbers: np.ndarray) -> list[dict[str, Any]] | None:
-        """The rows at these places, without rows that have an empty cell."""
+        """Reads the rows with these numbers, except rows that have an empty cell."""
         first, stop = (numbers[0], numbers[-1] + 1) if len(numbers) else (0, 0)
         path, columns = self._info.path(self._file), index.INDEX_SCHEMA.names
         try:
@@ -117,10 +124,10 @@ class SplitCheck:
         where = f"split {split}"
         num_bytes = sum(self._sizes.get(shard, 0) for shard in self._shards)
         if info.num_bytes[split] != num_bytes:
-            what = f"numBytes {info.num_bytes[split]}, the shards have {num_bytes}"
-            yield Problem(index.INFO_FILE, where, what)
+            message = f"numBytes {info.num_bytes[split]}, the shards have {num_bytes}"
+            yield Problem(index.INFO_FILE, where, message)
         if len(self._num_rows) < len(self._shards):
-            return  # nothing to compare with: parts of the index could not be read
+            return  # parts of the index could not be read, so there is nothing to compare with
         numbers = [
             ("num_images", info.num_images[split], self._images.total()),
             ("num_classes", info.num_classes[split], len(self._images)),
@@ -129,23 +136,23 @@ class SplitCheck:
             numbers.append((f"shardLengths of shard {shard}", length, self._num_rows[shard]))
         for name, expected, counted in numbers:
             if expected != counted:
-                what = f"{name} {expected:,}, {self._file} {counted:,}"
-                yield Problem(index.INFO_FILE, where, what)
+                message = f"{name} {expected:,}, {self._file} {counted:,}"
+                yield Problem(index.INFO_FILE, where, message)
         if self._classes is None:
             return
         for label in sorted({*self._classes, *self._images}):
             name, count = self._classes.get(label, ("", None))
             images = self._images[label]
             if count is None:
-                what = f"no row for label {label}, which has {images:,} images in {self._file}"
+                message = f"no row for label {label}, which has {images:,} images in {self._file}"
             elif count != images:
-                what = f"{name!r} has {count:,} images, and {images:,} in {self._file}"
+                message = f"{name!r} has {count:,} images, and {images:,} in {self._file}"
             else:
                 continue
-            yield Problem(index.CLASSES_FILE, f"{where}, label {label}", what)
+            yield Problem(index.CLASSES_FILE, f"{where}, label {label}", message)
 
 
 def _hash(source_id: str) -> int:
-    """64 bits, above 0."""
+    """Hashes a source id to 64 bits; the hash is at least 1."""
     data = source_id.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1

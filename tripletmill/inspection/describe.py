@@ -1,9 +1,8 @@
-"""What is in a data set, for people: lines of text, 80 columns wide."""
+"""A summary of a data set for people, as lines of at most 80 characters."""
 
 import collections
 import json
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from tripletmill.errors import UsageError
 from tripletmill.formats import index
 
 WIDTH = 80
-SIZES_SHOWN = 5
 CLASSES_SHOWN = 5
 NAMES_SHOWN = 10
 NAME_WIDTH = 30
@@ -21,12 +19,20 @@ _FIRST_SPLITS = ("train", "val", "test", "query", "gallery")
 
 
 def describe(directory: str) -> Iterator[str]:
-    """Splits, image sizes, images a class, what was left out, and settings.
+    """Summarizes splits, image sizes, images a class, images that were left out, and settings.
 
-    Reads the small files and two columns of each index, no shard.
+    It reads the small files and two columns of each index, and no shard.
+
+    Args:
+      directory: folder of the data set.
+
+    Returns:
+      Lines of text without line ends. They are at most 80 characters long, except the first one,
+      which names the folder. All characters are printable.
 
     Raises:
-      UsageError: there is no finished data set, or one of these files cannot be read.
+      UsageError: there is no finished data set, or a file cannot be read.
+      OSError: the list of images that were left out is missing.
     """
     info = index.load_info(directory)
     classes = index.read_classes(info).to_pylist()
@@ -44,9 +50,10 @@ def describe(directory: str) -> Iterator[str]:
 
 
 def escaped(text: str) -> str:
-    """The text without anything that moves a terminal's cursor."""
+    """Escapes unprintable characters as in Python, because they could control the terminal."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
     )
 
 
@@ -77,15 +84,6 @@ def _sizes(info: index.DatasetInfo) -> Iterator[str]:
     height, width = np.concatenate(heights), np.concatenate(widths)
     spread = [("height", *_spread(height)), ("width", *_spread(width))]
     yield from _table("<>>>", [("pixels", "min", "median", "max"), *spread])
-    yield ""
-    sizes, counts = np.unique(height.astype(np.int64) << 32 | width, return_counts=True)
-    rows = [("height x width", "images", "share")]
-    for place in np.argsort(-counts, kind="stable")[:SIZES_SHOWN]:
-        size = f"{sizes[place] >> 32} x {sizes[place] & 0xFFFFFFFF}"
-        rows.append((size, _number(counts[place]), f"{counts[place] / len(height):.1%}"))
-    yield from _table("<>>", rows)
-    if len(sizes) > SIZES_SHOWN:
-        yield f"and {_counted(len(sizes) - SIZES_SHOWN, 'other size')}"
 
 
 def _images_a_class(classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -111,19 +109,17 @@ def _images_a_class(classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _histogram(counts: Sequence[int]) -> Iterator[str]:
-    # Bin b holds 2^(b - 1) to 2^b - 1 images, bin 0 none.
-    bins = collections.Counter(count.bit_length() for count in counts)
-    shown = range(min(bins, default=0), max(bins, default=-1) + 1)
-    ranges = [f"{2**b // 2:,} to {2**b - 1:,}" if b > 1 else f"{b}" for b in shown]
-    rows = [
-        ("images a class", "classes"),
-        *zip(ranges, map(_number, (bins[b] for b in shown)), strict=True),
-    ]
+    # Bin b counts classes with 2^(b - 1) to 2^b - 1 images; bin 0 counts classes without images.
+    classes = collections.Counter(count.bit_length() for count in counts)
+    bins = range(min(classes, default=0), max(classes, default=-1) + 1)
+    rows = [("images a class", "classes")]
+    for b in bins:
+        rows.append((f"{2**b // 2:,} to {2**b - 1:,}" if b > 1 else f"{b}", _number(classes[b])))
     head, *lines = _table(">>", rows)
     yield head
     room = WIDTH - len(head) - 2
-    for line, b in zip(lines, shown, strict=True):
-        yield f"{line}  {'#' * -(-bins[b] * room // max(bins.values()))}".rstrip()
+    for line, b in zip(lines, bins, strict=True):
+        yield f"{line}  {'#' * -(-classes[b] * room // max(classes.values()))}".rstrip()
 
 
 def _left_out(info: index.DatasetInfo) -> Iterator[str]:
@@ -175,7 +171,7 @@ def _value(value: Any) -> str:
 
 
 def _table(alignment: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with their cells below each other; `alignment` is < or > for each column."""
+    """Aligns the cells of each column; `alignment` has one < (left) or > (right) a column."""
     if not rows:
         return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -184,23 +180,18 @@ def _table(alignment: str, rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _wrapped(first: str, text: str) -> Iterable[str]:
+    """Wraps a text that follows `first`; later lines are indented by the length of `first`."""
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [
         first.rstrip()
     ]
 
 
 def _cut(text: str, width: int = WIDTH) -> str:
-    """The text as far as that many columns go; East Asian characters take two."""
-    columns = 0
-    for place, character in enumerate(text):
-        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if columns > width:
-            return f"{text[: place - 3]}..."
-    return text
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _spread(values: Sequence[int] | np.ndarray) -> tuple[str, str, str]:
-    """Least, median and greatest; dashes for none."""
+    """Minimum, median and maximum; dashes if there are no values."""
     if not len(values):
         return "-", "-", "-"
     median = float(np.median(values))

@@ -1,4 +1,4 @@
-"""What a check reports."""
+"""A problem that a check of a data set reports."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ class Problem:
     Attributes:
       file: name of the file in the data set.
       where: the place in the file; "" for the whole file.
-      what: what is wrong there.
+      message: what is wrong there.
       is_remark: whether readers of the data set can ignore the problem.
     """
 
     file: str
     where: str
-    what: str
+    message: str
     is_remark: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Reads a data set back: compares its files with each other and reads every byte of the shards."""
+"""Reads a data set back: every byte of its shards, and its files compared with each other."""
 
 import collections
 import contextlib
@@ -98,7 +98,10 @@ class _StoppedError(Exception):
 def _check_shards(
     tasks: Iterator[ShardTask], pool: ThreadPoolExecutor, jobs: int, counter: _Counter
 ) -> Iterator[Problem]:
-    """Checks shards in threads; a bounded number of shards ahead."""
+    """Checks shards in threads and yields their problems in order of the shards.
+
+    At most SHARDS_AHEAD_PER_JOB shards for each job are being read or wait for their turn.
+    """
     waiting: collections.deque[Future[list[Problem]]] = collections.deque()
     with contextlib.closing(tasks):  # type: ignore[type-var]
         for task in tasks:
@@ -119,7 +122,12 @@ def _result(future: Future[list[Problem]], counter: _Counter) -> list[Problem]:
 def _check_unique(
     info: index.DatasetInfo, source_ids: Mapping[str, np.ndarray]
 ) -> Iterator[Problem]:
-    """Reports source ids that occur twice, in one split or in two; takes hashes by split."""
+    """Reports source ids that occur twice, in one split or in two.
+
+    Args:
+      info: the data set.
+      source_ids: [rows] hashes of the source ids, by split; 0 for a row that was not read.
+    """
     hashes, counts = np.unique(np.concatenate([*source_ids.values()]), return_counts=True)
     repeated = hashes[(counts > 1) & (hashes > 0)]
     if not len(repeated):
@@ -130,10 +138,10 @@ def _check_unique(
         rows = np.flatnonzero(np.isin(of_split, repeated))
         try:
             names = index.read_index(info, split, ["source_id"])["source_id"].take(rows)
-        except UsageError:  # reported when its rows were read
+        except UsageError:  # `SplitCheck` has reported it
             continue
         for row, source_id in zip(rows, names.to_pylist(), strict=True):
             place = f"row {row} of {file}"
             if first.setdefault(source_id, place) != place:
-                what = f"source id of {first[source_id]} too"
-                yield Problem(file, f"row {row}, {source_id}", what)
+                message = f"source id of {first[source_id]} too"
+                yield Problem(file, f"row {row}, {source_id}", message)

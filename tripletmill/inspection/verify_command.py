@@ -56,5 +56,5 @@ def verify_command(directory: str, jobs: int | None) -> int:
 
 
 def _line(problem: Problem) -> str:
-    parts = ["remark" if problem.is_remark else "", problem.file, problem.where, problem.what]
+    parts = ["remark" if problem.is_remark else "", problem.file, problem.where, problem.message]
     return escaped(": ".join(filter(None, parts)))

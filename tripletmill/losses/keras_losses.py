@@ -1,24 +1,32 @@
 """The triplet losses as Keras losses, for `model.compile` and `fit` on any number of replicas."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tripletmill.errors import UsageError
-from tripletmill.losses.arguments import (
-    check_margin,
-)
+from tripletmill.losses.arguments import check_margin
 from tripletmill.losses.distances import DistanceMetric, check_metric
-from tripletmill.losses.global_batch import _replicas, global_sum
+from tripletmill.losses.global_batch import global_sum, replica_context
 from tripletmill.losses.triplet import triplet_hard_loss, triplet_semihard_loss
 
 
 class _TripletLoss(keras.losses.Loss):
-    """Keras's face of a loss over the whole batch, under `fit` on any number of replicas."""
+    """Wraps a loss function of `tripletmill.losses.triplet` as a Keras loss.
+
+    A subclass sets _loss_function.
+
+    Attributes:
+      margin: in units of the distance, 0 or more.
+      distance_metric: see `tripletmill.losses.distances.distance`.
+    """
+
+    _loss_function: Callable[..., tf.Tensor]
 
     def __init__(self, *, margin: float, distance_metric: DistanceMetric, name: str | None) -> None:
-        # Keras must not average: a scalar comes out, in parts that add up over replicas.
+        # Keras must not average: the loss is a scalar, and the replicas' parts of it add up.
         super().__init__(name=name, reduction=None)
         self.margin = check_margin(margin)
         check_metric(distance_metric)
@@ -27,35 +35,56 @@ class _TripletLoss(keras.losses.Loss):
     def __call__(
         self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """The loss of labels [b] or [b, 1] and embeddings [b, D], in parts equal on all replicas.
+        """Computes the loss.
 
-        Keras's own would cast labels to float32, where 2^24 and 2^24 + 1 are the same class.
+        The method of Keras would cast labels to float32, in which 2^24 and 2^24 + 1 are one class.
+
+        Args:
+          y_true: [b] or [b, 1] integers, the labels.
+          y_pred: [b, D] floats, the embeddings.
+          sample_weight: must be None.
+
+        Returns:
+          Scalar. On several replicas it is the mean of the replicas' shares, so it is equal on all.
+
+        Raises:
+          UsageError: there are sample weights, or the labels or the embeddings have a wrong type or
+            shape.
         """
         if sample_weight is not None:
-            raise UsageError(f"{self.name}: sample_weight has no meaning for mined triplets")
+            raise UsageError(
+                f"{self.name}: sample_weight has no meaning for mined triplets; leave it out, and"
+                " class_weight too"
+            )
         y_pred = tf.convert_to_tensor(y_pred)
         if y_pred.dtype.size == 2:
-            # As Keras's own: what is reported, and scaled, has more digits than the model.
+            # Keras's losses do so too: the loss that is reported and scaled has more digits than
+            # float16 and bfloat16, the types of the model.
             y_pred = tf.cast(y_pred, tf.float32)
         if tf.distribute.get_replica_context() is None:
-            # Keras rehearses `fit` with labels averaged over the replicas, which are floats.
+            # Before `fit`, Keras calls the loss outside of the replicas, with labels that it
+            # averaged over the replicas and that are floats therefore.
             y_true = tf.cast(y_true, tf.int64)
         return equal_on_all_replicas(self.call(y_true, y_pred))
 
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Computes this replica's share of the loss, a scalar."""
+        return self._loss_function(y_true, y_pred, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """The keyword arguments of the loss function."""
+        return {"margin": self.margin, "distance_metric": self.distance_metric}
+
     def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor; a callable metric must be registered with Keras."""
-        metric = self.distance_metric
-        return {
-            "name": self.name,
-            "margin": self.margin,
-            "distance_metric": metric
-            if isinstance(metric, str)
-            else keras.saving.serialize_keras_object(metric),
-        }
+        """The arguments of the constructor. A callable metric must be registered with Keras."""
+        config = {"name": self.name, **self._options()}
+        if not isinstance(self.distance_metric, str):
+            config["distance_metric"] = keras.saving.serialize_keras_object(self.distance_metric)
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "_TripletLoss":
-        """The inverse of get_config."""
+        """Builds the loss from what get_config returned."""
         metric = config["distance_metric"]
         if not isinstance(metric, str):
             config = {**config, "distance_metric": keras.saving.deserialize_keras_object(metric)}
@@ -64,7 +93,20 @@ class _TripletLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="tripletmill")
 class TripletHardLoss(_TripletLoss):
-    """`triplet_hard_loss` for `model.compile`; sample weights are refused."""
+    """`triplet_hard_loss` for `model.compile`. Sample weights are refused.
+
+    Args:
+      margin: in units of the distance, 0 or more.
+      soft: computes softplus(D+ - D-) instead of max(0, margin + D+ - D-).
+      distance_metric: "L2", "squared-L2", "angular" or a callable, see
+        `tripletmill.losses.distances.distance`.
+      name: of the loss in Keras's logs.
+
+    Raises:
+      UsageError: the margin or the metric is wrong.
+    """
+
+    _loss_function = staticmethod(triplet_hard_loss)
 
     def __init__(
         self,
@@ -76,24 +118,25 @@ class TripletHardLoss(_TripletLoss):
         super().__init__(margin=margin, distance_metric=distance_metric, name=name)
         self.soft = soft
 
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """The share of this replica."""
-        return triplet_hard_loss(
-            y_true,
-            y_pred,
-            margin=self.margin,
-            soft=self.soft,
-            distance_metric=self.distance_metric,
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {**super().get_config(), "soft": self.soft}
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "soft": self.soft}
 
 
 @keras.saving.register_keras_serializable(package="tripletmill")
 class TripletSemiHardLoss(_TripletLoss):
-    """`triplet_semihard_loss` for `model.compile`; sample weights are refused."""
+    """`triplet_semihard_loss` for `model.compile`. Sample weights are refused.
+
+    Args:
+      margin: in units of the distance, 0 or more.
+      distance_metric: "L2", "squared-L2", "angular" or a callable, see
+        `tripletmill.losses.distances.distance`.
+      name: of the loss in Keras's logs.
+
+    Raises:
+      UsageError: the margin or the metric is wrong.
+    """
+
+    _loss_function = staticmethod(triplet_semihard_loss)
 
     def __init__(
         self,
@@ -103,21 +146,16 @@ class TripletSemiHardLoss(_TripletLoss):
     ) -> None:
         super().__init__(margin=margin, distance_metric=distance_metric, name=name)
 
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """The share of this replica."""
-        return triplet_semihard_loss(
-            y_true, y_pred, margin=self.margin, distance_metric=self.distance_metric
-        )
-
 
 def equal_on_all_replicas(share: tf.Tensor) -> tf.Tensor:
-    """Shares of a sum -> the same part of it on every replica.
+    """Replaces each replica's share of the loss by the mean share.
 
-    The gradient stays that of the share. Keras weighs the loss of each replica by its number of
-    rows, which gives the true loss for equal parts only.
+    All replicas then report the same number. Keras weighs the loss of each replica by its number
+    of rows, which gives the true loss only if the replicas' numbers are equal. The gradient stays
+    that of the replica's own share.
     """
-    context = _replicas()
+    context = replica_context()
     if context is None:
         return share
-    part = global_sum(share) / tf.cast(context.num_replicas_in_sync, share.dtype)
-    return share + tf.stop_gradient(part - share)
+    mean = global_sum(share) / tf.cast(context.num_replicas_in_sync, share.dtype)
+    return share + tf.stop_gradient(mean - share)

@@ -1,8 +1,11 @@
-"""Which positive and which negative an anchor gets: rows, no gradients.
+"""The miner: it finds positives and negatives for the anchors of a batch, without gradients.
 
-Anchors are taken a tile of rows at a time, against all candidates. A search over [T, B] numbers is
-one pass that keeps the least of every lane (candidates whose rows are equal modulo LANES), then a
-look at the winning lane alone: XLA fuses the pass and vectorises it, which it does not for argmin.
+A positive is a row of the anchor's class, a negative is a row of another class. The batch is
+mined in tiles. A tile consists of T anchors and their comparable distances to all B candidates.
+
+A search for negatives first makes one pass over the [T, B] numbers. It keeps the least number of
+each lane; a lane consists of the candidates whose rows are equal modulo LANES. Then it looks at the
+winning lane alone. XLA fuses and vectorises this pass, which it does not do for an argmin.
 """
 
 import dataclasses
@@ -10,123 +13,134 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tripletmill.losses.distances import Order
+from tripletmill.losses.distances import ComparableDistances
 
 LANES = 64
 INFINITY = float("inf")
 
-# Numbers to minimise, from distances [T, ?, ?] and whether the candidate is of another class.
-Key = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Maps distances [T, ?, ?] and is_negative, bool [T, ?, ?], to the numbers that a search minimises.
+SearchKey = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def length(x: tf.Tensor, axis: int = 0) -> int | tf.Tensor:
-    """Size of an axis: a number where it is known, so that shapes made from it are known."""
+def axis_size(x: tf.Tensor, axis: int = 0) -> int | tf.Tensor:
+    """The size of an axis.
+
+    It is an int if it is known at tracing time, so that shapes computed from it are known too.
+    """
     return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes:
-    """Which rows of a batch are of one class.
+class ClassIndex:
+    """Tells for each row of a batch which rows are of its class.
 
     Attributes:
-      by_class: [B] the rows, class after class.
-      group: [B] number of each row's class, 0 and up in the order of the labels.
-      start: [B] where each row's class begins in by_class.
-      size: [B] rows of each row's class.
-      rank: [B] each row's place within its class.
+      rows_by_class: [B] the rows, sorted by class.
+      class_id: [B] the number of each row's class, from 0 on in the order of the labels.
+      class_start: [B] where the class of each row begins in rows_by_class.
+      class_size: [B] the number of rows in the class of each row.
+      rank: [B] the position of each row within its class.
     """
 
-    by_class: tf.Tensor
-    group: tf.Tensor
-    start: tf.Tensor
-    size: tf.Tensor
+    rows_by_class: tf.Tensor
+    class_id: tf.Tensor
+    class_start: tf.Tensor
+    class_size: tf.Tensor
     rank: tf.Tensor
 
 
-def classes(labels: tf.Tensor) -> Classes:
-    """Groups rows by their label.
-
-    Args:
-      labels: [B] int32 or int64.
-    """
-    by_class = tf.argsort(labels, stable=True)
-    ordered = tf.gather(labels, by_class)
-    before = tf.concat([ordered[:1], ordered[:-1]], 0)
-    group = tf.cumsum(tf.cast(ordered != before, tf.int32))
-    size = tf.math.unsorted_segment_sum(tf.ones_like(group), group, tf.shape(labels)[0])
+def index_classes(labels: tf.Tensor) -> ClassIndex:
+    """Groups the rows of a batch by their labels, [B] int32 or int64."""
+    rows_by_class = tf.argsort(labels, stable=True)
+    sorted_labels = tf.gather(labels, rows_by_class)
+    previous = tf.concat([sorted_labels[:1], sorted_labels[:-1]], 0)
+    class_id = tf.cumsum(tf.cast(sorted_labels != previous, tf.int32))
+    size = tf.math.unsorted_segment_sum(tf.ones_like(class_id), class_id, tf.shape(labels)[0])
     start = tf.cumsum(size, exclusive=True)
-    place = tf.math.invert_permutation(by_class)
-    group = tf.gather(group, place)
-    start = tf.gather(start, group)
-    return Classes(by_class, group, start, tf.gather(size, group), place - start)
+    place = tf.math.invert_permutation(rows_by_class)
+    class_id = tf.gather(class_id, place)
+    start = tf.gather(start, class_id)
+    return ClassIndex(rows_by_class, class_id, start, tf.gather(size, class_id), place - start)
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Candidates ready to be searched; their number is filled up to a multiple of LANES.
+class Candidates:
+    """The rows of a batch, ready to be searched. Padding makes their number a multiple of LANES.
 
     Attributes:
-      classes: of the candidates without the filling.
-      order: of the candidates with the filling, whose offset is infinite.
-      group: [B] of each candidate, -1 for the filling.
+      classes: of the candidates without the padding.
+      distances: of the candidates with the padding, whose offset is infinite.
+      class_id: [B] of each candidate with the padding, for which it is -1.
     """
 
-    classes: Classes
-    order: Order
-    group: tf.Tensor
+    classes: ClassIndex
+    distances: ComparableDistances
+    class_id: tf.Tensor
 
 
-def batch(labels: tf.Tensor, order: Order) -> Batch:
-    """Candidates [B, D] and their labels [B], to be searched."""
-    found = classes(labels)
-    missing = -length(labels) % LANES
-    # Not zeros: a callable metric may be undefined there.
-    copies = tf.broadcast_to(order.vectors[:1], [missing, length(order.vectors, 1)])
-    filled = dataclasses.replace(
-        order,
-        vectors=tf.concat([order.vectors, copies], 0),
-        offset=tf.pad(order.offset, [[0, missing]], constant_values=INFINITY),
+def make_candidates(labels: tf.Tensor, distances: ComparableDistances) -> Candidates:
+    """Prepares the rows of a batch, with labels [B], to be searched."""
+    classes = index_classes(labels)
+    num_padding = -axis_size(labels) % LANES
+    # The padding repeats the first row. Zeros would not do: a callable metric may be undefined
+    # there.
+    padding = tf.broadcast_to(distances.vectors[:1], [num_padding, axis_size(distances.vectors, 1)])
+    padded = dataclasses.replace(
+        distances,
+        vectors=tf.concat([distances.vectors, padding], 0),
+        offset=tf.pad(distances.offset, [[0, num_padding]], constant_values=INFINITY),
     )
-    return Batch(found, filled, tf.pad(found.group, [[0, missing]], constant_values=-1))
+    class_id = tf.pad(classes.class_id, [[0, num_padding]], constant_values=-1)
+    return Candidates(classes, padded, class_id)
 
 
-class Tile:
-    """Some anchors against all candidates.
+class AnchorTile:
+    """Some anchors and their distances to all candidates.
+
+    All distances here are comparable ones, see `tripletmill.losses.distances.comparable`.
 
     Attributes:
       rows: [T] the anchors, as rows among the candidates.
-      num_positives: [T]
+      num_positives: [T] how many positives each anchor has.
     """
 
-    def __init__(self, batch: Batch, rows: tf.Tensor) -> None:
-        self._batch = batch
+    def __init__(self, candidates: Candidates, rows: tf.Tensor) -> None:
+        self._candidates = candidates
         self.rows = rows
-        self._group = tf.gather(batch.classes.group, rows)
-        self._start = tf.gather(batch.classes.start, rows)
-        self._size = tf.gather(batch.classes.size, rows)
-        self._rank = tf.gather(batch.classes.rank, rows)
-        self.num_positives = self._size - 1
-        self._raw = batch.order.raw(rows)
-        self._blocks = length(batch.group) // LANES
+        self._class_id = tf.gather(candidates.classes.class_id, rows)
+        self._class_start = tf.gather(candidates.classes.class_start, rows)
+        self._class_size = tf.gather(candidates.classes.class_size, rows)
+        self._rank = tf.gather(candidates.classes.rank, rows)
+        self.num_positives = self._class_size - 1
+        self._products = candidates.distances.products(rows)
+        self._num_blocks = axis_size(candidates.class_id) // LANES
+
+    @property
+    def dtype(self) -> tf.DType:
+        return self._products.dtype
 
     def positive(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The anchors' positives of this number, from 1 on: rows [T] and distances [T].
+        """One positive of each anchor: its row [T] and its distance [T].
 
-        Round the class from the anchor's own place on, so never the anchor itself; meaningless
-        where an anchor has fewer.
+        Numbers go from 1 to num_positives, round the class from the anchor's own place on, so the
+        anchor itself is left out. If an anchor has fewer positives than the number, its result has
+        no meaning.
         """
-        place = self._start + (self._rank + number) % self._size
-        rows = tf.gather(self._batch.classes.by_class, place)
-        return rows, self._distances(tf.gather(self._raw, rows, batch_dims=1), rows)
+        place = self._class_start + (self._rank + number) % self._class_size
+        rows = tf.gather(self._candidates.classes.rows_by_class, place)
+        return rows, self._distances(tf.gather(self._products, rows, batch_dims=1), rows)
 
-    def chosen_positive(self, *, farthest: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Each anchor's farthest or nearest positive: rows [T] and distances [T]."""
+    def extreme_positive(self, *, farthest: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Each anchor's farthest or nearest positive: its row [T] and its distance [T].
 
-        def better(number, best, best_row):
+        If an anchor has no positive, its result has no meaning.
+        """
+
+        def compare(number, best, best_row):
             row, distance = self.positive(number)
-            replaces = distance > best if farthest else distance < best
-            replaces &= number <= self.num_positives
-            best, best_row = tf.where(replaces, distance, best), tf.where(replaces, row, best_row)
+            is_better = distance > best if farthest else distance < best
+            is_better &= number <= self.num_positives
+            best, best_row = tf.where(is_better, distance, best), tf.where(is_better, row, best_row)
             return number + 1, best, best_row
 
         worst = tf.fill(
@@ -134,54 +148,56 @@ class Tile:
         )
         most = tf.reduce_max(self.num_positives)
         _, best, row = tf.while_loop(
-            lambda number, *_: number <= most, better, (1, worst, tf.zeros_like(self.rows))
+            lambda number, *_: number <= most, compare, (1, worst, tf.zeros_like(self.rows))
         )
         return row, best
 
     def nearest_negative(self, beyond: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Each anchor's nearest negative: rows [T], and bool [T] whether there is one.
+        """Each anchor's nearest negative: its row [T], and bool [T] whether there is one.
 
         Args:
-          beyond: [T] distances; only negatives strictly farther than that count.
+          beyond: [T] distances. Only negatives that are strictly farther count.
         """
 
-        def key(distances, other):
+        def key(distances, is_negative):
             if beyond is not None:
-                other &= distances > beyond[:, None, None]
-            return tf.where(other, distances, tf.cast(INFINITY, self.dtype))
+                is_negative &= distances > beyond[:, None, None]
+            return tf.where(is_negative, distances, tf.cast(INFINITY, self.dtype))
 
         return self._search(key)
 
-    def is_negative(self) -> tf.Tensor:
-        """[T, B] bool: which candidates are of another class than each anchor."""
-        return self._batch.classes.group[None] != self._group[:, None]
-
     def farthest_negative(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Each anchor's farthest negative: rows [T], and bool [T] whether there is one."""
+        """Each anchor's farthest negative: its row [T], and bool [T] whether there is one."""
         infinity = tf.cast(INFINITY, self.dtype)
         return self._search(
-            lambda distances, other: tf.where(other & (distances < infinity), -distances, infinity)
+            lambda distances, is_negative: tf.where(
+                is_negative & (distances < infinity), -distances, infinity
+            )
         )
 
-    @property
-    def dtype(self) -> tf.DType:
-        return self._raw.dtype
+    def is_negative(self) -> tf.Tensor:
+        """[T, B] bool: which candidates are negatives of each anchor. The padding is left out."""
+        return self._candidates.classes.class_id[None] != self._class_id[:, None]
 
-    def _distances(self, raw: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        order = self._batch.order
-        return tf.gather(order.offset, rows) + order.factor * raw
+    def _distances(self, products: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        distances = self._candidates.distances
+        return tf.gather(distances.offset, rows) + distances.factor * products
 
-    def _search(self, key: Key) -> tuple[tf.Tensor, tf.Tensor]:
-        order, own = self._batch.order, self._group[:, None, None]
-        by_lane = (self._blocks, LANES)
-        offset, group = tf.reshape(order.offset, by_lane), tf.reshape(self._batch.group, by_lane)
-        raw = tf.reshape(self._raw, (length(self.rows), *by_lane))
-        distances = offset + order.factor * raw
-        lanes = tf.reduce_min(key(distances, group != own), 1)
-        lane = tf.argmin(lanes, 1, output_type=tf.int32)
-        rows = tf.range(self._blocks)[None] * LANES + lane[:, None]
-        distances = self._distances(tf.gather(self._raw, rows, batch_dims=1), rows)[..., None]
-        numbers = key(distances, tf.gather(self._batch.group, rows)[..., None] != own)[..., 0]
-        block = tf.argmin(numbers, 1, output_type=tf.int32)
-        found = tf.reduce_min(lanes, 1) < INFINITY
-        return tf.where(found, block * LANES + lane, 0), found
+    def _search(self, key: SearchKey) -> tuple[tf.Tensor, tf.Tensor]:
+        """The row [T] with the least key for each anchor, and bool [T] whether it is finite."""
+        comparable, anchor_class = self._candidates.distances, self._class_id[:, None, None]
+        by_lane = (self._num_blocks, LANES)
+        offset = tf.reshape(comparable.offset, by_lane)
+        class_id = tf.reshape(self._candidates.class_id, by_lane)
+        products = tf.reshape(self._products, (axis_size(self.rows), *by_lane))
+        distances = offset + comparable.factor * products
+        lane_minima = tf.reduce_min(key(distances, class_id != anchor_class), 1)
+        lane = tf.argmin(lane_minima, 1, output_type=tf.int32)
+        # The candidates of the winning lane, one of each block.
+        rows = tf.range(self._num_blocks)[None] * LANES + lane[:, None]
+        distances = self._distances(tf.gather(self._products, rows, batch_dims=1), rows)[..., None]
+        row_class = tf.gather(self._candidates.class_id, rows)[..., None]
+        keys = key(distances, row_class != anchor_class)[..., 0]
+        block = tf.argmin(keys, 1, output_type=tf.int32)
+        exists = tf.reduce_min(lane_minima, 1) < INFINITY
+        return tf.where(exists, block * LANES + lane, 0), exists

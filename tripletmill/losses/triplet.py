@@ -4,43 +4,51 @@
   result = semihard_triplets(labels, embeddings, margin=0.2)  # .loss, .statistics(), .costliest
   model.compile(loss=TripletSemiHardLoss(margin=0.2), optimizer=...)
 
-In a replica context of several replicas, a loss is this replica's share: the sum over its own
-anchors, divided by the count over all replicas. Summed over replicas it is the loss of the global
-batch, and so are its gradients. docs/losses.md has formulas, edge cases and a worked example.
+If there are several replicas, a loss is this replica's share: the sum over its own anchors, divided
+by the count over all replicas. The shares add up to the loss of the global batch, and their
+gradients add up to its gradient. docs/losses.md has formulas, edge cases and a worked example.
 """
 
 import dataclasses
-from typing import Literal, get_args
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, get_args
 
 import tensorflow as tf
 
-from tripletmill.errors import UsageError
 from tripletmill.losses import global_batch
 from tripletmill.losses.arguments import (
+    as_float32_or_float64,
+    check_choice,
     check_embeddings,
+    check_labels_and_embeddings,
     check_margin,
-    check_shapes,
-    computable,
     flat_labels,
 )
 from tripletmill.losses.distances import DistanceMetric, check_metric, distance
-from tripletmill.losses.triplet_sums import SUMS, Rule, Triplets, triplet_sums
+from tripletmill.losses.triplet_sums import SUMS, TripletRule, Triplets, triplet_sums
 
 Positive = Literal["all", "hard", "easy"]
 Negative = Literal["all", "hard", "semihard", "band"]
 POSITIVES, NEGATIVES = get_args(Positive), get_args(Negative)
 
+# Names of what `TripletResult.statistics` returns, in this order.
+STATISTICS = ("loss", "active", "positive_distance", "negative_distance")
+_Parameters = ParamSpec("_Parameters")
+
 
 @dataclasses.dataclass(frozen=True)
 class TripletResult:
-    """The loss, and what it was made of.
+    """A loss, and the triplets that it consists of.
 
     Attributes:
-      loss: scalar of the embeddings' type, this replica's share; 0 where no triplet counts.
-      sums: [5] this replica's SUMS.
-      count: scalar, triplets of all replicas, at least 1.
-      costliest: for each of this replica's anchors, its triplet that costs most; rows of the
-        global batch (if all replicas bring as many rows, where they mine apart).
+      loss: scalar of the embeddings' type, this replica's share. It is 0 if there is no triplet.
+      sums: [5] sums over this replica's triplets, in the order of
+        `tripletmill.losses.triplet_sums.SUMS`.
+      count: scalar, the number of triplets of all replicas, at least 1.
+      costliest: for each of this replica's anchors [b], its triplet that costs most. The triplets
+        are rows of the global batch. If the replicas mine apart, these rows are right only if all
+        replicas bring equally many.
     """
 
     loss: tf.Tensor
@@ -49,14 +57,17 @@ class TripletResult:
     costliest: Triplets
 
     def statistics(self) -> dict[str, tf.Tensor]:
-        """Scalars that, summed over replicas, hold for the global batch.
+        """Scalars that, summed over the replicas, describe the global batch.
 
-        loss; active: share of triplets with loss left, 0 to 1; positive_distance and
-        negative_distance: means.
+        Returns:
+          loss: as above.
+          active: the share of triplets whose term is above zero, 0 to 1.
+          positive_distance: the mean distance of anchor and positive.
+          negative_distance: the mean distance of anchor and negative.
         """
         means = dict(zip(SUMS, tf.unstack(self.sums / self.count), strict=True))
-        names = ("active", "positive_distance", "negative_distance")
-        return {"loss": self.loss, **{name: means[name] for name in names}}
+        values = {**means, "loss": self.loss}
+        return {name: values[name] for name in STATISTICS}
 
 
 def batch_triplets(
@@ -72,49 +83,55 @@ def batch_triplets(
     across_replicas: bool = True,
     jit_compile: bool = True,
 ) -> TripletResult:
-    """Triplet loss over a batch, by the positives and negatives that it takes.
+    """Triplet loss over a batch, for any rules of choosing positives and negatives.
+
+    D+ is the distance of anchor and positive, D- the distance of anchor and negative.
+
+    "hard" is from Hermans, Beyer, Leibe: In Defense of the Triplet Loss, 2017; so is the batch-all
+    loss, which is positive="all", negative="all", nonzero_mean=True. "semihard" is from Schroff,
+    Kalenichenko, Philbin: FaceNet, 2015. "easy" is from Xuan, Stylianou, Pless: Improved Embeddings
+    with Easy Positive Triplet Mining, 2020.
 
     Args:
       labels: [b] or [b, 1] integers.
-      embeddings: [b, D] float16, bfloat16, float32 or float64; the first two are computed in
-        float32.
-      positive: of each anchor, "all", the farthest ("hard") or the nearest ("easy").
-      negative: for each of those, "all"; the nearest ("hard"); the nearest that is farther than
-        the positive, or the farthest where none is ("semihard"); the nearest that is farther than
-        the positive, if by less than the margin ("band").
-      margin: in units of the distance, not negative.
-      soft: softplus(D+ - D-) in place of max(0, margin + D+ - D-).
-      nonzero_mean: divide by the number of terms above zero, not of all triplets.
-      distance_metric: see `tripletmill.losses.distances.distance`.
-      across_replicas: False mines within each replica.
-      jit_compile: False does without XLA: several times slower, for platforms that lack it.
+      embeddings: [b, D] float16, bfloat16, float32 or float64. For the first two, the loss is
+        computed in float32.
+      positive: the positives of each anchor: "all", the farthest ("hard") or the nearest ("easy").
+      negative: the negatives for each of these positives: "all"; the nearest ("hard"); the nearest
+        that is farther than the positive or, if there is none, the farthest ("semihard"); the
+        nearest that is farther than the positive by less than the margin ("band").
+      margin: in units of the distance, 0 or more.
+      soft: the term of a triplet is softplus(D+ - D-) instead of max(0, margin + D+ - D-).
+      nonzero_mean: divides the sum by the number of terms above zero instead of all triplets.
+      distance_metric: "L2", "squared-L2", "angular" or a callable, see
+        `tripletmill.losses.distances.distance`.
+      across_replicas: if False, each replica mines within its own rows.
+      jit_compile: if False, XLA is not used. This is several times slower, and meant for platforms
+        that lack XLA.
 
     Returns:
-      The loss, statistics and the costliest triplets. An anchor without a positive or without a
-      negative contributes nothing and is not counted; with none left the loss is 0. It is NaN
-      where an embedding is not finite (or its square overflows). There is no second derivative.
+      The loss, its statistics and the costliest triplets. An anchor without a positive or without a
+      negative contributes nothing and is not counted. If no triplet is left, as in an empty batch,
+      the loss is 0. It is NaN if an embedding is not finite or if, with L2 or squared-L2, its
+      square overflows. There is no second derivative.
 
     Raises:
-      UsageError: a wrong value, type or shape of an argument.
+      UsageError: an argument has a wrong value, type or shape.
     """
-    for name, value, known in (
-        ("positive", positive, POSITIVES),
-        ("negative", negative, NEGATIVES),
-    ):
-        if value not in known:
-            raise UsageError(f"{name} {value!r}: one of {', '.join(known)}")
+    check_choice("positive", positive, POSITIVES)
+    check_choice("negative", negative, NEGATIVES)
     margin = check_margin(margin)
     check_metric(distance_metric)
     labels, embeddings = flat_labels(labels), tf.convert_to_tensor(embeddings)
-    check_shapes(labels, embeddings)
-    dtype, embeddings = embeddings.dtype, computable(embeddings)
+    check_labels_and_embeddings(labels, embeddings)
+    dtype, embeddings = embeddings.dtype, as_float32_or_float64(embeddings)
     batch = global_batch.gather(labels, embeddings, across_replicas=across_replicas)
     total, sums, costliest = triplet_sums(
         batch.embeddings,
         batch.labels,
         batch.rows,
         tf.constant(margin, embeddings.dtype),
-        rule=Rule(positive, negative, bool(soft), distance_metric),
+        rule=TripletRule(positive, negative, bool(soft), distance_metric),
         jit_compile=jit_compile,
     )
     counts = tf.maximum(global_batch.global_sum(sums, across_replicas=across_replicas), 1.0)
@@ -122,8 +139,8 @@ def batch_triplets(
     loss = total / (active if nonzero_mean else count)
     costliest = dataclasses.replace(
         costliest,
-        positive=costliest.positive + batch.before,
-        negative=costliest.negative + batch.before,
+        positive=costliest.positive + batch.row_offset,
+        negative=costliest.negative + batch.row_offset,
     )
     return TripletResult(tf.cast(loss, dtype), tf.stop_gradient(sums), count, costliest)
 
@@ -137,7 +154,10 @@ def hard_triplets(
     distance_metric: DistanceMetric = "L2",
     across_replicas: bool = True,
 ) -> TripletResult:
-    """What `triplet_hard_loss` computes, with statistics and the triplets themselves."""
+    """Computes `triplet_hard_loss` with its statistics and the triplets themselves.
+
+    See `triplet_hard_loss` for the arguments and errors, and `batch_triplets` for edge cases.
+    """
     return batch_triplets(
         labels,
         embeddings,
@@ -158,7 +178,10 @@ def semihard_triplets(
     distance_metric: DistanceMetric = "L2",
     across_replicas: bool = True,
 ) -> TripletResult:
-    """What `triplet_semihard_loss` computes, with statistics and the costliest triplets."""
+    """Computes `triplet_semihard_loss` with its statistics and the costliest triplets.
+
+    See `triplet_semihard_loss` for the arguments and errors, and `batch_triplets` for edge cases.
+    """
     return batch_triplets(
         labels,
         embeddings,
@@ -170,74 +193,73 @@ def semihard_triplets(
     )
 
 
-def triplet_hard_loss(
-    labels: tf.Tensor,
-    embeddings: tf.Tensor,
-    *,
-    margin: float = 1.0,
-    soft: bool = False,
-    distance_metric: DistanceMetric = "L2",
-    across_replicas: bool = True,
-) -> tf.Tensor:
+def _with_parameters_of(
+    triplets: Callable[_Parameters, TripletResult],
+) -> Callable[[Callable[..., tf.Tensor]], Callable[_Parameters, tf.Tensor]]:
+    """Gives a loss, which passes all its arguments on to `triplets`, the signature of `triplets`.
+
+    Editors, type checkers and inspect.signature then show its parameters. The linter does not see
+    them; so D417, which compares a docstring with the parameters, is off for the two losses below.
+    """
+
+    def decorate(loss: Callable[..., tf.Tensor]) -> Callable[_Parameters, tf.Tensor]:
+        signature = inspect.signature(triplets).replace(return_annotation=tf.Tensor)
+        loss.__signature__ = signature  # type: ignore[attr-defined]
+        return loss
+
+    return decorate
+
+
+@_with_parameters_of(hard_triplets)
+def triplet_hard_loss(*args: tf.Tensor, **options: Any) -> tf.Tensor:  # noqa: D417
     """Batch-hard triplet loss (Hermans, Beyer, Leibe: In Defense of the Triplet Loss, 2017).
 
-    For every anchor the farthest positive and the nearest negative: max(0, margin + D+ - D-), the
-    mean over anchors that have both; 0 where none has.
+    Each anchor has one term, for its farthest positive and its nearest negative: max(0, margin + D+
+    - D-). D+ and D- are the distances of the anchor to the positive and to the negative. The loss
+    is the mean over the anchors that have both a positive and a negative. It is 0 if no anchor has.
 
     Args:
       labels: [b] or [b, 1] integers.
       embeddings: [b, D] floats.
-      margin: in units of the distance, not negative.
-      soft: softplus(D+ - D-) in place of the margin.
-      distance_metric: "L2", "squared-L2", "angular" or a callable, see
+      margin: in units of the distance, 0 or more. The default is 1.
+      soft: the term is softplus(D+ - D-) instead, without a margin. The default is False.
+      distance_metric: "L2" (the default), "squared-L2", "angular" or a callable, see
         `tripletmill.losses.distances.distance`.
-      across_replicas: False mines within each replica.
+      across_replicas: if False, each replica mines within its own rows. The default is True.
 
     Returns:
-      Scalar of the embeddings' type; of several replicas, this one's share.
+      Scalar of the embeddings' type. On several replicas, it is this replica's share.
+
+    Raises:
+      UsageError: an argument has a wrong value, type or shape.
     """
-    return hard_triplets(
-        labels,
-        embeddings,
-        margin=margin,
-        soft=soft,
-        distance_metric=distance_metric,
-        across_replicas=across_replicas,
-    ).loss
+    return hard_triplets(*args, **options).loss
 
 
-def triplet_semihard_loss(
-    labels: tf.Tensor,
-    embeddings: tf.Tensor,
-    *,
-    margin: float = 1.0,
-    distance_metric: DistanceMetric = "L2",
-    across_replicas: bool = True,
-) -> tf.Tensor:
+@_with_parameters_of(semihard_triplets)
+def triplet_semihard_loss(*args: tf.Tensor, **options: Any) -> tf.Tensor:  # noqa: D417
     """Semi-hard triplet loss (Schroff, Kalenichenko, Philbin: FaceNet, 2015).
 
-    For every ordered pair of a class, the nearest negative that is farther than the positive, or
-    the farthest negative where none is: max(0, margin + D+ - D-), the mean over pairs whose anchor
-    has a negative; 0 where there is none.
+    Each ordered pair of rows of one class, an anchor and a positive, has one term: max(0, margin +
+    D+ - D-). D+ and D- are the distances of the anchor to the positive and to the negative. The
+    negative is the nearest one that is farther than the positive or, if there is none, the farthest
+    one. The loss is the mean over the pairs whose anchor has a negative. It is 0 if there is none.
 
     Args:
       labels: [b] or [b, 1] integers.
       embeddings: [b, D] floats.
-      margin: in units of the distance, not negative.
-      distance_metric: "L2", "squared-L2", "angular" or a callable, see
+      margin: in units of the distance, 0 or more. The default is 1.
+      distance_metric: "L2" (the default), "squared-L2", "angular" or a callable, see
         `tripletmill.losses.distances.distance`.
-      across_replicas: False mines within each replica.
+      across_replicas: if False, each replica mines within its own rows. The default is True.
 
     Returns:
-      Scalar of the embeddings' type; of several replicas, this one's share.
+      Scalar of the embeddings' type. On several replicas, it is this replica's share.
+
+    Raises:
+      UsageError: an argument has a wrong value, type or shape.
     """
-    return semihard_triplets(
-        labels,
-        embeddings,
-        margin=margin,
-        distance_metric=distance_metric,
-        across_replicas=across_replicas,
-    ).loss
+    return semihard_triplets(*args, **options).loss
 
 
 def triplet_loss(
@@ -248,26 +270,29 @@ def triplet_loss(
     margin: float = 1.0,
     distance_metric: DistanceMetric = "L2",
 ) -> tf.Tensor:
-    """max(0, margin + D(anchor, positive) - D(anchor, negative)) of given triplets.
+    """Triplet loss of given triplets: max(0, margin + D(anchor, positive) - D(anchor, negative)).
 
     Args:
       anchor: [N, D] floats.
-      positive: [N, D] of the same type.
-      negative: [N, D] of the same type.
-      margin: in units of the distance, not negative.
+      positive: [N, D] floats of the anchor's type.
+      negative: [N, D] floats of the anchor's type.
+      margin: in units of the distance, 0 or more.
       distance_metric: "L2", "squared-L2", "angular" or a callable, see
         `tripletmill.losses.distances.distance`.
 
     Returns:
-      [N] losses of the embeddings' type, not averaged and without regard to replicas.
+      [N] losses of the embeddings' type. They are not averaged, and replicas play no role.
+
+    Raises:
+      UsageError: an argument has a wrong value, type or shape.
     """
     margin = check_margin(margin)
     check_metric(distance_metric)
-    given = [tf.convert_to_tensor(x) for x in (anchor, positive, negative)]
-    for x in given:
-        check_embeddings(x)
-    dtype = given[0].dtype
-    anchor, positive, negative = map(computable, given)
+    triplets = [tf.convert_to_tensor(x) for x in (anchor, positive, negative)]
+    for embeddings in triplets:
+        check_embeddings(embeddings)
+    dtype = triplets[0].dtype
+    anchor, positive, negative = map(as_float32_or_float64, triplets)
     difference = distance(anchor, positive, distance_metric) - distance(
         anchor, negative, distance_metric
     )

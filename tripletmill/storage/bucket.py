@@ -1,7 +1,8 @@
-"""Objects in Cloud Storage, as `tripletmill.storage` describes it.
+"""Objects in Cloud Storage; `tripletmill.storage.storage` documents the functions.
 
-Uploads are atomic, and retried: a request that may have been carried out although its answer was
-lost is either the same when done twice, or names the version that it replaces.
+Uploads are atomic, and they are retried. The answer to a request can get lost although the request
+was carried out. Repeating it does no harm: either it has the same effect twice, or it names the
+version of the object that it replaces.
 """
 
 import base64
@@ -19,27 +20,27 @@ from tripletmill.errors import UsageError
 from tripletmill.storage.files import ANY, FileInfo, Replaced
 
 SCHEME = "gs://"
-TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, and between two bytes of an answer
+TIMEOUT_SECONDS = (10.0, 60.0)  # for connecting, and for the wait between two bytes
 RETRY_SECONDS = 120.0
 CONNECTIONS = 64
 REMOVED_AT_ONCE = 16
 DOWNLOADED_AT_ONCE = 16
 WATCH_SECONDS = 0.2
 READ_AHEAD = 2**20
-UPLOAD_IN_ONE = 8 * 2**20  # a larger object is sent in chunks of this size
+UPLOAD_CHUNK = 8 * 2**20  # a larger object is uploaded in chunks of this size
 _FIELDS = "items(name,size,updated,md5Hash,crc32c),prefixes,nextPageToken"
 
 
 def split(path: str) -> tuple[str, str]:
-    """Bucket and object name of a path."""
+    """Returns the bucket and the object name of a gs:// path; either may be empty."""
     bucket, _, name = path.removeprefix(SCHEME).partition("/")
     return bucket, name
 
 
 @functools.cache
 def _client() -> Any:
-    """One a process: it keeps connections, and is safe in threads."""
-    # Imported here: half a second that local work does not need.
+    """The client of this process, which keeps connections and can be used in many threads."""
+    # The import takes half a second, which programs that use local files alone do not need.
     import requests
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
@@ -91,7 +92,7 @@ def _errors(path: str) -> Iterator[None]:
 
 def _blob(path: str) -> Any:
     bucket, name = split(path)
-    return _client().bucket(bucket).blob(name, chunk_size=UPLOAD_IN_ONE)
+    return _client().bucket(bucket).blob(name, chunk_size=UPLOAD_CHUNK)
 
 
 def _info(bucket: str, blob: Any) -> FileInfo:
@@ -137,17 +138,17 @@ def is_folder(path: str) -> bool:
 
 
 def list_folder(folder: str) -> tuple[list[str], list[FileInfo]]:
-    """Names of the folders in a folder, sorted, and its own files, by path."""
+    """Lists a folder: the sorted names of the folders in it, and its own files sorted by path."""
     bucket, _ = split(folder)
     with _errors(folder):
-        found = _list(folder, delimiter="/")
-        files = [_info(bucket, blob) for blob in found if not blob.name.endswith("/")]
-    names = sorted(prefix.removesuffix("/").rpartition("/")[2] for prefix in found.prefixes)
+        blobs = _list(folder, delimiter="/")
+        files = [_info(bucket, blob) for blob in blobs if not blob.name.endswith("/")]
+    names = sorted(prefix.removesuffix("/").rpartition("/")[2] for prefix in blobs.prefixes)
     return names, sorted(files, key=lambda info: info.path)
 
 
 def list_tree(folder: str) -> Iterator[FileInfo]:
-    """Every object below a folder, by path; without the empty ones that stand for folders."""
+    """Yields every object below a folder by path, except empty objects that stand for folders."""
     bucket, _ = split(folder)
     with _errors(folder):
         for blob in _list(folder):
@@ -182,7 +183,7 @@ class _Reader:
             return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        with _errors(self._path):  # it asks for the object
+        with _errors(self._path):  # seeking requests the object's size
             return self._file.seek(offset, whence)
 
     def __getattr__(self, name: str) -> Any:
@@ -216,7 +217,7 @@ def read_range(path: str, start: int, length: int) -> bytes:
             return _blob(path).download_as_bytes(
                 start=start,
                 end=start + length - 1,
-                checksum=None,  # there is none of a part
+                checksum=None,  # a part of an object has no checksum
                 timeout=TIMEOUT_SECONDS,
                 retry=_retry(),
             )
@@ -225,76 +226,44 @@ def read_range(path: str, start: int, length: int) -> bytes:
 
 
 class Sink(Protocol):
-    """Where the bytes of an object go."""
+    """Takes the bytes of an object."""
 
     def write(self, data: bytes, /) -> int:
-        """Takes the next bytes; what it raises ends the download of all."""
+        """Takes the next bytes; an exception ends the download of all objects."""
 
     def tell(self) -> int:
-        """How many it has taken."""
+        """Returns the number of bytes that were taken."""
 
 
 def download(objects: Sequence[tuple[str, Sink]], *, watch: Callable[[], None]) -> None:
-    """Brings the bytes of objects, several at once, unchecked; ends soon after the first error.
+    """Downloads objects, several at once, without comparing checksums.
 
-    What has arrived is not asked for again, and retries go on as long as anything arrives at all.
-    Then a thread may still sit in a request, and write when that is answered: let `write` refuse.
+    Bytes that have arrived are not requested again. Requests are retried as long as bytes of any
+    object arrive. The first error ends the download of all objects. A thread may then still wait
+    for an answer and write when the answer comes, so `Sink.write` must refuse bytes that come late.
 
     Args:
-      objects: path of each, and what takes its bytes, in order.
-      watch: called a few times a second, in this thread; what it raises, or Ctrl+C, ends it.
+      objects: path of each object, and the sink that takes its bytes in order; nothing happens
+        without objects.
+      watch: called a few times a second in this thread; an exception that it raises, or Ctrl+C,
+        ends the download.
 
     Raises:
-      OSError: a bucket or network in trouble, after retries.
+      OSError: the bucket or the network fails in spite of retries.
     """
-    from google.api_core.exceptions import RetryError
     from google.cloud.storage import transfer_manager
 
-    stop = threading.Event()
-
-    def fetch(request: Callable[[], Any], answer: Future) -> None:
-        try:
-            while True:
-                before = sum(sink.tell() for _, sink in objects)
-                try:
-                    answer.set_result(_retry()(request)())
-                    return
-                except RetryError:  # its time counts from the start of the download
-                    if before == sum(sink.tell() for _, sink in objects):
-                        raise
-        except BaseException as error:
-            answer.set_exception(error)
-
-    def until_stopped(request: Callable[[], Any]) -> Callable[[], Any]:
-        """In place of a Retry, as which download_many calls it.
-
-        Of the manager's own, every thread is waited for, with all that it has still to do, be it
-        after an error or Ctrl+C. Here they wait for one that need not end.
-        """
-
-        def call() -> Any:
-            answer: Future = Future()
-            if not stop.is_set():
-                threading.Thread(target=fetch, args=(request, answer), daemon=True).start()
-            while not answer.done():
-                if stop.is_set():
-                    raise _Stopped
-                wait([answer], WATCH_SECONDS)
-            if answer.exception():
-                stop.set()
-            return answer.result()
-
-        return call
-
+    retry = _StoppableRetry([sink for _, sink in objects])
     with ThreadPoolExecutor(1) as pool:
         try:
             results = pool.submit(
                 transfer_manager.download_many,
                 [(_client().bucket(split(path)[0]).blob(split(path)[1]), s) for path, s in objects],
                 download_kwargs={
-                    "checksum": None,  # it would not look at a download that was taken up again
+                    # The library does not compare the checksum of a download that was resumed.
+                    "checksum": None,
                     "timeout": TIMEOUT_SECONDS,
-                    "retry": until_stopped,
+                    "retry": retry,
                 },
                 worker_type=transfer_manager.THREAD,
                 max_workers=DOWNLOADED_AT_ONCE,
@@ -302,15 +271,68 @@ def download(objects: Sequence[tuple[str, Sink]], *, watch: Callable[[], None]) 
             while not wait([results], WATCH_SECONDS).done:
                 watch()
         finally:
-            stop.set()
+            retry.stopped.set()
     for (path, _), result in zip(objects, results.result(), strict=True):
         if isinstance(result, BaseException) and not isinstance(result, _Stopped):
             with _errors(path):
                 raise result
 
 
+class _StoppableRetry:
+    """Takes the place of the library's Retry, so that a download can be ended at any time.
+
+    With the library's Retry, `download_many` waits for each of its threads until the thread has
+    worked through all its requests, even after an error or Ctrl+C. With this class, each request
+    runs in a thread of its own, and the thread of `download_many` stops waiting for that thread
+    once the download was stopped.
+
+    Attributes:
+      stopped: ends all waiting once it is set.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.stopped = threading.Event()
+        self._sinks = sinks
+
+    def __call__(self, request: Callable[[], Any]) -> Callable[[], Any]:
+        """Wraps a request; the library calls a Retry in this way."""
+
+        def call() -> Any:
+            answer: Future = Future()
+            if not self.stopped.is_set():
+                threading.Thread(target=self._fetch, args=(request, answer), daemon=True).start()
+            while not answer.done():
+                if self.stopped.is_set():
+                    raise _Stopped
+                wait([answer], WATCH_SECONDS)
+            if answer.exception():
+                self.stopped.set()
+            return answer.result()
+
+        return call
+
+    def _fetch(self, request: Callable[[], Any], answer: Future) -> None:
+        from google.api_core.exceptions import RetryError
+
+        try:
+            while True:
+                before = self._num_received()
+                try:
+                    answer.set_result(_retry()(request)())
+                    return
+                except RetryError:
+                    # The time limit of a Retry counts from its start, even if bytes have arrived.
+                    if self._num_received() == before:
+                        raise
+        except BaseException as error:
+            answer.set_exception(error)
+
+    def _num_received(self) -> int:
+        return sum(sink.tell() for sink in self._sinks)
+
+
 class _Stopped(Exception):  # noqa: N818
-    """Another download has failed, or somebody wants no more."""
+    """The download was ended from outside, or by the error of another object."""
 
 
 def version(path: str) -> str:
@@ -332,7 +354,7 @@ def atomic_file(path: str, *, temporary: str | None, replaces: str | None) -> It
         with _errors(path):
             _blob(path).upload_from_file(
                 file,
-                size=size,  # up to 8 MiB go in one request
+                size=size,  # up to UPLOAD_CHUNK bytes are sent in one request
                 rewind=True,
                 if_generation_match=match,
                 timeout=TIMEOUT_SECONDS,

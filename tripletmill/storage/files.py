@@ -1,4 +1,4 @@
-"""What is known of a file without reading it, and what can come between two writers."""
+"""What storage says about a file without reading it, and the errors of single files."""
 
 import dataclasses
 import errno
@@ -6,14 +6,14 @@ import errno
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file, or an object in a bucket.
+    """A file on a local disk, or an object in a bucket.
 
     Attributes:
-      path: where it lies.
-      size: bytes.
-      modified: time of the last change, nanoseconds.
-      md5: of its content, hexadecimal; "" where nobody has computed it.
-      crc32c: of its content; None where nobody has computed it.
+      path: local path or gs:// path.
+      size: bytes, 0 or more.
+      modified: time of the last change in nanoseconds since 1970; 0 if it is unknown.
+      md5: MD5 of the content, hexadecimal; "" if it is unknown, as on a local disk.
+      crc32c: CRC-32C of the content; None if it is unknown, as on a local disk.
     """
 
     path: str
@@ -23,7 +23,7 @@ class FileInfo:
     crc32c: int | None = None
 
 
-ANY = "any"  # in place of a version: whichever is there
+ANY = "any"  # stands for any version, or none, that a new file may replace
 NOT_REGULAR = "not a regular file"
 _OF_THE_FILE = {
     errno.ENOENT,
@@ -37,11 +37,11 @@ _OF_THE_FILE = {
 
 
 def problem_of_file(error: OSError) -> str | None:
-    """Why a file cannot be read, if it is its own fault; None for a disk or network in trouble."""
+    """Says in one line why a file cannot be read; None if the disk or the network is to blame."""
     if error.errno in _OF_THE_FILE or error.strerror == NOT_REGULAR:
         return f"cannot be read: {error.strerror}"
     return None
 
 
 class Replaced(Exception):  # noqa: N818
-    """A file is not the one any more that was to be replaced: somebody else has written it."""
+    """Somebody else has written the file since the version that was to be replaced."""

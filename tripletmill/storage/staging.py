@@ -1,10 +1,7 @@
-"""Shards of a data set in a bucket, brought to a local folder once for all processes of a host."""
+"""Shards in a bucket are copied to a local folder, once for all processes of a host."""
 
 import contextlib
-import dataclasses
 import errno
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -16,87 +13,99 @@ import google_crc32c
 
 from tripletmill.cli.progress import Progress, duration
 from tripletmill.errors import UsageError
-from tripletmill.formats.index import DatasetIndex, DatasetInfo
 from tripletmill.storage import bucket, storage
+from tripletmill.storage.files import FileInfo
 
-_INSTEAD = "set another Reading.folder, or Reading.stream = True to read by range"
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def default_folder() -> str:
-    """Where a user's copies lie."""
+    """The folder for a user's copies: tripletmill in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(cache, "tripletmill")
 
 
-def stage(index: DatasetIndex, *, folder: str) -> DatasetIndex:
-    """The same index with its shards on a local disk; itself where they lie on one already.
+def stage_shards(
+    shards: Sequence[FileInfo], target: str, *, name: str, if_no_room: str, if_damaged: str
+) -> list[str]:
+    """Copies shards from a bucket to a local folder and returns the paths of the copies.
 
-    They are put into FOLDER/<data set>-<16 digits of what decides its bytes>, each under its own
-    name once its bytes have the data set's CRC-32C. One that lies there with the right size is
-    trusted: nothing but a listing of the bucket is asked for then. Ended at any moment, the same
-    call goes on, but for the shards in hand. Of several processes of a host, one fetches and the
-    others wait.
+    A shard keeps its file name. It appears under this name once all its bytes have arrived and have
+    the right CRC-32C. A copy that already lies in the folder with the right size is trusted and not
+    downloaded again. A call that is stopped at any moment can be repeated: only the shards that
+    were not complete are downloaded again. If several processes of a host copy to one folder, one
+    of them downloads and the others wait.
+
+    Args:
+      shards: path (gs://), size and CRC-32C of each shard, in order; their file names differ. A
+        CRC-32C of None is not compared. Without shards, the result is empty.
+      target: the local folder, which is made if needed. A file in it that has the name of a shard
+        must be a copy of this shard.
+      name: what the shards are called in messages, such as the name of a split.
+      if_no_room: what a user can do if the folder cannot be written or the disk is full, for the
+        error message.
+      if_damaged: what a user can do if a shard arrives damaged again, for the error message.
+
+    Returns:
+      Paths of the copies, in the order of `shards`.
 
     Raises:
-      UsageError: no room, a folder that cannot be written, a shard that is not the data set's.
-      OSError: a network or bucket in trouble, after retries.
+      UsageError: the disk is full, or the folder cannot be written.
+      OSError: a shard arrived damaged, or the bucket or the network fails in spite of retries.
     """
-    info, split = index.info, index.split
-    if not storage.is_bucket(info.directory):
-        return index
-    storage.require_local(folder, "Reading.folder")
-    target = storage.join(storage.absolute(folder), f"{info.name}-{_identity(info)}")
-    shards = _shards(info, split, target)
+    copies = [_Copy(shard, target, if_no_room, if_damaged) for shard in shards]
     with Progress() as progress, contextlib.ExitStack() as held:
-        missing = _missing(shards)
+        missing = _missing(copies)
         if missing:
-            with _writing(target):
+            with _writing(target, if_no_room):
                 storage.make_folder(target)
                 lock = storage.exclusive(
                     storage.join(target, ".lock"),
-                    f"Reading.folder {folder}",
+                    target,
                     waiting=lambda: progress.line(
-                        f"staging {split}: another process is at work in {target}; waiting for it"
+                        f"staging {name}: another process is at work in {target}; waiting for it"
                     ),
                 )
                 held.enter_context(lock)
                 _remove_leftovers(target)
-            missing = _missing(shards)
+            missing = _missing(copies)
         if missing:
-            _fetch(shards, missing, split, progress)
+            _require_room(missing, target, if_no_room)
+            try:
+                _download(copies, missing, name, progress)
+            except UsageError:
+                # If the disk is full, this error says how much space is needed.
+                _require_room(_missing(missing), target, if_no_room)
+                raise
         progress.line(
-            f"staged {split}: {len(shards)} shards, {_amount(_size(shards))} in {target},"
-            f" {len(shards) - len(missing)} already there"
+            f"staged {name}: {len(copies)} shards, {_amount(_size(copies))} in {target},"
+            f" {len(copies) - len(missing)} already there"
         )
-    return dataclasses.replace(index, shards=[shard.path for shard in shards])
+    return [copy.path for copy in copies]
 
 
-@dataclasses.dataclass(eq=False)
-class _Shard:
-    """A shard; written to, it takes its place when all of it has arrived and is right.
+class _Copy:
+    """The copy of a shard; it takes the shard's bytes and appears when they are complete and right.
 
     Attributes:
-      source: gs:// path.
-      path: local path.
-      size: bytes.
-      crc32c: of its bytes, if anybody knows it.
-      received: bytes that have arrived.
-      finished: whether it has been written and lies in its place.
+      source: path, size and CRC-32C of the shard in the bucket.
+      path: local path of the copy.
+      received: number of bytes that have arrived.
+      finished: whether this process has written the copy to its path.
     """
 
-    source: str
-    path: str
-    size: int
-    crc32c: int | None
-    received: int = 0
-    finished: bool = False
-    _received_crc32c: int = 0
-    _closed: bool = False
-    _file: BinaryIO | None = None
-    # Held while bytes are taken: none are once `close` has returned.
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    _place: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+    def __init__(self, source: FileInfo, target: str, if_no_room: str, if_damaged: str) -> None:
+        self.source = source
+        self.path = storage.join(target, os.path.basename(source.path))
+        self.received = 0
+        self.finished = False
+        self._if_no_room, self._if_damaged = if_no_room, if_damaged
+        self._received_crc32c = 0
+        self._closed = False
+        self._file: BinaryIO | None = None
+        # `write` holds the lock, so that no bytes are taken once `close` has returned.
+        self._lock = threading.Lock()
+        self._open_file = contextlib.ExitStack()
 
     def tell(self) -> int:
         return self.received
@@ -105,8 +114,9 @@ class _Shard:
         """Takes the next bytes.
 
         Raises:
-          UsageError: they cannot be written.
-          OSError: they are not the shard's.
+          UsageError: the disk is full, or the folder cannot be written.
+          OSError: the bytes are complete, and they are not the shard's.
+          ValueError: `close` was called.
         """
         with self._lock:
             if self._closed:
@@ -114,147 +124,115 @@ class _Shard:
             return self._take(data)
 
     def _take(self, data: bytes) -> int:
-        with _writing(self.path):
-            if self._file is None:  # not before: there may be more shards than can be open
-                self._file = self._place.enter_context(storage.atomic_file(self.path))
+        with _writing(self.path, self._if_no_room):
+            # The file is opened late, because there may be more shards than can be open at once.
+            if self._file is None:
+                self._file = self._open_file.enter_context(storage.atomic_file(self.path))
             self._file.write(data)
         self.received += len(data)
         self._received_crc32c = google_crc32c.extend(self._received_crc32c, data)
-        if self.received == self.size and self.crc32c in (None, self._received_crc32c):
-            with _writing(self.path):
-                self._place.close()
+        is_right = self.source.crc32c in (None, self._received_crc32c)
+        if self.received == self.source.size and is_right:
+            with _writing(self.path, self._if_no_room):
+                self._open_file.close()
             self.finished = True
-        elif self.received >= self.size:
+        elif self.received >= self.source.size:
             self.require_finished()
         return len(data)
 
     def require_finished(self) -> None:
-        """Raises OSError where the bytes that have arrived are not the shard's."""
+        """Raises OSError unless the copy is finished."""
         if not self.finished:
             raise OSError(
                 errno.EIO,
-                f"arrived damaged, {self.received:,} bytes of {self.size:,}, CRC-32C"
-                f" {self._received_crc32c} (if again, see `{_verify(self.source)}`)",
-                self.source,
+                f"arrived damaged, {self.received:,} bytes of {self.source.size:,}, CRC-32C"
+                f" {self._received_crc32c} (if this happens again, {self._if_damaged})",
+                self.source.path,
             )
 
     def close(self) -> None:
-        """Takes nothing any more, and leaves nothing unless it is finished."""
-        with self._lock:
-            self._closed = True
-            with contextlib.suppress(Exception), self._place:
-                raise InterruptedError
+        """Refuses further bytes, and removes what was written of a copy that is not finished."""
+        # A thread that writes one piece after another could hold the lock until it has written all,
+        # so it is told before the lock is waited for.
+        self._closed = True
+        with self._lock, contextlib.suppress(Exception), self._open_file:
+            raise InterruptedError  # `atomic_file` removes its temporary file after an error
 
 
-def _identity(info: DatasetInfo) -> str:
-    """Hash of what decides the bytes of all splits, wherever they lie."""
-    decides = [info.input_fingerprint, info.settings, info.num_bytes, info.shard_crc32c]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+def _missing(copies: Sequence[_Copy]) -> list[_Copy]:
+    """The copies that do not lie on the disk with the right size."""
 
-
-def _shards(info: DatasetInfo, split: str, target: str) -> list[_Shard]:
-    """All of a split; raises UsageError where one is missing or another in the bucket."""
-    found = {file.path: file for file in storage.list_files(info.directory)}
-    names = info.shard_files(split)
-    known = info.shard_crc32c.get(split, ())
-    shards = []
-    for number, name in enumerate(names):
-        source = info.path(name)
-        if (file := found.get(source)) is None:
-            raise UsageError(f"data_dir {info.directory}: shard {name} is missing")
-        crc32c = known[number] if len(known) == len(names) else file.crc32c
-        if file.crc32c not in (None, crc32c):
-            raise UsageError(
-                f"{source}: not the bytes that the data set was written with; see"
-                f" `{_verify(source)}`, then upload or preprocess it again"
-            )
-        shards.append(_Shard(source, storage.join(target, name), file.size, crc32c))
-    return shards
-
-
-def _missing(shards: Sequence[_Shard]) -> list[_Shard]:
-    """Those that do not lie on the disk with their size."""
-
-    def is_there(shard: _Shard) -> bool:
+    def is_there(copy: _Copy) -> bool:
         try:
-            return storage.stat(shard.path).size == shard.size
+            return storage.stat(copy.path).size == copy.source.size
         except OSError:
             return False
 
-    return [shard for shard in shards if not is_there(shard)]
+    return [copy for copy in copies if not is_there(copy)]
 
 
-def _fetch(
-    shards: Sequence[_Shard], missing: Sequence[_Shard], split: str, progress: Progress
+def _download(
+    copies: Sequence[_Copy], missing: Sequence[_Copy], name: str, progress: Progress
 ) -> None:
-    """Brings the missing ones of a split's shards; errors as `stage`."""
-    start, total = time.monotonic(), _size(shards)
+    """Downloads the missing ones of all copies; raises errors as `stage_shards`."""
+    start, total = time.monotonic(), _size(copies)
     before = total - _size(missing)
 
     def watch() -> None:
-        received = sum(shard.received for shard in missing)
-        finished = len(shards) - sum(not shard.finished for shard in missing)
+        received = sum(copy.received for copy in missing)
+        finished = len(copies) - sum(not copy.finished for copy in missing)
         rate = received / (time.monotonic() - start)
         left = duration((total - before - received) / rate) if rate else ""
         progress.update(
-            f"staging {split}: {_amount(before + received, of=total)}, {finished} of {len(shards)}"
+            f"staging {name}: {_amount(before + received, of=total)}, {finished} of {len(copies)}"
             " shards" + (f", {_amount(rate)}/s, {left} left" if rate else "")
         )
 
-    _require_room(missing)
     try:
-        with contextlib.ExitStack() as ended:
-            for shard in missing:
-                ended.callback(shard.close)
-                if not shard.size:
-                    shard.write(b"")  # nobody else will
-            bucket.download([(shard.source, shard) for shard in missing if shard.size], watch=watch)
-            for shard in missing:
-                shard.require_finished()
+        with contextlib.ExitStack() as stack:
+            for copy in missing:
+                stack.callback(copy.close)
+                if not copy.source.size:
+                    copy.write(b"")  # an empty object is not downloaded, so nobody else writes
+            objects = [(copy.source.path, copy) for copy in missing if copy.source.size]
+            bucket.download(objects, watch=watch)
+            for copy in missing:
+                copy.require_finished()
     except OSError as error:
         text = f"{error.strerror}; the same command goes on from there"
         raise OSError(error.errno, text, error.filename) from error
-    except UsageError:
-        _require_room(_missing(missing))  # says more, if that is what was wrong
-        raise
-
-
-def _verify(source: str) -> str:
-    return f"python -m tripletmill verify {os.path.dirname(source)}"
 
 
 @contextlib.contextmanager
-def _writing(target: str) -> Iterator[None]:
+def _writing(path: str, if_no_room: str) -> Iterator[None]:
     """Turns errors of the disk into UsageErrors."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{target}: cannot be written ({error.strerror}); {_INSTEAD}") from error
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); {if_no_room}") from error
 
 
-def _require_room(missing: Sequence[_Shard]) -> None:
-    """Raises UsageError where the missing shards have no room."""
-    if missing:
-        target = os.path.dirname(missing[0].path)
-        needed, free = _size(missing), shutil.disk_usage(target).free
-        if needed > free:
-            text = f"{_amount(needed)} needed, {_amount(free)} free"
-            raise UsageError(f"{target}: {text}; {_INSTEAD}")
+def _require_room(missing: Sequence[_Copy], target: str, if_no_room: str) -> None:
+    """Raises UsageError if the disk has no room for the missing copies."""
+    needed, free = _size(missing), shutil.disk_usage(target).free
+    if needed > free:
+        text = f"{_amount(needed)} needed, {_amount(free)} free"
+        raise UsageError(f"{target}: {text}; {if_no_room}")
 
 
 def _remove_leftovers(target: str) -> None:
-    """Removes what was in hand when a process was killed; only who holds the lock may."""
+    """Removes files that a killed process had not completed; the caller must hold the lock."""
     for file in storage.list_files(target):
         if file.path.endswith(".partial"):
             storage.remove(file.path)
 
 
-def _size(shards: Sequence[_Shard]) -> int:
-    return sum(shard.size for shard in shards)
+def _size(copies: Sequence[_Copy]) -> int:
+    return sum(copy.source.size for copy in copies)
 
 
 def _amount(size: float, *, of: float | None = None) -> str:
-    """Bytes as "8.0 GB", or "1.2 of 8.0 GB"."""
+    """Formats bytes as "8.0 GB", or as "1.2 of 8.0 GB"."""
     whole = size if of is None else of
     scale, unit = next(((scale, unit) for scale, unit in _UNITS if whole >= scale), _UNITS[-1])
     part = "" if of is None else f"{size / scale:.1f} of "

@@ -1,8 +1,8 @@
-"""Where files lie: local disks and Cloud Storage buckets (gs://), written whole or not at all.
+"""Files on local disks and in Cloud Storage buckets (gs://), written whole or not at all.
 
-Everything takes paths of both kinds. A folder of a bucket is what its objects' names have in
-common up to a slash. Errors are OSErrors: FileNotFoundError, and for a disk, a network or a bucket
-in trouble (after retries) another one with a number and a text.
+The functions take paths of both kinds unless they say otherwise. In a bucket, a folder is a prefix
+of object names that ends at a slash. A missing file raises FileNotFoundError. If a disk, or in
+spite of retries a network or a bucket fails, another OSError with an errno and a text is raised.
 """
 
 import contextlib
@@ -17,30 +17,36 @@ from tripletmill.storage.files import ANY, NOT_REGULAR, FileInfo, Replaced, prob
 __all__ = ["FileInfo", "Replaced", "problem_of_file"]
 
 
-def _of(path: str) -> types.ModuleType:
+def _module(path: str) -> types.ModuleType:
     return bucket if is_bucket(path) else local
 
 
 def is_bucket(path: str) -> bool:
-    """Whether a path lies in a bucket."""
+    """Whether a path lies in a bucket, which is any path that begins with gs://."""
     return path.startswith(bucket.SCHEME)
 
 
 def require_local(path: str, what: str) -> None:
-    """Raises UsageError for a path of another file system, such as gs://."""
+    """Raises UsageError for a path with a scheme, such as gs://; `what` names it in the message."""
     if "://" in path:
         raise UsageError(f"{what} {path}: only local paths are supported; copy or mount it first")
 
 
 def require_new_file(path: str, what: str) -> None:
-    """Raises UsageError for a path where no local file can be written: of a folder, or gs://."""
+    """Raises UsageError for a folder or a path with a scheme, where no local file can be written.
+
+    `what` names the path in the message.
+    """
     require_local(path, what)
     if path.endswith("/") or is_folder(path):
         raise UsageError(f"{what} {path}: a folder; name a file in it")
 
 
 def require_supported(path: str, what: str) -> None:
-    """Raises UsageError for a path that is neither local nor gs://BUCKET/NAME."""
+    """Raises UsageError for a path that is neither local nor of the form gs://BUCKET/NAME.
+
+    `what` names the path in the message.
+    """
     if is_bucket(path):
         if not bucket.split(path)[0]:
             raise UsageError(f"{what} {path}: no bucket; expected {bucket.SCHEME}BUCKET/NAME")
@@ -49,22 +55,26 @@ def require_supported(path: str, what: str) -> None:
 
 
 def absolute(path: str) -> str:
-    """The path from the root, without a slash at its end."""
-    return _of(path).absolute(path)
+    """Returns the path from the root, without a slash at its end."""
+    return _module(path).absolute(path)
 
 
 def join(folder: str, *names: str) -> str:
-    """The path of what lies in a folder."""
+    """Joins a folder and names with slashes."""
     return "/".join([folder.rstrip("/"), *names])
 
 
 def stat(path: str) -> FileInfo:
-    """Size and version of a file."""
-    return _of(path).stat(path)
+    """Returns the size and the time of change of a file, and the checksums that a bucket states.
+
+    Raises:
+      OSError: there is no such file, or it is not a regular file.
+    """
+    return _module(path).stat(path)
 
 
 def is_file(path: str) -> bool:
-    """Whether there is such a file."""
+    """Whether there is a regular file, or an object, at this path."""
     try:
         stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -77,110 +87,116 @@ def is_file(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is such a folder; in a bucket, whether any object lies below it."""
-    return _of(path).is_folder(path)
+    """Whether there is a folder at this path; in a bucket, whether any object lies below it."""
+    return _module(path).is_folder(path)
 
 
 def list_files(folder: str) -> list[FileInfo]:
-    """Files directly in a folder, by path; none if it does not exist."""
-    return _of(folder).list_files(folder)
+    """Lists the files directly in a folder, sorted by path; none if there is no such folder."""
+    return _module(folder).list_files(folder)
 
 
 def is_empty(folder: str, *, but_for: str) -> bool:
-    """Whether nothing lies in a folder, or but one entry of that name."""
-    return _of(folder).is_empty(folder, but_for=but_for)
+    """Whether a folder is empty or missing, apart from an entry named `but_for`."""
+    return _module(folder).is_empty(folder, but_for=but_for)
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder and those above it; a bucket needs none."""
-    _of(path).make_folder(path)
+    """Makes a folder and its parents unless they exist; in a bucket, does nothing."""
+    _module(path).make_folder(path)
 
 
 def open_read(path: str) -> BinaryIO:
-    """A file to read, with seek; from a bucket, a megabyte at a time."""
-    return _of(path).open_read(path)
+    """Opens a file for reading and seeking; an object is downloaded a megabyte at a time."""
+    return _module(path).open_read(path)
 
 
 def read(path: str) -> bytes:
-    """All of a file."""
-    return _of(path).read(path)
+    """Reads a whole file."""
+    return _module(path).read(path)
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
-    """Some bytes of a file, fewer or none where it ends before; from a bucket, in one request."""
-    return _of(path).read_range(path, start, length)
+    """Reads `length` bytes from the offset `start`, in a bucket with one request.
+
+    Fewer bytes, or none, are returned if the file ends before.
+    """
+    return _module(path).read_range(path, start, length)
 
 
 def version(path: str) -> str | None:
-    """What tells an object of a bucket from any later one of its name; "" if there is none.
+    """Returns the version of an object, which changes whenever the object is written.
 
-    None on a local disk, where writers are kept apart by `exclusive`.
+    It is "" if there is no such object, and None on a local disk, where `exclusive` keeps writers
+    apart.
     """
-    return _of(path).version(path)
+    return _module(path).version(path)
 
 
 @contextlib.contextmanager
 def atomic_file(
     path: str, *, temporary: str | None = None, replaces: str | None = ANY
 ) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends well, and not before.
+    """A file to write, which appears at its path only if the block ends without an exception.
 
     Args:
-      path: where it appears.
-      temporary: first part of the name that it is written under, on the same file system; by
-        default that of `path`. Not used for a bucket, where the final object is uploaded at once.
-      replaces: the `version` that may be replaced; by default any.
+      path: where the file appears.
+      temporary: beginning of the path of the temporary file, on the same file system; by default
+        `path`. It is ignored in a bucket, because an object appears only when it is complete.
+      replaces: the `version` that may be replaced; by default any. It is ignored on a local disk.
 
     Raises:
-      Replaced: in a bucket, there is another version by now.
+      Replaced: the object in the bucket has another version.
+      OSError: the file cannot be written.
     """
-    with _of(path).atomic_file(path, temporary=temporary, replaces=replaces) as file:
+    with _module(path).atomic_file(path, temporary=temporary, replaces=replaces) as file:
         yield file
 
 
 def write_file(path: str, data: bytes, *, replaces: str | None = ANY) -> None:
-    """Writes a small file, whole or not at all; errors as atomic_file."""
+    """Writes a small file, whole or not at all; raises the errors of `atomic_file`."""
     with atomic_file(path, replaces=replaces) as file:
         file.write(data)
 
 
 def atomic_folder(path: str) -> contextlib.AbstractContextManager[str]:
-    """A folder of a local disk that appears when the block ends well, and not before.
+    """A folder of a local disk, which appears only if the block ends without an exception.
 
-    Where one of that name lies already, it is replaced whole. Hold a lock around it
-    (`exclusive`): two processes would write into one folder.
+    If there is a folder at the path already, it is replaced as a whole. Hold a lock (`exclusive`)
+    around the block, because two processes would write to the same temporary folder.
 
     Args:
-      path: where it appears.
+      path: local path where the folder appears.
 
     Returns:
-      A context that gives the folder to write into, which lies beside `path`.
+      A context manager that gives the temporary folder, which lies beside `path`.
     """
     return local.atomic_folder(path)
 
 
 def remove(path: str) -> None:
-    """Removes a file, if it is there."""
-    _of(path).remove(path)
+    """Removes a file if there is one."""
+    _module(path).remove(path)
 
 
 def remove_tree(folder: str) -> None:
-    """Removes a folder with all that is in it, if it is there."""
-    _of(folder).remove_tree(folder)
+    """Removes a folder, if there is one, with everything in it."""
+    _module(folder).remove_tree(folder)
 
 
 def exclusive(
     path: str, what: str, *, waiting: Callable[[], None] | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """Holds a lock file of a local disk; it is free when the process ends, however it ends.
+    """Holds a lock within the block; the lock is released however the process ends.
 
     Args:
-      path: the lock file.
-      what: who is to blame, for the error.
-      waiting: called once where another process of this machine holds it, which is then waited
-        for; without it, that is an error.
+      path: local path of the lock file, which is made if needed and stays.
+      what: names the locked thing in the error message.
+      waiting: called once if another process of this machine holds the lock; then the lock is
+        waited for. Without it, a lock that is held is an error.
 
     Raises:
-      UsageError: another process of this machine holds it.
+      UsageError: another process of this machine holds the lock, and `waiting` is None.
+      OSError: the lock file cannot be written.
     """
     return local.exclusive(path, what, waiting=waiting)

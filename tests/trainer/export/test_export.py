@@ -287,7 +287,8 @@ def test_averaged_weights_where_the_run_kept_them(data_dir, records, tmp_path):
     updates = Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.5)
     for average in updates.averages:
         average.assign(average + 0.1)
-    Checkpoints(str(tmp_path), model, updates).save(3, evaluated_step=0)
+    checkpoints = Checkpoints(str(tmp_path), model, updates.variables, updates.averages)
+    checkpoints.save(3, evaluated_step=0)
     export(model_dir=str(tmp_path), build_model=small)
     found = served(tmp_path / "export", records)
     assert np.abs(found - evaluated(model, data_dir, share=1.0)).max() > 1e-3

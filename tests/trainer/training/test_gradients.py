@@ -1,6 +1,6 @@
-"""Gradients in microbatches, compared with loss and gradient of the whole batch.
+"""Compares microbatches with the loss and the gradient of the whole batch.
 
-Sums over replicas are tested in test_steps.py.
+The sums over replicas are tested in test_train_loop.py.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ ROWS = 12
 
 
 def data() -> tuple[tf.Tensor, tf.Tensor]:
-    """Inputs [ROWS, 5] and labels [ROWS], three rows for each class."""
+    """Inputs [ROWS, 5] and labels [ROWS], three rows of each class."""
     inputs = np.random.default_rng(1).uniform(-1, 1, (ROWS, 5))
     return tf.constant(inputs), tf.constant(np.arange(ROWS) % 4)
 
@@ -29,7 +29,7 @@ def triplets(labels, embeddings):
 
 
 def make_model(*layers: keras.layers.Layer) -> keras.Model:
-    """Makes dense layers with the same weights every time, and other layers between them."""
+    """Makes Dense layers with other layers between them; the weights are the same every time."""
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((5,), dtype="float64")
     for layer in (keras.layers.Dense(6, "tanh", dtype="float64"), *layers):
@@ -38,7 +38,7 @@ def make_model(*layers: keras.layers.Layer) -> keras.Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Result:
     """The gradients of the weights, the embeddings, and the loss."""
 
     gradients: list[np.ndarray]
@@ -46,18 +46,18 @@ class Found:
     loss: float
 
 
-def run(model: keras.Model, microbatches: int, times: int = 1) -> Found:
-    """Returns the results of the last step; the weights do not change."""
+def run(model: keras.Model, microbatches: int, times: int = 1) -> Result:
+    """Runs some steps without changing the weights, and returns the result of the last one."""
     compute = make_gradients(model, triplets, microbatches=microbatches)
 
     @tf.function(autograph=False)
     def step(inputs, labels):
-        found = compute(inputs, labels)
-        return found.of_weights, found.embeddings, found.result.loss
+        gradients = compute(inputs, labels)
+        return gradients.of_weights, gradients.embeddings, gradients.result.loss
 
     for _ in range(times):
         gradients, embeddings, loss = step(*data())
-    return Found([g.numpy() for g in gradients], embeddings.numpy(), float(loss))
+    return Result([g.numpy() for g in gradients], embeddings.numpy(), float(loss))
 
 
 @pytest.mark.parametrize("microbatches", [2, 3, 12])
@@ -72,7 +72,7 @@ def test_exactly_those_of_the_whole_batch(microbatches):
 
 
 def test_not_the_mean_of_the_losses_of_the_parts():
-    """Gradient accumulation computes something else, so the test above can fail."""
+    """The mean of the parts' losses is another loss, so the test above can tell them apart."""
     inputs, labels = data()
     model = make_model()
     parts = [
@@ -83,32 +83,32 @@ def test_not_the_mean_of_the_losses_of_the_parts():
 
 
 def test_both_passes_drop_the_same_units():
-    """Compares with finite differences of the loss under the same masks."""
+    """Compares the gradient with finite differences of the loss, all with the same masks."""
     model = make_model(keras.layers.Dropout(0.4, seed=5, dtype="float64"))
     state = [variable.numpy() for variable in model.non_trainable_variables]
     kernel = model.trainable_variables[0]
 
-    def again(step: float) -> Found:
+    def again(step: float) -> Result:
         for variable, value in zip(model.non_trainable_variables, state, strict=True):
             variable.assign(value)
         before = kernel.numpy()
         kernel.assign(before + step * direction)
-        found = run(model, 3)
+        result = run(model, 3)
         kernel.assign(before)
-        return found
+        return result
 
     direction = np.random.default_rng(7).normal(size=kernel.shape)
-    found = again(0.0)
+    result = again(0.0)
     slope = (again(1e-6).loss - again(-1e-6).loss) / 2e-6
     assert abs(slope) > 1e-3
-    np.testing.assert_allclose((found.gradients[0] * direction).sum(), slope, rtol=1e-6)
+    np.testing.assert_allclose((result.gradients[0] * direction).sum(), slope, rtol=1e-6)
     assert not np.array_equal(model.non_trainable_variables[0].numpy(), state[0])
-    # With other seeds the loss differs.
-    assert abs(run(model, 3).loss - found.loss) > 1e-6
+    # With other seeds the loss is different.
+    assert abs(run(model, 3).loss - result.loss) > 1e-6
 
 
 def test_parts_drop_different_units():
-    """Two equal rows in two parts get different embeddings."""
+    """Two equal rows in different parts are embedded differently."""
     model = make_model(keras.layers.Dropout(0.5, seed=5, dtype="float64"))
     compute = make_gradients(model, triplets, microbatches=2)
     same = tf.ones([4, 5], tf.float64)

@@ -1,4 +1,4 @@
-"""Spread and effective rank by definition, and when a run gets a warning."""
+"""Spread and effective rank by their definitions, and when a warning comes."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ HEALTHY = {"spread": 0.9, "effective_rank": 30.0, "active": 0.3, "input_share": 
 
 
 def both_ways(vectors: np.ndarray) -> np.ndarray:
-    """Vectors and their opposites, so that the mean is zero."""
+    """Returns vectors and their opposites, whose mean is zero."""
     return np.concatenate([vectors, -vectors])
 
 
@@ -20,7 +20,7 @@ def drawn(seed: int, b: int, dim: int) -> np.ndarray:
 
 
 def by_definition(embeddings: np.ndarray) -> tuple[float, float]:
-    """Spread from all pairs, and effective rank from all singular values."""
+    """Computes the spread from all pairs, and the effective rank from all singular values."""
     rows = embeddings.astype(np.float64)
     pairs = rows[:, None] - rows[None]
     square = np.mean(np.sum(pairs**2, axis=2)) / 2
@@ -45,10 +45,10 @@ def test_equal_orthogonal_directions_are_counted(k):
 
 
 def test_worked_by_hand():
-    # The singular values are 3 : 1, with shares 3/4 and 1/4, so this is exp(3/4 log 4/3 + 1/4 log
-    # 4) = 4 / 3^(3/4).
+    # Singular values 3 : 1, shares 3/4 and 1/4: exp(3/4 log 4/3 + 1/4 log 4) = 4 / 3^(3/4).
     assert effective_rank(both_ways(np.diag([3.0, 1.0]))) == pytest.approx(4 / 3**0.75)
-    # The k corners of a simplex have k - 1 equal directions. The mean of a right angle is halfway.
+    # The k corners of a simplex lie in k - 1 equal directions. With two corners, the mean lies
+    # halfway between them.
     assert effective_rank(np.eye(5)) == pytest.approx(4)
     assert spread(np.eye(2)) == pytest.approx(0.5**0.5)
 
@@ -89,20 +89,20 @@ def test_not_finite():
 
 
 def test_rows_of_the_whole_batch_are_looked_at():
-    # Each block has its own direction, so the first rows alone would show one of four.
+    # Each block of rows has its own direction, so the first rows alone would show one of four.
     embeddings = np.repeat(both_ways(np.eye(4)), 2 * ROWS, axis=0)
     assert effective_rank(embeddings) == pytest.approx(4)
     assert spread(embeddings) == pytest.approx(1)
 
 
 def told(series: list[dict[str, float]], every: int = 10) -> dict[int, list[str]]:
-    """The warnings of a run by step, where each row of numbers comes after `every` steps."""
+    """Returns the warnings by step of a run that has these numbers after every `every` steps."""
     health = Health()
-    found = {
+    warnings = {
         every * n: health.warnings(every * n, {**HEALTHY, **numbers})
         for n, numbers in enumerate(series, start=1)
     }
-    return {step: lines for step, lines in found.items() if lines}
+    return {step: lines for step, lines in warnings.items() if lines}
 
 
 @pytest.mark.parametrize(
@@ -124,23 +124,23 @@ def test_each_is_told_once_when_it_has_lasted(numbers, says):
 def test_what_passes_is_not_told():
     collapsed = {"spread": 0.001, "effective_rank": 9.0}
     assert not told([collapsed] * 5 + [{}] + [collapsed] * 5)
-    # This lasts many steps, but so few loops that it could be chance.
+    # These are many steps, but so few calls that it may be chance.
     assert not told([collapsed] * (LOOPS - 1), every=1000)
     assert list(told([collapsed] * LOOPS, every=1000)) == [1000 * LOOPS]
-    # These are many loops, but few steps.
+    # These are many calls, but few steps.
     assert not told([collapsed] * STEPS, every=1)
 
 
 def test_troubles_are_told_apart():
     slow, idle = {"input_share": 0.9}, {"active": 0.0}
-    found = told([slow] * 3 + [slow | idle] * 20)
-    assert list(found) == [10 + STEPS, 40 + STEPS]
-    assert "waiting" in found[10 + STEPS][0]
-    assert "active" in found[40 + STEPS][0]
+    warnings = told([slow] * 3 + [slow | idle] * 20)
+    assert list(warnings) == [10 + STEPS, 40 + STEPS]
+    assert "waiting" in warnings[10 + STEPS][0]
+    assert "active" in warnings[40 + STEPS][0]
 
 
 def test_a_run_that_learns_is_left_alone():
-    # The demo showed these numbers every 10 steps; once it was close to collapse before it learned.
+    # The demo showed these numbers every 10 steps, when it nearly collapsed before it learned.
     spreads = [0.156, 0.374, 0.089, 0.072, 0.1, 0.358, 0.664, 0.758, 0.773, 0.839, *[0.95] * 20]
     active = [1, 1, 0.999, 1, 1, 1, 0.995, 0.944, 0.842, 0.689, *[0.2] * 20]
     ranks = [41.7, 36.9, 34.8, 33.4, 31.0, 31.5, 29.0, 28.6, 30.6, 31.6, *[33.0] * 20]
@@ -156,7 +156,10 @@ def test_numbers_that_are_not_known():
 
 
 def loops(loss, positive, gap, active=1.0, **more) -> list[dict[str, float]]:
-    """Numbers by loop; `gap` is that of the mean distances, as a share of the negatives'."""
+    """Returns the numbers of each call.
+
+    `gap` is the difference of the mean distances, as a share of the distance to negatives.
+    """
     negative = np.divide(positive, 1 - np.asarray(gap))
     columns = [column for column in (loss, positive, negative, active) if np.ndim(column)]
     count = len(columns[0]) if columns else 100
@@ -177,20 +180,21 @@ def noise(share: float, count: int = 100) -> np.ndarray:
     "stuck",
     [
         loops(0.199 * noise(0.002), 1.3 * noise(0.004), 0.001 * noise(1)),
-        # Batch-hard, where negatives are nearer than positives, and then soft, which has no margin.
+        # Batch-hard mining, where negatives are nearer than positives, with the soft loss, which
+        # has no margin.
         loops(1.01 * noise(0.002), 0.9 * noise(0.004), -0.01),
         loops(0.6931, 0.5 * noise(0.004), 0.0),
-        # This one has learning rates, and they fall.
+        # Unlike the other cases, this one has learning rates, and they fall.
         loops(0.2, 1.3 * noise(0.004), 0.0, learning_rate=np.linspace(0.1, 0.0, 100)),
     ],
 )
 def test_a_loss_that_is_stuck(stuck, every):
     steps = max(STUCK_STEPS, every * (LOOPS - 1))
-    found = told([{}] * 4 + stuck, every=every)
-    [(step, [line])] = found.items()
+    warnings = told([{}] * 4 + stuck, every=every)
+    [(step, [line])] = warnings.items()
     assert "the loss is stuck at the margin" in line
     assert "negatives are no farther than positives" in line
-    # Noise may restart the count, but not for long.
+    # Noise may delay the warning, but not for long.
     assert 5 * every + steps <= step <= 5 * every + 3 * steps
     if every == 10:
         assert not told(([{}] * 4 + stuck)[: 4 + STUCK_STEPS // every])
@@ -203,19 +207,18 @@ def slow(start: float, end: float, count: int = 100) -> np.ndarray:
 @pytest.mark.parametrize(
     "healthy",
     [
-        # Semi-hard in a large batch: each positive has a negative just beyond it, while positives
-        # come nearer.
+        # Semi-hard mining in a large batch: each negative lies just beyond its positive, and the
+        # positives come nearer.
         loops(0.2 - 0.001 * noise(0.5), slow(1.35, 0.8) * noise(0.004), 0.001),
-        # As above, with slower distances but a loss that falls.
+        # The distances fall more slowly here, but the loss falls too.
         loops(slow(0.199, 0.15), 1.3 * noise(0.004), slow(0.0, 0.019)),
-        # This is a long warm-up in which nothing moves yet.
+        # Nothing moves yet in a long warm-up.
         loops(0.2, 1.3, 0.001, learning_rate=slow(0.0, 1e-3)),
-        # Some triplets cost nothing, so the mean loss says nothing about the margin.
+        # Some triplets have no loss, so the mean loss does not show the margin.
         loops(0.15, 1.3, 0.01, active=0.9),
-        # There is a gap, though a small one.
+        # There is a small gap.
         loops(0.16, 1.3, 0.03),
-        # In batch-hard mining the nearest negative is nearer than the farthest positive for a long
-        # time.
+        # In batch-hard mining the nearest negative is nearer than the farthest positive for long.
         loops(1.2, 0.8, -0.25),
     ],
 )
@@ -224,7 +227,7 @@ def test_a_loss_that_is_not_stuck(healthy):
 
 
 def test_batch_hard_runs_pass_through_equal_distances():
-    # These numbers are of a soft loss on Omniglot, every 10 steps.
+    # These numbers are of the soft loss on Omniglot, every 10 steps.
     gaps = [-0.308, -0.229, -0.131, -0.087, 0.02, 0.037, 0.095, 0.041, 0.11, 0.129]
     losses = [0.801, 0.741, 0.709, 0.702, 0.692, 0.69, 0.684, 0.69, 0.682, 0.68]
     positives = [0.839, 0.484, 0.262, 0.198, 0.17, 0.176, 0.181, 0.199, 0.195, 0.191]

@@ -1,4 +1,4 @@
-"""One update of the weights, computed by hand."""
+"""Steps of the weights, compared with steps computed by hand."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from tripletmill.errors import UsageError
 
 
 def make_model() -> keras.Model:
-    """One weight [1, 1] of 2 in the layer "features" and one of 5 in "head"."""
+    """Makes a model with a weight of 2 in the layer "features" and a weight of 5 in "head"."""
     inputs = keras.Input((1,))
     layers = [keras.layers.Dense(1, use_bias=False, name=name) for name in ("features", "head")]
     model = keras.Model(inputs, layers[1](layers[0](inputs)))
@@ -22,8 +22,8 @@ def sgd(rate: float = 1.0, **options):
     return lambda: keras.optimizers.SGD(rate, **options)
 
 
-def apply(updates: Optimizers, *gradients: float) -> float:
-    return float(updates.apply([tf.constant([[g]], tf.float32) for g in gradients]))
+def apply(optimizers: Optimizers, *gradients: float) -> float:
+    return float(optimizers.apply([tf.constant([[g]], tf.float32) for g in gradients]))
 
 
 def weights(model: keras.Model) -> list[float]:
@@ -32,20 +32,20 @@ def weights(model: keras.Model) -> list[float]:
 
 def test_clipped_to_the_norm_of_all_variables_together():
     model = make_model()
-    updates = Optimizers(model, sgd(), clip_norm=1.0)
-    assert apply(updates, 3.0, 4.0) == 5.0  # the norm before clipping
+    optimizers = Optimizers(model, sgd(), clip_norm=1.0)
+    assert apply(optimizers, 3.0, 4.0) == 5.0  # the norm before it is clipped
     np.testing.assert_allclose(weights(model), [2 - 3 / 5, 5 - 4 / 5], rtol=1e-6)
-    apply(updates, 0.3, 0.4)  # below the norm, nothing is clipped
+    apply(optimizers, 0.3, 0.4)  # a smaller norm is not clipped
     np.testing.assert_allclose(weights(model), [1.4 - 0.3, 4.2 - 0.4], rtol=1e-6)
 
 
 def test_a_rate_of_its_own_for_the_head():
     model = make_model()
-    updates = Optimizers(model, sgd(0.5), sgd(0.1))
-    apply(updates, 1.0, 1.0)
+    optimizers = Optimizers(model, sgd(0.5), sgd(0.1))
+    apply(optimizers, 1.0, 1.0)
     np.testing.assert_allclose(weights(model), [1.5, 4.9], rtol=1e-6)
-    np.testing.assert_allclose(list(updates.learning_rates.values()), [0.5, 0.1], rtol=1e-6)
-    assert list(updates.learning_rates) == ["learning_rate", "head_learning_rate"]
+    np.testing.assert_allclose(list(optimizers.learning_rates.values()), [0.5, 0.1], rtol=1e-6)
+    assert list(optimizers.learning_rates) == ["learning_rate", "head_learning_rate"]
 
 
 def test_clipping_spans_both_optimizers():
@@ -64,26 +64,26 @@ def test_a_model_without_a_head_has_no_rate_for_it():
 def test_moving_average():
     """In step n the decay is min(decay, (1 + n) / (10 + n)): 2/11, 3/12, then .25 here."""
     model = make_model()
-    updates = Optimizers(model, sgd(), average_decay=0.25)
+    optimizers = Optimizers(model, sgd(), average_decay=0.25)
     expected, weight = 2.0, 2.0
     for decay in (2 / 11, 0.25, 0.25):
-        apply(updates, 1.0, 0.0)
+        apply(optimizers, 1.0, 0.0)
         weight -= 1.0
         expected = decay * expected + (1 - decay) * weight
     assert weights(model) == [-1.0, 5.0]
-    with updates.averaged():
+    with optimizers.averaged():
         np.testing.assert_allclose(weights(model), [expected, 5.0], rtol=1e-6)
     assert weights(model) == [-1.0, 5.0]
 
 
 def test_weights_come_back_when_an_evaluation_fails():
     model = make_model()
-    updates = Optimizers(model, sgd(), average_decay=0.5)
-    apply(updates, 1.0, 1.0)
+    optimizers = Optimizers(model, sgd(), average_decay=0.5)
+    apply(optimizers, 1.0, 1.0)
     before = weights(model)
 
     def fail() -> None:
-        with updates.averaged():
+        with optimizers.averaged():
             assert weights(model) != before
             raise KeyboardInterrupt
 
@@ -94,18 +94,18 @@ def test_weights_come_back_when_an_evaluation_fails():
 
 def test_averages_begin_again_with_the_weights_of_another_run():
     model = make_model()
-    updates = Optimizers(model, sgd(), average_decay=0.5)
+    optimizers = Optimizers(model, sgd(), average_decay=0.5)
     model.set_weights([np.array([[7.0]]), np.array([[8.0]])])
-    updates.start_averages()
-    with updates.averaged():
+    optimizers.start_averages()
+    with optimizers.averaged():
         assert weights(model) == [7.0, 8.0]
 
 
 def test_without_an_average_nothing_is_swapped():
     model = make_model()
-    updates = Optimizers(model, sgd())
-    apply(updates, 1.0, 1.0)
-    with updates.averaged():
+    optimizers = Optimizers(model, sgd())
+    apply(optimizers, 1.0, 1.0)
+    with optimizers.averaged():
         assert weights(model) == [1.0, 4.0]
 
 

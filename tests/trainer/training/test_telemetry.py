@@ -1,4 +1,4 @@
-"""metrics.jsonl of a resumed run, the progress lines, and which process writes."""
+"""metrics.jsonl of a run that is resumed, the progress lines, and which process writes."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ NUMBERS = {"loss": 0.5, "active": 0.25, "images_per_second": 100.0}
 
 
 def last_batch(embeddings: np.ndarray) -> LastBatch:
-    """A batch without triplets."""
+    """Makes a batch without triplets."""
     rows = np.zeros(len(embeddings), np.int32)
     return LastBatch(embeddings, rows, rows, np.full(len(embeddings), -np.inf, np.float32))
 
@@ -34,7 +34,7 @@ def test_what_is_done_again_is_cut_off(tmp_path, capsys):
         telemetry.evaluation(9, {"map_at_r": 0.5}, "  (best so far)")
     assert steps(metrics) == [3, 6, 9, 9]
     with metrics.open("a") as file:
-        file.write('{"step": 12, "lo')  # the process was killed in the middle of a line
+        file.write('{"step": 12, "lo')  # killed in the middle of a line
     with Telemetry(str(tmp_path), first_step=6, steps=9) as telemetry:
         assert steps(metrics) == [3, 6]
         telemetry.training(9, NUMBERS)
@@ -46,7 +46,7 @@ def test_what_is_done_again_is_cut_off(tmp_path, capsys):
 
 
 def test_an_evaluation_that_is_done_again_is_cut_off(tmp_path):
-    """A run that is killed in an evaluation resumes at this step and evaluates again."""
+    """A run that is killed in an evaluation evaluates again when it is resumed."""
     with Telemetry(str(tmp_path), first_step=0, steps=9) as telemetry:
         for step in (3, 6):
             telemetry.training(step, NUMBERS)
@@ -66,7 +66,7 @@ def test_tensorboard_reads_it(tmp_path):
 
 
 def test_tensorboard_forgets_what_is_done_again(tmp_path):
-    """Read by TensorBoard's own reader; events of the step from which a run resumes stay."""
+    """TensorBoard's own reader keeps the step that a run is resumed from, and no later one."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
     for first_step, steps in ((0, (3, 6, 9, 12)), (6, (8, 10)), (8, (9,))):
         with Telemetry(str(tmp_path), first_step=first_step, steps=9) as telemetry:
@@ -76,13 +76,14 @@ def test_tensorboard_forgets_what_is_done_again(tmp_path):
     assert [event.step for event in events.Tensors("train/loss")] == [3, 6, 8, 9]
 
 
-# Larger files cannot be written, as on a full disk.
+# RLIMIT_FSIZE limits the size of files, so that writing fails as it does on a full disk.
 FULL = """
 import resource, sys
 import numpy as np
 from tripletmill.errors import UsageError
-from trainer.data.damaged_records import Damaged, append_damaged
+from trainer.data.damaged_records import Damaged
 from trainer.training.telemetry import Telemetry
+from trainer.training.train_loop import append_damaged
 what, folder = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:
@@ -138,10 +139,10 @@ def test_a_collapse_is_recorded_and_told_once(tmp_path, capsys):
         telemetry.training(10, NUMBERS, cross)
         for step in range(20, 200, 10):
             telemetry.training(step, NUMBERS, point)
-    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert found[0]["spread"] == 1
-    assert found[0]["effective_rank"] == pytest.approx(2)
-    assert (found[1]["spread"], found[1]["effective_rank"]) == (0, 1)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["spread"] == 1
+    assert rows[0]["effective_rank"] == pytest.approx(2)
+    assert (rows[1]["spread"], rows[1]["effective_rank"]) == (0, 1)
     [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warning.startswith(f"warning: step {20 + STEPS}: since step 20 embeddings have")
 

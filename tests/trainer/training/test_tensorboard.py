@@ -1,4 +1,4 @@
-"""What is written for TensorBoard and read back: distances, pictures, points."""
+"""Reads again what is written for TensorBoard: distances, pictures and points."""
 
 import io
 import re
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.data.reading import FileRecords
-from trainer.evaluation.inference import SplitImages
+from trainer.evaluation.inference import SplitImages, images_as_evaluated
 from trainer.training import tensorboard
-from trainer.training.tensorboard import TensorBoard, mined, pictures, sprite, without_repeats
+from trainer.training.tensorboard import TensorBoard, mined, sprite, without_repeats
 from trainer.training.train_step import LastBatch
 from tripletmill.formats.index import load_index
 
@@ -35,7 +35,7 @@ def board(tmp_path):
 
 
 def last_batch() -> LastBatch:
-    """Six points on a line at 0, 1, 3, 6, 10, 15; anchors 1 and 4 have no triplet."""
+    """Six points on a line at 0, 1, 3, 6, 10 and 15. Anchors 1 and 4 have no triplet here."""
     return LastBatch(
         embeddings=np.array([[0.0], [1], [3], [6], [10], [15]], np.float32),
         positive=np.array([1, 0, 3, 2, 0, 4]),
@@ -45,23 +45,23 @@ def last_batch() -> LastBatch:
 
 
 def events(folder) -> dict[str, tf.compat.v1.Event]:
-    """The last event of each tag."""
+    """Returns the step and the value of the last event of each tag."""
     [file] = folder.glob("events*")
-    found = {}
+    values = {}
     for record in tf.data.TFRecordDataset(str(file)):
         event = tf.compat.v1.Event.FromString(record.numpy())
-        found.update({value.tag: (event.step, value.tensor) for value in event.summary.value})
-    return {tag: (step, tf.make_ndarray(tensor)) for tag, (step, tensor) in found.items()}
+        values.update({value.tag: (event.step, value.tensor) for value in event.summary.value})
+    return {tag: (step, tf.make_ndarray(tensor)) for tag, (step, tensor) in values.items()}
 
 
 def test_costliest_triplets_first():
-    found = mined(last_batch())
-    # The negative of anchor 4 is a row of another host.
-    assert found.anchor.tolist() == [2, 5, 3, 0]
-    assert found.positive.tolist() == [3, 4, 2, 1]
-    assert found.negative.tolist() == [4, 3, 5, 2]
-    assert found.to_positive.tolist() == [3, 5, 3, 1]
-    assert found.to_negative.tolist() == [7, 9, 9, 3]
+    triplets = mined(last_batch())
+    # Anchor 4's negative is a row of another host.
+    assert triplets.anchor.tolist() == [2, 5, 3, 0]
+    assert triplets.positive.tolist() == [3, 4, 2, 1]
+    assert triplets.negative.tolist() == [4, 3, 5, 2]
+    assert triplets.to_positive.tolist() == [3, 5, 3, 1]
+    assert triplets.to_negative.tolist() == [7, 9, 9, 3]
 
 
 def test_no_image_is_shown_twice():
@@ -75,7 +75,7 @@ def test_no_image_is_shown_twice():
 def test_sprite_holds_each_thumbnail_in_its_place(count, side):
     thumbnails = np.random.default_rng(count).integers(0, 255, [count, side, side, 3], np.uint8)
     sheet = np.asarray(sprite(thumbnails))
-    # TensorBoard finds a thumbnail by the image's width only.
+    # TensorBoard computes a thumbnail's place from the image's width alone.
     across = sheet.shape[1] // side
     assert sheet.shape == (-(-count // across) * side, across * side, 3)
     assert (across - 1) ** 2 < count <= across**2
@@ -90,10 +90,10 @@ def test_sprite_of_all_points_can_be_drawn():
 
 def test_pictures_are_those_of_evaluation(images):
     rows = np.array([7, 2, 5])
-    whole, found = pictures(images, rows, 99)
-    assert found.tolist() == rows.tolist()
+    whole, rows_read = images_as_evaluated(images, rows, 99)
+    assert rows_read.tolist() == rows.tolist()
     assert (whole.shape, whole.dtype) == ((3, SIDE, SIDE, 3), np.uint8)
-    small, _ = pictures(images, rows, SIDE // 2)
+    small, _ = images_as_evaluated(images, rows, SIDE // 2)
     means = whole.reshape(3, SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(2, 4))
     assert np.abs(small - means).max() <= 0.5
 
@@ -108,17 +108,17 @@ def test_batch(board, images, tmp_path, monkeypatch):
     rows = np.array([20, 21, 4, 5, 30, 31])
     board.batch(7, last_batch(), rows, images)
     board.close()
-    found = events(tmp_path)
-    step, buckets = found["train/mined/positive"]
+    written = events(tmp_path)
+    step, buckets = written["train/mined/positive"]
     assert step == 7
     assert (buckets[0, 0], buckets[-1, 1], buckets[:, 2].sum()) == (1, 5, 4)
-    buckets = found["train/mined/negative"][1]
+    buckets = written["train/mined/negative"][1]
     assert (buckets[0, 0], buckets[-1, 1], buckets[:, 2].sum()) == (3, 9, 4)
-    width, height, data = found["train/hardest_triplets"][1].tolist()
+    width, height, data = written["train/hardest_triplets"][1].tolist()
     assert (int(width), int(height)) == (30, 20)
     assert np.asarray(Image.open(io.BytesIO(data)))[0, 0].tolist() == [1, 2, 3]
 
-    # The costliest triplet has rows 4, 5 and 30; each other triplet shares an image with it.
+    # The costliest triplet has rows 4, 5 and 30. Each other triplet shares an image with it.
     [(anchors, others)] = shown
     assert len(anchors) == len(others) == 1
     tiles = [anchors[0], *others[0]]
@@ -127,7 +127,8 @@ def test_batch(board, images, tmp_path, monkeypatch):
     assert [tile.caption for tile in tiles] == [texts[0], f"3.00 {texts[1]}", f"7.00 {texts[2]}"]
     assert [tile.match for tile in tiles] == [None, True, False]
     for tile, row in zip(tiles, (4, 5, 30), strict=True):
-        np.testing.assert_array_equal(tile.image, pictures(images, np.array([row]), SIDE)[0][0])
+        [pixels], _ = images_as_evaluated(images, np.array([row]), SIDE)
+        np.testing.assert_array_equal(tile.image, pixels)
 
 
 def test_batch_without_triplets(board, images, tmp_path):
@@ -141,7 +142,7 @@ def test_batch_without_triplets(board, images, tmp_path):
 def test_a_picture_that_cannot_be_read_is_left_out(board, images, tmp_path, monkeypatch):
     monkeypatch.setattr(
         tensorboard,
-        "pictures",
+        "images_as_evaluated",
         lambda images, rows, side: (np.zeros([len(rows) - 1, 4, 4, 3], np.uint8), rows[1:]),
     )
     board.batch(7, last_batch(), np.arange(6), images)
@@ -161,18 +162,17 @@ def test_points(board, images, tmp_path, monkeypatch):
     rows = np.arange(2, 22, 2)
     embeddings = np.random.default_rng(0).normal(size=[10, 3]).astype(np.float32)
     board.points(embeddings, rows, images)
-    # The points are spread evenly over ten: 0, 2.25, 4.5, 6.75, 9, where halves are rounded to even
-    # numbers.
+    # Five places are spaced evenly over ten: 0, 2.25, 4.5, 6.75 and 9, rounded to even numbers.
     places = [0, 2, 4, 7, 9]
     written = np.fromfile(tmp_path / "points" / "tensors.bytes", "<f4").reshape(5, 3)
     np.testing.assert_array_equal(written, embeddings[places])
     head, *lines = (tmp_path / "points" / "metadata.tsv").read_text().splitlines()
     assert head == "class\tsource_id"
     names, sources = images.index.class_names(), images.index.column("source_id").to_pylist()
-    of = rows[places].tolist()
-    assert lines == [f"{names[int(images.index.label[row])]}\t{sources[row]}" for row in of]
+    chosen = rows[places].tolist()
+    assert lines == [f"{names[int(images.index.label[row])]}\t{sources[row]}" for row in chosen]
     with Image.open(tmp_path / "points" / "sprite.png") as file:
-        thumbnails = pictures(images, rows[places], 64)[0]
+        thumbnails = images_as_evaluated(images, rows[places], 64)[0]
         np.testing.assert_array_equal(np.asarray(file), np.asarray(sprite(thumbnails)))
     assert re.findall(r"(?:shape|dim): (\d+)", config(tmp_path)) == ["5", "3", "16", "16"]
 
@@ -180,8 +180,8 @@ def test_points(board, images, tmp_path, monkeypatch):
 def test_points_take_the_place_of_those_before(board, images, tmp_path, monkeypatch):
     rows = np.arange(4)
     board.points(np.zeros([4, 2], np.float32), rows, images)
-    # The images are those from before and are not read again.
-    monkeypatch.setattr(tensorboard, "pictures", None)
+    # The same images are not read again.
+    monkeypatch.setattr(tensorboard, "images_as_evaluated", None)
     board.points(np.ones([4, 2], np.float32), rows, images)
     assert np.fromfile(tmp_path / "points" / "tensors.bytes", "<f4").tolist() == [1] * 8
 

@@ -1,4 +1,4 @@
-"""The law of replicas for whole training steps, and microbatches compared with one batch."""
+"""Replicas and microbatches change nothing in whole training steps."""
 
 import contextlib
 import functools
@@ -21,33 +21,33 @@ WITHOUT_XLA = {"xla": "plain"}
 
 @functools.cache
 def on_one(options: str, dtype: str) -> dict[str, np.ndarray]:
-    """The results of one replica and one microbatch, without XLA."""
+    """Runs the steps on one replica with one microbatch and without XLA."""
     return run(tf.distribute.get_strategy(), Case(dtype, options=WITHOUT_XLA.get(options, options)))
 
 
-def error(found: dict[str, np.ndarray], case: Case, key: str) -> float:
-    """The largest difference to one replica, as a share of the largest number."""
+def error(arrays: dict[str, np.ndarray], case: Case, key: str) -> float:
+    """Returns the largest difference to one replica, as a share of the largest number."""
     one = on_one(case.options, case.dtype)[key]
-    return float(np.abs(found[f"{case}/{key}"] - one).max() / max(np.abs(one).max(), 1e-9))
+    return float(np.abs(arrays[f"{case}/{key}"] - one).max() / max(np.abs(one).max(), 1e-9))
 
 
-def check(found: dict[str, np.ndarray], cases: list[Case]) -> None:
+def check(arrays: dict[str, np.ndarray], cases: list[Case]) -> None:
     for case in cases:
-        # The loop's reported numbers are rounded to float32.
+        # The statistics that the loop reports are float32 in every case.
         for key, tolerance in (
             ("weights", TOLERANCE[case.dtype]),
             ("averages", TOLERANCE[case.dtype]),
             ("statistics", 1e-5),
         ):
-            assert error(found, case, key) <= tolerance, (case, key)
-        if len(found[f"{case}/term"]) == ROWS:
+            assert error(arrays, case, key) <= tolerance, (case, key)
+        if len(arrays[f"{case}/term"]) == ROWS:
             for key in ("positive", "negative"):
                 one = on_one(case.options, case.dtype)[key]
-                np.testing.assert_array_equal(found[f"{case}/{key}"], one)
+                np.testing.assert_array_equal(arrays[f"{case}/{key}"], one)
 
 
 def test_the_case_is_worth_the_test():
-    """Each step has a loss, clipping has an effect, and averages differ from the weights."""
+    """There is a loss in every step, gradients are clipped, and averages differ from weights."""
     one = on_one("all", "float64")
     loss, *_, norm = one["statistics"].T
     assert len(loss) == STEPS - 1
@@ -83,12 +83,15 @@ def test_a_model_that_has_diverged_in_its_last_step(embeddings, says):
         asked.append(rows.tolist())
         return np.array(embeddings), rows
 
-    images = SimpleNamespace(batch_size=3, apply=embed)
     batch = np.array([5, 2, 2, 9, 11])
-    steps = SimpleNamespace(_last=(7, None, None), _rows=lambda steps, centres: batch)
+    loop = SimpleNamespace(
+        images=SimpleNamespace(batch_size=3, apply=embed),
+        _last=(7, None, None),
+        _rows=lambda steps, centres: batch,
+    )
     expected = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()
     with expected:
-        TrainLoop.require_finite(steps, None, images)
+        TrainLoop.require_finite(loop, None)
     assert asked == [[2, 5, 9]]
 
 
@@ -96,10 +99,10 @@ def test_a_model_that_has_diverged_in_its_last_step(embeddings, says):
 @pytest.mark.parametrize("options", ["all", "plain", "xla"])
 def test_microbatches_change_nothing(microbatches, options):
     case = Case("float64", microbatches, options)
-    found = run(tf.distribute.get_strategy(), case)
-    check({f"{case}/{key}": value for key, value in found.items()}, [case])
+    arrays = run(tf.distribute.get_strategy(), case)
+    check({f"{case}/{key}": value for key, value in arrays.items()}, [case])
     np.testing.assert_allclose(
-        found["embeddings"], on_one(options, "float64")["embeddings"], rtol=1e-5
+        arrays["embeddings"], on_one(options, "float64")["embeddings"], rtol=1e-5
     )
 
 
@@ -114,21 +117,21 @@ def test_replicas_change_nothing(replicas):
     ]
     apart = Case("float64", 1, "apart")
     broken = Case("float64", 1, "all", "clip_before_the_sum")
-    found = processes.results(SCRIPT, replicas, *cases, apart, broken)
-    check(found, cases)
-    check_mined_apart(found, apart, replicas)
-    assert error(found, broken, "weights") > 1e-3
+    arrays = processes.results(SCRIPT, replicas, *cases, apart, broken)
+    check(arrays, cases)
+    check_mined_apart(arrays, apart, replicas)
+    assert error(arrays, broken, "weights") > 1e-3
 
 
-def check_mined_apart(found: dict[str, np.ndarray], case: Case, replicas: int) -> None:
-    """Triplets name rows of the global batch, also where each replica mines alone."""
+def check_mined_apart(arrays: dict[str, np.ndarray], case: Case, replicas: int) -> None:
+    """Triplets name rows of the global batch even if each replica mines only its own rows."""
     here = ROWS // replicas
     labels = batches(case.dtype)[1][-1]
-    of = {key: found[f"{case}/{key}"] for key in ("positive", "negative", "term")}
-    anchors = np.flatnonzero(np.isfinite(of["term"]))
+    triplets = {key: arrays[f"{case}/{key}"] for key in ("positive", "negative", "term")}
+    anchors = np.flatnonzero(np.isfinite(triplets["term"]))
     assert len(anchors) > here
     for anchor in anchors:
-        positive, negative = of["positive"][anchor], of["negative"][anchor]
+        positive, negative = triplets["positive"][anchor], triplets["negative"][anchor]
         assert anchor // here == positive // here == negative // here
         assert labels[anchor] == labels[positive] != labels[negative]
 
@@ -137,9 +140,9 @@ def check_mined_apart(found: dict[str, np.ndarray], case: Case, replicas: int) -
 def test_on_two_worker_processes():
     cases = [Case("float64"), Case("float64", 4)]
     parts = processes.workers(2, SCRIPT, "workers", *cases)
-    for found in parts:
-        check(found, cases)
-    # Each worker has its own rows of the last batch; those of the first worker come first.
+    for arrays in parts:
+        check(arrays, cases)
+    # Each worker has its own rows of the last batch. The first worker has the first rows.
     for case, key in itertools.product(cases, ("positive", "negative", "embeddings")):
-        of_all = np.concatenate([found[f"{case}/{key}"] for found in parts])
-        np.testing.assert_allclose(of_all, on_one(case.options, case.dtype)[key], rtol=1e-5)
+        all_rows = np.concatenate([arrays[f"{case}/{key}"] for arrays in parts])
+        np.testing.assert_allclose(all_rows, on_one(case.options, case.dtype)[key], rtol=1e-5)

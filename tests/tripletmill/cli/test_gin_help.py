@@ -13,7 +13,7 @@ import pytest
 import pipeline.embed
 import pipeline.main
 from trainer import configurables
-from tripletmill.cli.gin_help import NO_DEFAULT, gin_help
+from tripletmill.cli.gin_help import NO_DEFAULT, gin_help, source_and_gin_name
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = {
@@ -31,11 +31,11 @@ def test_it_lists_the_parameters_and_defaults_of_the_signatures(program):
         if equals:
             listed[name] = default
     expected = {}
-    for name in PROGRAMS[program]:
-        if not name.startswith("keras."):
-            configurable = pkgutil.resolve_name(name)
-            for parameter in inspect.signature(configurable).parameters.values():
-                expected[f"{configurable.__name__}.{parameter.name}"] = parameter
+    for each in PROGRAMS[program]:
+        if not each.startswith("keras."):
+            source, name = source_and_gin_name(each)
+            for parameter in inspect.signature(pkgutil.resolve_name(source)).parameters.values():
+                expected[f"{name}.{parameter.name}"] = parameter
     assert listed.keys() == expected.keys()
     for name, parameter in expected.items():
         default = parameter.default

@@ -1,4 +1,4 @@
-"""The two JSON files that TensorFlow Datasets reads."""
+"""The content of the two JSON files; test_readers opens them with TensorFlow Datasets."""
 
 import json
 
@@ -11,27 +11,10 @@ SPLITS = {
     "test": SplitInfo(shard_lengths=(1,), num_bytes=10),
 }
 EXTRA = {"settings": {"short_side": 256, "ratio": 0.5}, "format_version": 1, "text": "ü\n"}
-# TFDS 4.9.10 knows these top-level keys and refuses a file with any other.
-KNOWN = {
-    *("alternativeFileFormats", "citation", "configDescription", "configName", "configTags"),
-    *("dataSourceAccesses", "description", "disableShuffling", "downloadChecksums"),
-    *("downloadSize", "features", "fileFormat", "isBlocked", "location", "moduleName", "name"),
-    *("nondeterministicOrder", "redistributionInfo", "releaseNotes", "schema", "sizeInBytes"),
-    *("splits", "supervisedKeys", "version"),
-}
 
 
-def test_features():
+def test_types():
     features = features_json()["content"]["features"]
-    assert {name.removeprefix("image/") for name in features} == {
-        *("encoded", "format", "height", "width", "class/label", "class/text"),
-        *("source_id", "key/sha256"),
-    }
-    assert features["image/encoded"]["image"] == {
-        "dtype": "uint8",
-        "encodingFormat": "jpeg",
-        "shape": {"dimensions": ["-1", "-1", "3"]},
-    }
     for name in ("class/label", "height", "width"):
         assert features[f"image/{name}"]["tensor"]["dtype"] == "int64"
     assert features["image/key/sha256"]["tensor"]["dtype"] == "string"
@@ -39,7 +22,6 @@ def test_features():
 
 def test_dataset_info():
     info = dataset_info_json(name="flowers", splits=SPLITS, extra=EXTRA)
-    assert set(info) <= KNOWN
     assert info["name"] == "flowers"
     assert info["version"].count(".") == 2
     assert [(split["name"], split["shardLengths"]) for split in info["splits"]] == [

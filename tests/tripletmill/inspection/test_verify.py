@@ -80,7 +80,7 @@ def flip(path: Path, offset: int, mask: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("byte", "what"),
+    ("byte", "message"),
     [
         (100, "the checksum of its payload is wrong"),
         (-1, "the checksum of its payload is wrong"),
@@ -90,12 +90,12 @@ def flip(path: Path, offset: int, mask: int = 1) -> None:
     ],
 )
 @pytest.mark.parametrize("row", [FIRST_ROW, 7, 10])
-def test_flipped_byte(copy, row, byte, what):
+def test_flipped_byte(copy, row, byte, message):
     record = rows(copy)[row]
     end = record["length"] + FRAMING_BYTES
     flip(copy / SHARD, record["offset"] + byte % end)
     where = f"offset {record['offset']}, row {row}, {record['source_id']}"
-    assert found(copy) == [Problem(SHARD, where, what)]
+    assert found(copy) == [Problem(SHARD, where, message)]
 
 
 def test_two_damaged_records(copy):
@@ -112,12 +112,12 @@ def test_cut_off(copy, missing):
     is_between = isinstance(missing, str)
     missing = len(data) - record["offset"] if is_between else missing
     (copy / SHARD).write_bytes(data[: len(data) - missing])
-    what = "no record starts here" if is_between else "the file ends within it"
+    message = "no record starts here" if is_between else "the file ends within it"
     problems = found(copy)
     for row, problem in enumerate(problems[: 11 - lost], lost):
         record = rows(copy)[row]
         where = f"offset {record['offset']}, row {row}, {record['source_id']}"
-        assert problem == Problem(SHARD, where, what)
+        assert problem == Problem(SHARD, where, message)
     assert {problem.where for problem in problems[11 - lost :]} <= {"", "split train"}
 
 
@@ -125,8 +125,8 @@ def test_more_behind_the_last_record(copy):
     size = (copy / SHARD).stat().st_size
     with open(copy / SHARD, "ab") as file:
         file.write(b"more")
-    what = "the file ends within it"
-    assert found(copy, file=SHARD) == [Problem(SHARD, f"offset {size}", what)]
+    message = "the file ends within it"
+    assert found(copy, file=SHARD) == [Problem(SHARD, f"offset {size}", message)]
 
 
 def test_record_without_a_row(copy):
@@ -136,10 +136,10 @@ def test_record_without_a_row(copy):
         file.seek(size)
         RecordWriter(file).write(payload)
     without_row, in_pieces, checksum = found(copy, file=SHARD)
-    what = "record of b/02.png without a row in the index"
-    assert without_row == Problem(SHARD, f"offset {size}", what)
-    assert in_pieces.what == "more images of label 1: the class is not in one piece"
-    assert checksum.what.startswith("its CRC-32C is ")
+    message = "record of b/02.png without a row in the index"
+    assert without_row == Problem(SHARD, f"offset {size}", message)
+    assert in_pieces.message == "more images of label 1: the class is not in one piece"
+    assert checksum.message.startswith("its CRC-32C is ")
 
 
 def test_missing_shard(copy):
@@ -154,8 +154,8 @@ def test_shard_that_cannot_be_read(copy, monkeypatch):
         return open(path, "rb")
 
     monkeypatch.setattr(check_shard.storage, "open_read", open_read)
-    what = "cannot be read: Input/output error"
-    assert found(copy) == [Problem(SHARD, "", what)]
+    message = "cannot be read: Input/output error"
+    assert found(copy) == [Problem(SHARD, "", message)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -168,7 +168,7 @@ def test_any_flipped_byte_in_a_shard_is_found(data_set, tmp_path_factory, data):
     flip(copy / shard, offset, data.draw(st.integers(1, 255)))
     [problem] = found(copy)
     assert problem.file == shard
-    assert "checksum" in problem.what
+    assert "checksum" in problem.message
     shutil.rmtree(copy.parent)
 
 
@@ -205,7 +205,7 @@ GREY = images.encode("L", (16, 16), "JPEG")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "what"),
+    ("spoil", "message"),
     [
         (change(key__sha256=b"\0" * 32), "image/key/sha256 is not the hash"),
         (change(encoded=JPEG), "is not the hash of the image"),
@@ -227,11 +227,11 @@ GREY = images.encode("L", (16, 16), "JPEG")
         ),
     ],
 )
-def test_spoilt_record(tmp_path, spoil, what):
+def test_spoilt_record(tmp_path, spoil, message):
     folder = write_data_set(tmp_path / "photos", spoil=spoil)
     [problem] = found(folder)
     assert problem.file == SHARD
-    assert what in problem.what
+    assert message in problem.message
     offset = rows(folder)[8]["offset"]
     assert problem.where == f"offset {offset}, row 8, {SOURCE_ID}"
 
@@ -240,7 +240,7 @@ def test_wrong_label_in_the_shard(tmp_path):
     folder = write_data_set(tmp_path / "photos", spoil=change(class__label=1))
     edit_rows(folder / INDEX, set_cell("label", 4))
     problems = found(folder, file=SHARD)
-    assert problems[0].what == "label is 4 in the index, 1 in the shard"
+    assert problems[0].message == "label is 4 in the index, 1 in the shard"
 
 
 def test_class_in_pieces(tmp_path):
@@ -259,8 +259,8 @@ def test_class_in_pieces(tmp_path):
             ],
         )
     first, second = found(folder)
-    assert first.what == "more images of label 1: the class is not in one piece"
-    assert second.what == "more images of label 4: the class is not in one piece"
+    assert first.message == "more images of label 1: the class is not in one piece"
+    assert second.message == "more images of label 4: the class is not in one piece"
     assert "row 8" in first.where
     assert "row 9" in second.where
 
@@ -272,8 +272,8 @@ def test_source_id_twice(tmp_path):
 
     folder = write_data_set(tmp_path / "photos", spoil=spoil)
     file = "photos-train.index.parquet"
-    what = "source id of row 1 of photos-query.index.parquet too"
-    assert found(folder) == [Problem(file, "row 1, a/01.png", what)]
+    message = "source id of row 1 of photos-query.index.parquet too"
+    assert found(folder) == [Problem(file, "row 1, a/01.png", message)]
 
 
 # Damage to the index.
@@ -288,7 +288,7 @@ def swap(rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "whats"),
+    ("edit", "messages"),
     [
         (swap, ["comes in the index after the row of offset "] * 2),
         (set_cell("sha256", b"\0" * 32), ["sha256 is 0000000000000000... in the index, "]),
@@ -305,12 +305,12 @@ def swap(rows: list[dict[str, Any]]) -> None:
         (lambda rows: rows.insert(8, rows[8]), ["comes in the index after the row of offset "]),
     ],
 )
-def test_wrong_row(copy, edit, whats):
+def test_wrong_row(copy, edit, messages):
     offset = rows(copy)[8]["offset"]
     edit_rows(copy / INDEX, edit)
     problems = found(copy, file=SHARD)
-    for problem, what in zip(problems, whats, strict=True):
-        assert problem.what.startswith(what)
+    for problem, message in zip(problems, messages, strict=True):
+        assert problem.message.startswith(message)
     if edit is not swap:
         assert problems[0].where.startswith(f"offset {offset}")
 
@@ -318,24 +318,24 @@ def test_wrong_row(copy, edit, whats):
 def test_what_a_wrong_row_says(copy):
     edit_rows(copy / INDEX, set_cell("label", 99))
     [problem] = found(copy, file=SHARD)
-    assert problem.what == "label is 99 in the index, 4 in the shard"
+    assert problem.message == "label is 99 in the index, 4 in the shard"
     assert problem.where.endswith(f", row 8, {SOURCE_ID}")
-    what = f"no row for label 99, which has 1 images in {INDEX}"
-    assert found(copy, file=index.CLASSES_FILE)[-1].what == what
+    message = f"no row for label 99, which has 1 images in {INDEX}"
+    assert found(copy, file=index.CLASSES_FILE)[-1].message == message
 
 
 @pytest.mark.parametrize(
-    ("shard", "what"),
+    ("shard", "message"),
     [
         (3, "shard 3; the shards are 0 to 2"),
         (0, "shard 0 after shard 1: not in file order"),
         (None, "shard None; the shards are 0 to 2"),
     ],
 )
-def test_row_of_another_shard(copy, shard, what):
+def test_row_of_another_shard(copy, shard, message):
     edit_rows(copy / INDEX, set_cell("shard", shard))
-    assert Problem(INDEX, "row 8", what) in found(copy)
-    assert any(problem.what.startswith(NO_ROW) for problem in found(copy, file=SHARD))
+    assert Problem(INDEX, "row 8", message) in found(copy)
+    assert any(problem.message.startswith(NO_ROW) for problem in found(copy, file=SHARD))
 
 
 @pytest.mark.parametrize("column", ["label", "sha256", "source_id"])
@@ -343,7 +343,7 @@ def test_empty_cell(copy, column):
     edit_rows(copy / INDEX, set_cell(column, None))
     assert found(copy, file=INDEX) == [Problem(INDEX, "row 8", "an empty cell")]
     [without_row] = found(copy, file=SHARD)
-    assert without_row.what == f"{NO_ROW}{SOURCE_ID} without a row in the index"
+    assert without_row.message == f"{NO_ROW}{SOURCE_ID} without a row in the index"
 
 
 def rename(folder: Path, file: str, edit: Callable[[Any], Any]) -> None:
@@ -352,7 +352,7 @@ def rename(folder: Path, file: str, edit: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "what"),
+    ("edit", "message"),
     [
         (lambda t: t.drop_columns(["x_camera"]), "its columns are shard int32, offset int64"),
         (lambda t: t.append_column("x_a", t["x_camera"]), "its columns are shard int32, offset"),
@@ -367,12 +367,12 @@ def rename(folder: Path, file: str, edit: Callable[[Any], Any]) -> None:
         ),
     ],
 )
-def test_columns(copy, edit, what):
+def test_columns(copy, edit, message):
     rename(copy, INDEX, edit)
     [problem] = found(copy)
     assert problem.file == INDEX
-    assert problem.what.startswith(what)
-    assert problem.what.endswith("source_sha256 fixed_size_binary[32], x_camera string")
+    assert problem.message.startswith(message)
+    assert problem.message.endswith("source_sha256 fixed_size_binary[32], x_camera string")
 
 
 def test_damage_behind_a_damaged_index(copy):
@@ -380,8 +380,8 @@ def test_damage_behind_a_damaged_index(copy):
     flip(copy / SHARD, 100)
     first, second = found(copy)
     assert (first.file, second.file) == (SHARD, INDEX)
-    assert "without the index, the rest of the file cannot be checked" in first.what
-    assert second.what.startswith("cannot be read: ")
+    assert "without the index, the rest of the file cannot be checked" in first.message
+    assert second.message.startswith("cannot be read: ")
 
 
 def test_never_a_traceback_on_a_damaged_index(copy):
@@ -410,11 +410,11 @@ def test_unreadable_file(copy, file):
     (copy / file).write_bytes(b"no")
     [problem] = found(copy)
     assert problem.file == file
-    assert problem.what.startswith("cannot be read: ")
+    assert problem.message.startswith("cannot be read: ")
 
 
 @pytest.mark.parametrize(
-    ("edit", "what"),
+    ("edit", "message"),
     [
         (lambda c: c[0].update(count=4), "'a' has 4 images, and 3 in photos-tr"),
         (lambda c: c[0].update(name="A"), "class 'a' here, label 0 is 'A'"),
@@ -426,13 +426,13 @@ def test_unreadable_file(copy, file):
         (lambda c: c[0].update(name="b"), "'b' is label 0 and 1"),
     ],
 )
-def test_classes(copy, edit, what):
+def test_classes(copy, edit, message):
     edit_rows(copy / index.CLASSES_FILE, edit)
-    assert found(copy)[0].what.startswith(what)
+    assert found(copy)[0].message.startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("edit", "where", "what"),
+    ("edit", "where", "message"),
     [
         (
             lambda c, e: e["num_images"].update(train=10),
@@ -463,18 +463,18 @@ def test_classes(copy, edit, what):
         (lambda c, e: e.update(group="x_item"), "group", "x_item is none of the columns"),
     ],
 )
-def test_description(copy, edit, where, what):
+def test_description(copy, edit, where, message):
     edit_info(copy, edit)
     [problem] = found(copy)
     assert (problem.file, problem.where) == (INFO, where)
-    assert problem.what.startswith(what)
+    assert problem.message.startswith(message)
 
 
 def test_checksum_of_a_file(copy):
     edit_info(copy, lambda c, e: e["shard_crc32c"]["train"].__setitem__(1, 7))
     [problem] = found(copy)
     assert problem.file == SHARD
-    assert problem.what.endswith("in dataset_info.json 7")
+    assert problem.message.endswith("in dataset_info.json 7")
 
 
 def test_data_set_without_what_came_later(copy):
@@ -490,25 +490,25 @@ def test_features_file(copy):
     content = json.loads((copy / index.FEATURES_FILE).read_text())
     del content["content"]["features"]["image/width"]
     (copy / index.FEATURES_FILE).write_text(json.dumps(content))
-    what = "other features than the records have"
-    assert found(copy) == [Problem(index.FEATURES_FILE, "", what)]
+    message = "other features than the records have"
+    assert found(copy) == [Problem(index.FEATURES_FILE, "", message)]
 
 
 def test_lists(copy):
     path = copy / index.REJECTED_FILE
     whole = path.read_text()
     path.write_text(whole[: whole.index("\n") + 1])
-    assert [p.what for p in found(copy)] == [f"1 lines, 3 in {INFO}"]
+    assert [p.message for p in found(copy)] == [f"1 lines, 3 in {INFO}"]
     path.write_text(whole.replace('"reason": "empty file"', '"why": 1', 1))
-    what = "no JSON object with source_id, class, reason"
-    assert found(copy) == [Problem(path.name, "line 1", what)]
+    message = "no JSON object with source_id, class, reason"
+    assert found(copy) == [Problem(path.name, "line 1", message)]
     path.write_text(whole.replace("}", "", 1))
     assert [p.where for p in found(copy)] == ["line 1"]
     path.write_text(whole)
     edit_info(copy, lambda content, extra: extra["duplicates"].update({"across splits": 2}))
     [problem] = found(copy)
-    what = f"groups within class 1, in {INFO} across splits 2, within class 1"
-    assert (problem.file, problem.what) == (index.DUPLICATES_FILE, what)
+    message = f"groups within class 1, in {INFO} across splits 2, within class 1"
+    assert (problem.file, problem.message) == (index.DUPLICATES_FILE, message)
 
 
 def test_remarks(copy, capsys):

@@ -1,6 +1,7 @@
-"""The law of replicas: loss, gradients and weights do not depend on their number.
+"""The law of replicas: loss, gradients and weights do not depend on the number of replicas.
 
-Each number of replicas runs in a process of its own (replicas.py); one replica runs in this one.
+For each number of replicas, tests/fixtures/replicas.py runs in a process of its own. One replica
+runs in this process.
 """
 
 import functools
@@ -41,21 +42,21 @@ def on_one(loss: str, dtype: str) -> dict[str, np.ndarray]:
     return run(tf.distribute.get_strategy(), Case(loss, dtype))
 
 
-def errors(found: dict[str, np.ndarray], case: Case) -> dict[str, float]:
-    """The largest difference to one replica, as a share of the largest number."""
+def errors(results: dict[str, np.ndarray], case: Case) -> dict[str, float]:
+    """The largest difference to one replica, divided by the largest number."""
     one = on_one(case.loss, case.dtype)
     return {
-        key: np.abs(found[f"{case}/{key}"] - one[key]).max() / np.abs(one[key]).max()
+        key: np.abs(results[f"{case}/{key}"] - one[key]).max() / np.abs(one[key]).max()
         for key in QUANTITIES
     }
 
 
-def check_law(found: dict[str, np.ndarray], cases: list[Case]) -> None:
-    seen = {str(case): errors(found, case) for case in cases}
+def check_law(results: dict[str, np.ndarray], cases: list[Case]) -> None:
+    errors_of_cases = {str(case): errors(results, case) for case in cases}
     assert all((on_one(case.loss, case.dtype)["losses"] > 0.01).all() for case in cases)
     broken = {
         name: value
-        for case, (name, value) in zip(cases, seen.items(), strict=True)
+        for case, (name, value) in zip(cases, errors_of_cases.items(), strict=True)
         if not max(value.values()) <= TOLERANCE[case.dtype]
     }
     assert not broken
@@ -76,26 +77,26 @@ def test_on_two_worker_processes():
     twice = triplet_oracle.hard(
         np.tile(labels, 2), np.tile(inputs, (2, 1)), margin=MARGIN, metric="L2"
     )
-    for found in processes.workers(2, SCRIPT, "workers", *cases):
-        check_law(found, cases)
-        assert found["arguments/loss"] == pytest.approx(twice, rel=1e-10)
+    for results in processes.workers(2, SCRIPT, "workers", *cases):
+        check_law(results, cases)
+        assert results["arguments/loss"] == pytest.approx(twice, rel=1e-10)
 
 
 def test_the_law_notices():
     cases = [Case("semihard", mutant=mutant) for mutant in MUTANTS if mutant != "none"]
     cases += [Case("hard", mutant="stop_gathered")]
-    found = processes.results(SCRIPT, 2, *cases)
+    results = processes.results(SCRIPT, 2, *cases)
     for case in cases:
-        wrong = errors(found, case)
+        wrong = errors(results, case)
         assert all(error > 0.01 for error in wrong.values()), (case, wrong)
-    # The first loss is right, so a law about the loss alone would not see the fault.
+    # The first loss of this mutant is right, so a comparison of losses alone would not notice it.
     one = on_one("semihard", "float64")["losses"][0]
-    several = found[f"{Case('semihard', mutant='stop_gathered')}/losses"][0]
+    several = results[f"{Case('semihard', mutant='stop_gathered')}/losses"][0]
     assert several == pytest.approx(one, rel=1e-10)
 
 
 def test_within_replicas_it_is_the_mean_of_their_losses():
-    """In the first step; later, a replica has no row and a loss of 0."""
+    """Checks the first step. In later ones, a replica may have no row, and then a loss of 0."""
     case = Case("local")
     _, inputs, first, last = next(batches("int32", "float64", 2))
     outputs = make_model("float64")(inputs).numpy()
@@ -103,6 +104,6 @@ def test_within_replicas_it_is_the_mean_of_their_losses():
         triplet_oracle.semihard(CLASSES[0][here], outputs[here], margin=MARGIN, metric="L2")
         for here in map(slice, first, last)
     ]
-    found = processes.results(SCRIPT, 2, case)
-    np.testing.assert_allclose(found[f"{case}/losses"][0], np.mean(halves), rtol=1e-10)
-    assert np.isfinite(found[f"{case}/gradients"]).all()
+    results = processes.results(SCRIPT, 2, case)
+    np.testing.assert_allclose(results[f"{case}/losses"][0], np.mean(halves), rtol=1e-10)
+    assert np.isfinite(results[f"{case}/gradients"]).all()

@@ -1,4 +1,4 @@
-"""The losses as Keras classes: configuration, saving, and errors."""
+"""The losses as Keras losses: their configuration, saving, and what they refuse."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ LOSSES = [
 
 
 def linear_model(loss: keras.losses.Loss) -> keras.Model:
-    """A model whose outputs are its inputs."""
+    """A model whose outputs are its inputs, before it is trained."""
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(3, use_bias=False)])
     model.set_weights([np.eye(3)])
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
@@ -76,20 +76,20 @@ def test_sample_weights_are_refused(loss):
 @for_both
 def test_labels_that_are_floats_are_refused(loss):
     labels = CLASSES.astype(np.float32)
-    with pytest.raises(UsageError, match="labels are float32: integers"):
+    with pytest.raises(UsageError, match="labels are float32: must be integers"):
         loss(labels, tf.constant(POINTS))
-    with pytest.raises(UsageError, match="labels are float32: integers"):
+    with pytest.raises(UsageError, match="labels are float32: must be integers"):
         linear_model(loss).fit(POINTS, labels, verbose=0)
 
 
 @for_both
 def test_labels_that_float32_cannot_tell_apart(loss):
-    """Float64 cannot tell the last labels apart either."""
+    """Float64 cannot tell the last ones apart either."""
     expected = ORACLES[type(loss)](CLASSES, POINTS, margin=1.0, metric="L2")
     for labels in (2**24 + CLASSES, 2**53 + CLASSES):
         assert float(loss(labels, tf.constant(POINTS))) == pytest.approx(expected, rel=1e-6)
         assert float(loss(labels[:, None], tf.constant(POINTS))) == pytest.approx(
             expected, rel=1e-6
         )
-    found = linear_model(loss).evaluate(POINTS, labels, verbose=0)
-    assert found == pytest.approx(expected, rel=1e-6)
+    evaluated = linear_model(loss).evaluate(POINTS, labels, verbose=0)
+    assert evaluated == pytest.approx(expected, rel=1e-6)

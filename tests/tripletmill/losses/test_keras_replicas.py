@@ -1,4 +1,7 @@
-"""The law of replicas in plain Keras, with a smaller last batch."""
+"""The law of replicas in plain Keras: results do not depend on the number of replicas.
+
+The last batch is smaller than the others.
+"""
 
 import functools
 
@@ -19,7 +22,7 @@ def on_one(loss: str, rows: int) -> dict[str, np.ndarray]:
 
 
 def true_loss(loss: str, outputs: np.ndarray) -> float:
-    """The mean over batches, weighted by their rows as Keras does it."""
+    """The mean over the batches, weighted by their numbers of rows as Keras does."""
     labels = data(len(outputs))[1]
     starts = range(0, len(outputs), BATCH)
     batches = [slice(start, start + BATCH) for start in starts]
@@ -30,7 +33,7 @@ def true_loss(loss: str, outputs: np.ndarray) -> float:
     return np.average(values, weights=[len(labels[batch]) for batch in batches])
 
 
-# With 37 rows, the replicas have unequal shares of the last batch; with 33, one replica has none.
+# With 37 rows, the replicas have unequal parts of the last batch. With 33, one has no part.
 @pytest.mark.parametrize(
     ("replicas", "losses"),
     [
@@ -39,15 +42,15 @@ def true_loss(loss: str, outputs: np.ndarray) -> float:
     ],
 )
 def test_fit_does_not_depend_on_the_replicas(replicas, losses):
-    found = processes.results("tests.fixtures.keras_replicas", replicas, *losses)
+    results = processes.results("tests.fixtures.keras_replicas", replicas, *losses)
     for name in losses:
         loss, rows = name.split("-")
         one = on_one(loss, int(rows))
         before = make_model("float32")(data(int(rows))[0]).numpy()
-        several = {key: found[f"{name}/{key}"] for key in one}
+        several = {key: results[f"{name}/{key}"] for key in one}
         for run in (one, several):
             np.testing.assert_allclose(run["frozen"], [true_loss(loss, before)], rtol=1e-5)
             np.testing.assert_allclose(run["evaluated"], true_loss(loss, run["outputs"]), rtol=1e-5)
         for key in one:
             np.testing.assert_allclose(several[key], one[key], rtol=0, atol=1e-5, err_msg=key)
-        assert np.ptp(one["history"]) > 0.001  # the model learned
+        assert np.ptp(one["history"]) > 0.001  # the training changed the loss

@@ -1,6 +1,7 @@
-"""The losses, compared with a brute-force oracle and with values computed by hand."""
+"""The losses equal those of a brute-force oracle and those computed by hand."""
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -136,12 +137,12 @@ def test_metric_may_be_a_callable(rule, jit_compile):
 
 
 def cosine(x, y):
-    """A metric that is undefined at zero."""
+    """The angular distance, but undefined at zero."""
     return 1 - tf.reduce_sum(x * y, -1) / (tf.norm(x, axis=-1) * tf.norm(y, axis=-1))
 
 
 def euclidean(x, y):
-    """A metric without a gradient between equal points."""
+    """The L2 distance, but without a finite gradient between equal points."""
     return tf.norm(x - y, axis=-1)
 
 
@@ -169,7 +170,7 @@ def test_metric_may_be_undefined_where_no_triplet_is(rule, jit_compile):
     ("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3), ("float32", 1e-6)]
 )
 @pytest.mark.parametrize("loss", [triplet_hard_loss, triplet_semihard_loss])
-def test_types_are_kept_and_the_short_ones_computed_in_float32(loss, dtype, tolerance):
+def test_types_are_kept_and_16_bit_floats_are_computed_in_float32(loss, dtype, tolerance):
     labels = LABELS["p x k"]
     x = tf.cast(normal(labels), dtype)
     with tf.GradientTape() as tape:
@@ -187,8 +188,8 @@ def test_types_are_kept_and_the_short_ones_computed_in_float32(loss, dtype, tole
     )
 
 
-# TensorFlow Addons 0.23 on TensorFlow 2.15 computed these values: hard, hard with soft=True, semi-
-# hard.
+# Computed with TensorFlow Addons 0.23 on TensorFlow 2.15: the losses hard, hard with soft=True, and
+# semi-hard.
 ADDONS = {
     "L2": (2.9073879718780518, 2.058124542236328, 0.8837950229644775),
     "squared-L2": (12.285259246826172, 11.285344123840332, 0.47821176052093506),
@@ -246,14 +247,14 @@ def test_labels_of_any_integer_type_and_size():
         np.array([[4], [4], [-4], [-4]], np.int16),
         np.array([0, 0, 2**32 - 1, 2**32 - 1], np.uint32),
         np.array([2**24, 2**24, 2**24 + 1, 2**24 + 1]),
-        np.array([2**40, 2**40, 2**41, 2**41]),  # equal in their lower 32 bits
+        np.array([2**40, 2**40, 2**41, 2**41]),  # their lower 32 bits are equal
         np.array([2**62, 2**62, 2**62 + 1, 2**62 + 1]),
     ):
         assert float(triplet_hard_loss(labels, x)) == expected
 
 
 def test_by_hand():
-    """Points on a line: class 0 at 0 and 2, class 1 at 3 and 7; margin 2, L2.
+    """Points on a line: class 0 is at 0 and 2, class 1 at 3 and 7. The margin is 2, the metric L2.
 
     Hard: anchor 0: 2 + 2 - 3 = 1; 2: 2 + 2 - 1 = 3; 3: 2 + 4 - 1 = 5; 7: 2 + 4 - 5 = 1.
     Semi-hard: 0 -> 2, negative 3 at 3: 1; 2 -> 0, negative 7 at 5 (3 is nearer than 2): 0;
@@ -277,9 +278,10 @@ def test_by_hand():
 
 
 def test_semihard_negative_is_strictly_farther():
-    """For anchor 0, positive and negative at -2 are equally far, so the negative is the one at 5.
+    """For anchor 0, the positive and the negative at -2 are equally far; so it takes the one at 5.
 
-    Terms at margin 4: for 0 -> 2: 4 + 2 - 5 = 1; for 2 -> 0: 4 + 2 - 3 = 3, since 5 is 3 away.
+    The margin is 4. The term of 0 -> 2 is 4 + 2 - 5 = 1. The term of 2 -> 0 is 4 + 2 - 3 = 3, since
+    the negative at 5 is 3 away.
     """
     result = semihard_triplets([0, 0, 1, 2], tf.constant([[0.0], [2.0], [-2.0], [5.0]]), margin=4.0)
     np.testing.assert_allclose(
@@ -372,7 +374,7 @@ def test_gradients_are_finite_everywhere(positive, negative, metric):
 
 
 def test_gradient_of_equal_points_by_hand():
-    """Two classes at one point: every term is the margin, and no direction is better."""
+    """Two classes are at one point: every term is the margin, and no direction is better."""
     for loss in (triplet_hard_loss, triplet_semihard_loss):
         x = np.ones([4, 3], np.float32)
         assert float(loss([0, 0, 1, 1], x, margin=0.25)) == 0.25
@@ -380,9 +382,10 @@ def test_gradient_of_equal_points_by_hand():
 
 
 def test_near_duplicates_keep_their_precision():
-    """From squares of a million, the distance of 1000 and 1000.001 would come out as 0 or 0.25.
+    """The points are 1000 and 1000.001. By their squares, their distance would be 0 or 0.25.
 
-    Terms at margin 3: 3 + 0.001 - 3 and 3 + 0.001 - 2.999, as near as float32 comes to 1000.001.
+    The margin is 3, and the terms are 3 + 0.001 - 3 and 3 + 0.001 - 2.999, up to the rounding of
+    1000.001 to float32.
     """
     x = np.array([[1000.0], [1000.001], [1003.0]], np.float32)
     exact = triplet_oracle.hard([0, 0, 1], x, margin=3.0, metric="L2")
@@ -406,13 +409,13 @@ def test_soft_margin_does_not_overflow(metric):
 @pytest.mark.parametrize("metric", [*METRICS, manhattan])
 @pytest.mark.parametrize("rule", RULES)
 def test_nan_is_not_hidden_wherever_it_is(rule, metric, jit_compile):
-    labels = [0, 0, 1, 1, 2]  # the last label is alone, so it is no anchor
+    labels = [0, 0, 1, 1, 2]  # the last row is the anchor of no triplet
     options = {"distance_metric": metric, "jit_compile": jit_compile, **RULES[rule]}
     for row in range(5):
         for bad in (np.nan, np.inf, -np.inf):
             x = normal(labels).astype(np.float32)
             x[row, 1] = bad
-            x[4] += 100  # the last point is far from all others
+            x[4] += 100  # far from all others
             assert np.isnan(batch_triplets(labels, x, **options).loss)
 
 
@@ -429,17 +432,16 @@ def test_tiles_do_not_show(monkeypatch, rule, jit_compile):
     x = normal(labels)
     options = {"jit_compile": jit_compile, **RULES[rule]}
 
-    def gradient_and_terms():
-        embeddings = tf.constant(x)
-        with tf.GradientTape() as tape:
-            tape.watch(embeddings)
-            triplets = batch_triplets(labels, embeddings, **options)
-        return tape.gradient(triplets.loss, embeddings), triplets.costliest.term
+    def value_and_gradient():
+        triplet_sums._compiled.cache_clear()
+        return gradient_of(lambda x: batch_triplets(labels, x, **options).loss, x), [
+            batch_triplets(labels, x, **options).costliest.term.numpy()
+        ]
 
-    whole = gradient_and_terms()
-    # Within a tf.function the loss is traced anew for a batch of this size, so it sees the setting.
+    whole = value_and_gradient()
     monkeypatch.setattr(triplet_sums, "TILE_SIZE", 1)  # three tiles of 50 anchors
-    in_tiles = tf.function(gradient_and_terms)()
+    in_tiles = value_and_gradient()
+    triplet_sums._compiled.cache_clear()
     np.testing.assert_allclose(in_tiles[0], whole[0], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(in_tiles[1], whole[1], rtol=1e-12)
     expected = triplet_oracle.loss(labels, x, margin=1.0, metric="L2", **RULES[rule])
@@ -494,15 +496,30 @@ def test_a_metric_with_variables_is_refused():
 @pytest.mark.parametrize(
     ("labels", "x", "options", "message"),
     [
-        ([0, 0], np.zeros([2, 2]), {"distance_metric": "L1"}, r"L1.*one of L2, squared-L2, ang"),
-        ([0, 0], np.zeros([2, 2]), {"margin": -1}, "margin -1: a number, 0 or more"),
-        ([0, 0], np.zeros([2, 2]), {"margin": float("nan")}, "margin nan: a number, 0 or more"),
-        ([0, 0], np.zeros([2, 2]), {"margin": float("inf")}, "margin inf: a number, 0 or more"),
-        ([0, 0], np.zeros([2, 2]), {"margin": None}, "margin None: a number, 0 or more"),
+        (
+            [0, 0],
+            np.zeros([2, 2]),
+            {"distance_metric": "L1"},
+            r"L1.*must be one of L2, squared-L2, ang",
+        ),
+        ([0, 0], np.zeros([2, 2]), {"margin": -1}, "margin -1: must be a number, 0 or more"),
+        (
+            [0, 0],
+            np.zeros([2, 2]),
+            {"margin": float("nan")},
+            "margin nan: must be a number, 0 or more",
+        ),
+        (
+            [0, 0],
+            np.zeros([2, 2]),
+            {"margin": float("inf")},
+            "margin inf: must be a number, 0 or more",
+        ),
+        ([0, 0], np.zeros([2, 2]), {"margin": None}, "margin None: must be a number, 0 or more"),
         ([[0, 1], [1, 0]], np.zeros([2, 2]), {}, r"labels have the shape \(2, 2\).* not one-hot"),
-        ([0.0, 0.0], np.zeros([2, 2]), {}, "labels are float32: integers"),
+        ([0.0, 0.0], np.zeros([2, 2]), {}, "labels are float32: must be integers"),
         ([0, 0, 1], np.zeros([2, 2]), {}, "3 labels for 2 embeddings"),
-        ([0, 0], np.zeros([2, 2], np.int64), {}, "embeddings are int64: floats"),
+        ([0, 0], np.zeros([2, 2], np.int64), {}, "embeddings are int64: must be floats"),
         ([0, 0], np.zeros([2]), {}, r"embeddings have the shape \(2,\)"),
     ],
 )
@@ -514,5 +531,16 @@ def test_errors_of_use(loss, labels, x, options, message):
 
 @pytest.mark.parametrize("option", ["positive", "negative"])
 def test_unknown_strategy_names_the_known_ones(option):
-    with pytest.raises(UsageError, match=f"{option} 'soft': one of all, hard"):
+    with pytest.raises(UsageError, match=f"{option} 'soft': must be one of all, hard"):
         batch_triplets([0, 0], np.zeros([2, 2]), **{**HARD, option: "soft"})
+
+
+LOSSES = [(triplet_hard_loss, hard_triplets), (triplet_semihard_loss, semihard_triplets)]
+
+
+@pytest.mark.parametrize(("loss", "triplets"), LOSSES)
+def test_a_loss_shows_and_takes_the_parameters_of_its_triplets(loss, triplets):
+    assert inspect.signature(loss).parameters == inspect.signature(triplets).parameters
+    for function in (loss, triplets):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'marign'"):
+            function([0, 0], np.zeros([2, 2]), marign=1.0)

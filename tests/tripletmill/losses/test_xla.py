@@ -1,6 +1,6 @@
-"""What a TPU needs of the training step: XLA compiles it, shapes are known, memory is bounded.
+"""The training step fits a TPU: XLA compiles it, all its shapes are known, its memory is bounded.
 
-Nothing here needs a TPU; `make tpu-check` asks the TPU's own compiler (docs/tpu.md).
+Nothing here needs a TPU. `make tpu-check` asks the TPU's own compiler (docs/tpu.md).
 """
 
 import itertools
@@ -30,8 +30,7 @@ ROWS, DIM, SIDE, REPLICAS = len(LABELS), 8, 16, 3
 HARD = {"positive": "hard", "negative": "hard"}
 SEMIHARD = {"positive": "all", "negative": "semihard"}
 
-# These ops have a result whose shape depends on values, or XLA or the TPU does not have them, or
-# has them only in B x B.
+# Ops whose shape depends on values, and ops that XLA or TPUs lack or do not take in size B x B.
 FORBIDDEN = re.compile(
     r"Unique.*|Where|LowerBound|UpperBound|TensorArray.*|.*TensorList.*|StatelessShuffle"
     r"|RandomShuffle|(Eager|Stateless)?PyFunc.*|DynamicPartition|ListDiff|SegmentSum"
@@ -58,7 +57,7 @@ def name_of(option: dict) -> str:
 
 
 def loss_and_gradient(labels, embeddings, *, lone: bool = True, **option):
-    """Computes as the last of several replicas; the replicas before it send zeros."""
+    """Loss and gradient on the last of several replicas. If lone, the others send zeros."""
 
     def loss():
         return batch_triplets(labels, embeddings, margin=0.5, **option).loss
@@ -79,9 +78,7 @@ def random_embeddings(dtype=np.float32) -> tf.Tensor:
 
 @pytest.fixture(autouse=True)
 def _fresh_traces():
-    # Once the loss was traced for batches of unknown size, TensorFlow takes that trace for batches
-    # of known size, too.
-    triplet_sums._function.cache_clear()
+    triplet_sums._compiled.cache_clear()
 
 
 @pytest.fixture
@@ -106,7 +103,7 @@ def training_step(model, **option) -> Callable:
     return step
 
 
-# ---- XLA compiles it, and finds the same.
+# ---- XLA compiles the step, and the results stay equal.
 
 
 @pytest.mark.parametrize("option", [HARD, SEMIHARD], ids=name_of)
@@ -152,11 +149,11 @@ def test_unknown_batch_size_gives_the_same(option):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-# ---- Every shape is known, and no op is there that a TPU lacks.
+# ---- Every shape is known, and there is no op that a TPU lacks.
 
 
 def nodes(function: tf.types.experimental.ConcreteFunction) -> Iterator:
-    """The nodes of a function and of all that it calls, with the shapes of their outputs."""
+    """The nodes of a function and of the functions that it calls, with their output shapes."""
     graph = function.graph.as_graph_def(add_shapes=True)
     yield from graph.node
     for called in graph.library.function:
@@ -164,17 +161,17 @@ def nodes(function: tf.types.experimental.ConcreteFunction) -> Iterator:
 
 
 def complaints(function: tf.types.experimental.ConcreteFunction) -> list[str]:
-    """The reasons for which a TPU would not compile a function."""
-    found = []
+    """Names what a TPU would not compile."""
+    problems = []
     for node in nodes(function):
         if FORBIDDEN.fullmatch(node.op):
-            found.append(f"{node.op} {node.name}: forbidden")
+            problems.append(f"{node.op} {node.name}: forbidden")
         if "_output_shapes" not in node.attr and not WITHOUT_OUTPUT.fullmatch(node.op):
-            found.append(f"{node.op} {node.name}: says no shape")
+            problems.append(f"{node.op} {node.name}: says no shape")
         for shape in node.attr["_output_shapes"].list.shape:
             if shape.unknown_rank or any(axis.size < 0 for axis in shape.dim):
-                found.append(f"{node.op} {node.name}: unknown shape")
-    return found
+                problems.append(f"{node.op} {node.name}: unknown shape")
+    return problems
 
 
 def traced(function: Callable, *, label_type=tf.int32) -> tf.types.experimental.ConcreteFunction:
@@ -190,8 +187,11 @@ def test_whole_step_has_known_shapes_and_allowed_ops(model, option):
     )
     assert complaints(function) == []
     ops = {node.op for node in nodes(function)}
-    # So the whole step was looked at.
-    assert {"Conv2DBackpropFilter", "StatelessWhile", "MatMul"} <= ops
+    assert {
+        "Conv2DBackpropFilter",
+        "StatelessWhile",
+        "MatMul",
+    } <= ops  # the whole step was examined
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=name_of)
@@ -203,7 +203,7 @@ def test_shapes_stay_known_after_batches_of_other_sizes():
     def function(labels, embeddings):
         return loss_and_gradient(labels, embeddings, lone=False, **SEMIHARD)
 
-    for rows in (3, 5):  # `train` begins with a batch of 3
+    for rows in (3, 5):  # `train` checks the loss with a batch of 3
         function(tf.constant(LABELS[:rows]), random_embeddings()[:rows])
     assert complaints(traced(function)) == []
 
@@ -245,7 +245,7 @@ def test_int32_labels_stay_int32():
     assert count(tf.int64) > 0
 
 
-# ---- Memory: no array of B x B, whatever the optimizer of XLA makes of it.
+# ---- Memory: even after XLA's optimization, there is no array of B x B.
 
 
 def largest_array(function: Callable, rows: int) -> int:
@@ -274,7 +274,7 @@ def test_arrays_of_all_pairs_are_noticed():
     assert largest_array(naive, 4096) >= 4096**2 > triplet_sums.TILE_SIZE
 
 
-# ---- What make tpu-check compiles, and what it says to mistakes.
+# ---- What make tpu-check compiles, and its messages.
 
 
 def test_a_lone_replica_finds_its_rows_among_all():
@@ -327,7 +327,7 @@ def test_memory_is_read_out_of_a_refusal():
     ("flags", "message"),
     [
         (["--batch=8,x"], "argument --batch: 'x': whole numbers, 1 or more; see --help"),
-        (["--loss=easy"], "argument --loss: 'easy': choose from semihard, hard; see --help"),
+        (["--loss=easy"], "argument --loss: 'easy': of semihard, hard; see --help"),
         (["--size=8"], "unrecognized arguments: --size=8; see --help"),
         (["--jax_python=no/python"], "--jax_python no/python: No such file or directory"),
         (

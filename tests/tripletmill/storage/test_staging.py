@@ -1,8 +1,6 @@
 """Shards are copied from a bucket to a local disk, with a live emulator and with faults."""
 
 import builtins
-import contextlib
-import dataclasses
 import multiprocessing
 import os
 import random
@@ -12,26 +10,30 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import google_crc32c
-import numpy as np
 import pytest
 
 from tests.fixtures.cloud.clients import client_of
 from tests.fixtures.cloud.emulators import go_emulator
 from tests.fixtures.cloud.faults import DOWNLOAD, HANG, RESET, FaultyProxy, Rule, cut, slow, status
 from tests.fixtures.cloud.loopback import Message
-from tests.fixtures.datasets import small_data_set
+from tests.fixtures.cloud.shards import (
+    BUCKET,
+    Flipping,
+    fetched,
+    proxied,
+    put_shards,
+    staged_files,
+)
 from tripletmill.errors import UsageError
-from tripletmill.formats.index import DatasetIndex, DatasetInfo, load_index
 from tripletmill.storage import bucket, staging, storage
-from tripletmill.storage.staging import stage
+from tripletmill.storage.files import FileInfo
+from tripletmill.storage.staging import stage_shards
 
-BUCKET = "sets"
-SHARD = r"tfrecord-\d"
 SECONDS = 120  # longer than anything here takes, and shorter than a slow answer
+IF_NO_ROOM = "use another disk"
 
 
 @pytest.fixture(scope="module")
@@ -41,69 +43,36 @@ def emulator():
         yield found
 
 
-def put(emulator, folder, *, sizes=(50_000,) * 8, seed=0, split="train"):
-    """Puts random shards into the bucket; returns the data set's index and the shards by name."""
-    rng = np.random.default_rng(seed)
-    data = [rng.bytes(size) for size in sizes]
-    info = DatasetInfo(
-        directory=f"gs://{BUCKET}/{folder}",
-        name="toy",
-        num_shards={split: len(data)},
-        num_images={split: 1},
-        num_bytes={split: sum(sizes)},
-        num_classes={split: 1},
-        num_rejected=0,
-        settings={"quality": 90},
-        input_fingerprint="0" * 64,
-        shard_crc32c={split: [google_crc32c.value(shard) for shard in data]},
-    )
-    shards = dict(zip(info.shard_files(split), data, strict=True))
-    for name, shard in shards.items():
-        emulator.put(BUCKET, f"{folder}/{name}", shard)
-    paths = [info.path(name) for name in shards]
-    columns = {field.name for field in dataclasses.fields(DatasetIndex)} - {
-        "info",
-        "split",
-        "shards",
-    }
-    rows = dict.fromkeys(columns, np.zeros(0, np.int32))
-    return DatasetIndex(info=info, split=split, shards=paths, **rows), shards
+def put(emulator, folder, *, sizes=(50_000,) * 8):
+    """Puts random shards into the bucket; returns what is staged, and the bytes by file name."""
+    shards = put_shards(emulator, folder, sizes=sizes)
+    files = [
+        FileInfo(f"gs://{BUCKET}/{folder}/{name}", len(data), 0, crc32c=google_crc32c.value(data))
+        for name, data in shards.items()
+    ]
+    return files, shards
 
 
-@contextlib.contextmanager
-def proxied(emulator, monkeypatch, rules=(), proxy_class=FaultyProxy):
-    with (
-        proxy_class(emulator.url, rules) as proxy,
-        client_of(proxy, monkeypatch),
-    ):
-        yield proxy
-
-
-def fetched(proxy, kind=None):
-    """How many requests for each shard's bytes there were."""
-    return Counter(
-        request.name.rpartition("/")[2]
-        for what, request in proxy.log
-        if re.search(DOWNLOAD, request.path) and kind in (None, what)
+def stage(files, folder):
+    return stage_shards(
+        files,
+        os.path.join(folder, "toy"),
+        name="train",
+        if_no_room=IF_NO_ROOM,
+        if_damaged="write it again",
     )
 
 
-def lying(folder):
-    """The bytes of the files in the only data set staged in a folder, without the lock file."""
-    [target] = Path(folder).iterdir()
-    return {p.name: p.read_bytes() for p in target.iterdir() if p.name != ".lock"}
-
-
-def begin(endpoint, index, folder, log, dies=""):
+def begin(endpoint, files, folder, log, dies=""):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tripletmill.storage.staging", "google.cloud.storage"])
-    arguments = (endpoint.environment(), index, str(folder), str(log), dies)
+    arguments = (endpoint.environment(), files, str(folder), str(log), dies)
     process = context.Process(target=_main, args=arguments)
     process.start()
     return process
 
 
-def _main(environment, index, folder, log, dies):
+def _main(environment, files, folder, log, dies):
     """Stages in a process; `dies` names the moment at which the process is killed."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -130,7 +99,7 @@ def _main(environment, index, folder, log, dies):
     if dies == "renamed":
         os.replace = lambda *names: killed(replace(*names))
     try:
-        stage(index, folder=folder)
+        stage(files, folder)
     except KeyboardInterrupt:
         sys.exit(130)
     except (OSError, UsageError) as error:
@@ -149,53 +118,6 @@ def finished(folder):
     return {str(path) for path in Path(folder).glob("*/toy-*") if path.suffix != ".partial"}
 
 
-def test_a_whole_data_set(emulator, monkeypatch, tmp_path, capsys):
-    data = small_data_set(tmp_path)
-    for path in data.iterdir():
-        emulator.put(BUCKET, f"whole/{path.name}", path.read_bytes())
-    index = load_index(str(data), "train")
-    assert stage(index, folder=str(tmp_path / "none")) is index
-    assert not (tmp_path / "none").exists()
-    with proxied(emulator, monkeypatch) as proxy:
-        for split in ("train", "val"):
-            expected = load_index(str(data), split)
-            found = load_index(f"gs://{BUCKET}/whole", split)
-            staged = stage(found, folder=str(tmp_path / "cache"))
-            assert staged.info is found.info
-            assert [Path(p).read_bytes() for p in staged.shards] == [
-                Path(p).read_bytes() for p in expected.shards
-            ]
-            assert [Path(p).name for p in staged.shards] == [Path(p).name for p in expected.shards]
-            assert capsys.readouterr().err.startswith(f"staged {split}: ")
-        [folder] = (tmp_path / "cache").iterdir()
-        assert re.fullmatch(r"data-[0-9a-f]{16}", folder.name)
-        before = fetched(proxy)
-        again = stage(load_index(f"gs://{BUCKET}/whole", "train"), folder=str(tmp_path / "cache"))
-        assert {n: c for n, c in fetched(proxy).items() if "tfrecord" in n} == {
-            n: c for n, c in before.items() if "tfrecord" in n
-        }
-        [line] = capsys.readouterr().err.splitlines()
-    count = len(again.shards)
-    assert re.fullmatch(
-        rf"staged train: {count} shards, \S+ kB in {folder}, {count} already there", line
-    )
-
-
-def test_where_a_copy_belongs(emulator, monkeypatch, tmp_path):
-    """A copy of the same data set in another place is shared, a copy of another set never."""
-    first, shards = put(emulator, "first")
-    moved, _ = put(emulator, "moved")
-    other, _ = put(emulator, "other", seed=1)
-    folder = str(tmp_path)
-    with proxied(emulator, monkeypatch) as proxy:
-        assert stage(first, folder=folder).shards == stage(moved, folder=folder).shards
-        assert fetched(proxy) == dict.fromkeys(shards, 1)
-        assert not {*stage(first, folder=folder).shards} & {*stage(other, folder=folder).shards}
-        settings = dataclasses.replace(first.info, settings={"quality": 50})
-        stage(dataclasses.replace(first, info=settings), folder=folder)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 def test_default_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -205,20 +127,20 @@ def test_default_folder(monkeypatch):
 
 
 def test_empty_shards_and_wrong_sizes(emulator, monkeypatch, tmp_path):
-    index, shards = put(emulator, "empty", sizes=(0, 30_000, 0, 20_000))
+    files, shards = put(emulator, "empty", sizes=(0, 30_000, 0, 20_000))
     with proxied(emulator, monkeypatch) as proxy:
-        staged = stage(index, folder=str(tmp_path))
-        assert lying(tmp_path) == shards
+        staged = stage(files, tmp_path)
+        assert staged_files(tmp_path) == shards
         assert fetched(proxy).total() == 2
-        Path(staged.shards[1]).write_bytes(b"cut off")
-        os.remove(staged.shards[0])
-        stage(index, folder=str(tmp_path))
+        Path(staged[1]).write_bytes(b"cut off")
+        os.remove(staged[0])
+        stage(files, tmp_path)
         assert fetched(proxy).total() == 3
-    assert lying(tmp_path) == shards
+    assert staged_files(tmp_path) == shards
 
 
 def test_faults_in_between(emulator, monkeypatch, tmp_path, capsys):
-    index, shards = put(emulator, "faults", sizes=(100_000,) * 12)
+    files, shards = put(emulator, "faults", sizes=(100_000,) * 12)
     rules = [
         Rule(status(503), path=DOWNLOAD, every=3, first=6),
         Rule(RESET, path=DOWNLOAD, every=4, first=8),
@@ -227,10 +149,10 @@ def test_faults_in_between(emulator, monkeypatch, tmp_path, capsys):
     ]
     monkeypatch.setattr(staging.Progress, "update", lambda self, text: self.line(text))
     with proxied(emulator, monkeypatch, rules) as proxy:
-        stage(index, folder=str(tmp_path))
+        stage(files, tmp_path)
     for kind in ("503", "reset", "cut", "slow"):
         assert proxy.counts[kind] > 0, kind
-    assert lying(tmp_path) == shards
+    assert staged_files(tmp_path) == shards
     *updates, last = capsys.readouterr().err.splitlines()
     assert updates
     for line in updates:
@@ -242,98 +164,71 @@ def test_faults_in_between(emulator, monkeypatch, tmp_path, capsys):
 
 def test_a_line_that_breaks_all_the_time(emulator, monkeypatch, tmp_path):
     """The connection breaks more often than retries allow; no byte is asked for twice."""
-    index, shards = put(emulator, "breaks", sizes=(120_000,))
+    files, shards = put(emulator, "breaks", sizes=(120_000,))
     monkeypatch.setattr(bucket, "RETRY_SECONDS", 0.5)
     with proxied(emulator, monkeypatch, [Rule(cut(10_000), path=DOWNLOAD)]) as proxy:
-        stage(index, folder=str(tmp_path))
+        stage(files, tmp_path)
     assert proxy.counts["cut"] >= 8
-    assert lying(tmp_path) == shards
-
-
-class Flipping(FaultyProxy):
-    """Changes the last byte of one shard's body, after the other rules were applied."""
-
-    def forward(self, request, message):
-        answer = super().forward(request, message)
-        if "alt=media" in request.path and "00003-of" in request.name:
-            changed = answer.body[:-1] + bytes([answer.body[-1] ^ 1])
-            return Message(answer.headers, changed, answer.status)
-        return answer
+    assert staged_files(tmp_path) == shards
 
 
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_bytes_that_change_on_their_way(emulator, monkeypatch, tmp_path, broken_off):
     """Also after a break, when the library does not check the checksum of the download."""
-    index, shards = put(emulator, "flipped")
+    files, shards = put(emulator, "flipped")
     rules = [Rule(cut(40_000), name="00003-of", path=DOWNLOAD, first=1)] if broken_off else []
     with (
         proxied(emulator, monkeypatch, rules, Flipping) as proxy,
-        pytest.raises(OSError, match="arrived damaged") as raised,
+        pytest.raises(OSError, match=r"arrived damaged.*write it again") as raised,
     ):
-        stage(index, folder=str(tmp_path))
+        stage(files, tmp_path)
     assert proxy.counts["cut"] == broken_off
-    assert raised.value.filename == index.shards[3]
+    assert raised.value.filename == files[3].path
     assert "the same command goes on from there" in str(raised.value)
-    found = lying(tmp_path)
+    found = staged_files(tmp_path)
     assert "toy-train.tfrecord-00003-of-00008" not in found
     assert found.items() <= shards.items()
     with proxied(emulator, monkeypatch) as proxy:
-        stage(index, folder=str(tmp_path))
+        stage(files, tmp_path)
         assert fetched(proxy) == dict.fromkeys(shards.keys() - found.keys(), 1)
-    assert lying(tmp_path) == shards
+    assert staged_files(tmp_path) == shards
 
 
 def test_nothing_is_taken_once_nobody_waits(emulator, monkeypatch, tmp_path):
     """When a download has failed, one that is just opening its file leaves nothing behind."""
-    index, _ = put(emulator, "late", sizes=(50_000, 50_000))
+    files, _ = put(emulator, "late", sizes=(50_000, 50_000))
     atomic_file, opening = storage.atomic_file, threading.Event()
+    download, ended = bucket.download, threading.Event()
 
     def slow(path):
         opening.set()
-        time.sleep(1)
+        assert ended.wait(SECONDS)
+        time.sleep(0.2)
         return atomic_file(path)
 
-    def first_fails(request):
-        if not re.search(DOWNLOAD, request.path) or "00000-of" not in request.name:
-            return None
-        assert opening.wait(SECONDS)
-        return status(404)
+    def download_then_tell(*arguments, **kw):
+        try:
+            download(*arguments, **kw)
+        finally:
+            ended.set()
+
+    # A rule must not wait, since the proxy asks its rules about one request at a time.
+    class FirstFails(FaultyProxy):
+        def forward(self, request, message):
+            if "alt=media" in request.path and "00000-of" in request.name:
+                assert opening.wait(SECONDS)
+                return Message([], b"", 404)
+            return super().forward(request, message)
 
     monkeypatch.setattr(storage, "atomic_file", slow)
-    with proxied(emulator, monkeypatch, first_fails), pytest.raises((OSError, UsageError)):
-        stage(index, folder=str(tmp_path))
-    assert opening.is_set()
-    assert lying(tmp_path) == {}
-
-
-@pytest.mark.parametrize("change", ["bytes", "gone"])
-def test_wrong_in_the_bucket(emulator, monkeypatch, tmp_path, change):
-    index, shards = put(emulator, "wrong")
-    name = list(shards)[5]
-    if change == "bytes":
-        emulator.put(BUCKET, f"wrong/{name}", bytes(len(shards[name])))
-        expected = f"{re.escape(index.shards[5])}: .*`python -m tripletmill verify gs://sets/wrong`"
-    else:
-        with emulator.client() as client:
-            client.bucket(BUCKET).blob(f"wrong/{name}").delete()
-        expected = f"gs://sets/wrong: shard {name} is missing"
-    with proxied(emulator, monkeypatch) as proxy, pytest.raises(UsageError, match=expected):
-        stage(index, folder=str(tmp_path))
-    assert not fetched(proxy)
-
-
-def test_without_checksums_in_the_data_set(emulator, monkeypatch, tmp_path):
-    """An older data set has no checksums, so those of the bucket are used."""
-    index, shards = put(emulator, "older")
-    index = dataclasses.replace(index, info=dataclasses.replace(index.info, shard_crc32c={}))
+    monkeypatch.setattr(bucket, "download", download_then_tell)
     with (
-        proxied(emulator, monkeypatch, (), Flipping),
-        pytest.raises(OSError, match="arrived damaged"),
+        proxied(emulator, monkeypatch, (), FirstFails),
+        pytest.raises(FileNotFoundError, match="No such object"),
     ):
-        stage(index, folder=str(tmp_path))
-    with client_of(emulator, monkeypatch):
-        stage(index, folder=str(tmp_path))
-    assert lying(tmp_path) == shards
+        stage(files, tmp_path)
+    assert opening.is_set()
+    assert staged_files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -341,51 +236,51 @@ def test_without_checksums_in_the_data_set(emulator, monkeypatch, tmp_path):
     [(503, 3, "Timeout of 1.0s"), (403, 0, "403"), (404, 0, "No such object")],
 )
 def test_network_that_stays_down(emulator, monkeypatch, tmp_path, code, kept, message):
-    index, shards = put(emulator, "down", sizes=(20_000,) * 40)
+    files, shards = put(emulator, "down", sizes=(20_000,) * 40)
     rules = [Rule(status(code), path=DOWNLOAD, skip=3)]
     monkeypatch.setattr(bucket, "RETRY_SECONDS", 1.0)
     with (
         proxied(emulator, monkeypatch, rules) as proxy,
         pytest.raises(OSError, match=message) as raised,
     ):
-        stage(index, folder=str(tmp_path))
+        stage(files, tmp_path)
     assert "the same command goes on from there" in str(raised.value)
     assert str(raised.value).startswith("[Errno ")
-    assert raised.value.filename in index.shards
+    assert raised.value.filename in [file.path for file in files]
     assert len(fetched(proxy)) < 40  # downloads that had not begun were not started
     assert kept <= len(finished(tmp_path)) <= 3
-    assert lying(tmp_path).items() <= shards.items()
+    assert staged_files(tmp_path).items() <= shards.items()
 
 
 @pytest.mark.parametrize("moment", ["opening", "writing", "syncing", "renaming", "renamed"])
 def test_killed(emulator, tmp_path, moment):
-    index, shards = put(emulator, "killed")
+    files, shards = put(emulator, "killed")
     log = tmp_path / "log"
     folder = tmp_path / "cache"
-    process = begin(emulator, index, folder, log, moment)
+    process = begin(emulator, files, folder, log, moment)
     process.join(SECONDS)
     assert process.exitcode == -signal.SIGKILL
-    left = lying(folder)
+    left = staged_files(folder)
     whole = {name: data for name, data in left.items() if not name.endswith(".partial")}
     assert whole.items() <= shards.items()
     assert bool(whole) == (moment == "renamed")
     assert moment in ("opening", "renamed") or len(left) > len(whole)
     with FaultyProxy(emulator.url) as proxy:
-        process = begin(proxy, index, folder, log)
+        process = begin(proxy, files, folder, log)
         process.join(SECONDS)
         assert fetched(proxy) == dict.fromkeys(shards.keys() - whole.keys(), 1)
     assert process.exitcode == 0, log.read_text()
     assert log.read_text().endswith(f"{len(whole)} already there\n")
-    assert lying(folder) == shards
+    assert staged_files(folder) == shards
 
 
 def test_killed_again_and_again(emulator, tmp_path):
-    index, shards = put(emulator, "again", sizes=(30_000,) * 60)
+    files, shards = put(emulator, "again", sizes=(30_000,) * 60)
     moments = random.Random(1)
     with FaultyProxy(emulator.url, [Rule(slow(1.0), path=DOWNLOAD)]) as late:
         for _ in range(3):
             before = {path: os.stat(path).st_mtime_ns for path in finished(tmp_path / "cache")}
-            process = begin(late, index, tmp_path / "cache", tmp_path / "log")
+            process = begin(late, files, tmp_path / "cache", tmp_path / "log")
             until(lambda b=before: finished(tmp_path / "cache") > b.keys())
             time.sleep(moments.uniform(0, 0.1))
             process.kill()
@@ -393,31 +288,31 @@ def test_killed_again_and_again(emulator, tmp_path):
             assert {path: os.stat(path).st_mtime_ns for path in before} == before
     left = {Path(path).name for path in finished(tmp_path / "cache")}
     with FaultyProxy(emulator.url) as proxy:
-        process = begin(proxy, index, tmp_path / "cache", tmp_path / "log")
+        process = begin(proxy, files, tmp_path / "cache", tmp_path / "log")
         process.join(SECONDS)
         assert fetched(proxy) == dict.fromkeys(shards.keys() - left, 1)
     assert 3 <= len(left) < 60
-    assert lying(tmp_path / "cache") == shards
+    assert staged_files(tmp_path / "cache") == shards
 
 
 def test_interrupted(emulator, tmp_path):
     """Ctrl+C ends the process although downloads are running or waiting; finished shards stay."""
-    index, shards = put(emulator, "interrupted", sizes=(30_000,) * 40)
+    files, shards = put(emulator, "interrupted", sizes=(30_000,) * 40)
     with FaultyProxy(emulator.url, [Rule(slow(4 * SECONDS), path=DOWNLOAD, skip=3)]) as late:
-        process = begin(late, index, tmp_path / "cache", tmp_path / "log")
+        process = begin(late, files, tmp_path / "cache", tmp_path / "log")
         until(lambda: len(finished(tmp_path / "cache")) == 3 and late.counts["slow"] >= 5)
         os.kill(process.pid, signal.SIGINT)
         process.join(SECONDS)
         assert process.exitcode == 130
         asked = len(fetched(late))
     assert asked < 40
-    left = lying(tmp_path / "cache")
+    left = staged_files(tmp_path / "cache")
     assert len(left) == 3
     assert left.items() <= shards.items()
 
 
 def test_several_at_once(emulator, tmp_path):
-    index, shards = put(emulator, "together")
+    files, shards = put(emulator, "together")
     answers = threading.Event()
 
     class Holding(FaultyProxy):
@@ -431,7 +326,7 @@ def test_several_at_once(emulator, tmp_path):
         return sum("waiting for it" in text for text in texts) == 2
 
     with Holding(emulator.url) as late:
-        processes = [begin(late, index, tmp_path / "cache", tmp_path / f"log{i}") for i in range(3)]
+        processes = [begin(late, files, tmp_path / "cache", tmp_path / f"log{i}") for i in range(3)]
         until(are_waiting)
         answers.set()
         for process in processes:
@@ -441,17 +336,17 @@ def test_several_at_once(emulator, tmp_path):
     assert [process.exitcode for process in processes] == [0, 0, 0], logs
     assert sorted(log.count("waiting for it") for log in logs) == [0, 1, 1]
     assert sorted(log.count("8 already there") for log in logs) == [0, 1, 1]
-    assert lying(tmp_path / "cache") == shards
+    assert staged_files(tmp_path / "cache") == shards
 
 
 def test_the_next_takes_over(emulator, tmp_path):
-    index, shards = put(emulator, "taken_over")
+    files, shards = put(emulator, "taken_over")
     first_log, log = tmp_path / "first", tmp_path / "log"
     with FaultyProxy(emulator.url, [Rule(HANG, path=DOWNLOAD, skip=3)]) as stuck:
-        first = begin(stuck, index, tmp_path / "cache", first_log)
+        first = begin(stuck, files, tmp_path / "cache", first_log)
         until(lambda: len(finished(tmp_path / "cache")) == 3)
         with FaultyProxy(emulator.url) as proxy:
-            second = begin(proxy, index, tmp_path / "cache", log)
+            second = begin(proxy, files, tmp_path / "cache", log)
             until(lambda: log.exists() and "waiting for it" in log.read_text())
             assert not fetched(proxy)
             first.kill()
@@ -459,31 +354,29 @@ def test_the_next_takes_over(emulator, tmp_path):
             second.join(SECONDS)
             assert fetched(proxy).total() == 5
     assert second.exitcode == 0, log.read_text()
-    assert lying(tmp_path / "cache") == shards
+    assert staged_files(tmp_path / "cache") == shards
 
 
 def test_too_small_a_disk(emulator, monkeypatch, tmp_path):
-    index, shards = put(emulator, "room")
+    files, shards = put(emulator, "room")
     free = 399_999
     usage = shutil._ntuple_diskusage
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - free, free))
     with proxied(emulator, monkeypatch) as proxy:
-        message = (
-            r"400\.0 kB needed, 400\.0 kB free; set another Reading\.folder, or Reading\.stream"
-        )
+        message = rf"400\.0 kB needed, 400\.0 kB free; {IF_NO_ROOM}"
         with pytest.raises(UsageError, match=message):
-            stage(index, folder=str(tmp_path))
+            stage(files, tmp_path)
         assert not fetched(proxy)
         [target] = tmp_path.iterdir()
         name = next(iter(shards))
         (target / name).write_bytes(shards[name])  # this shard needs no more space
-        stage(index, folder=str(tmp_path))
-    assert lying(tmp_path) == shards
+        stage(files, tmp_path)
+    assert staged_files(tmp_path) == shards
 
 
 @pytest.mark.parametrize("free", [0, 10**9])
 def test_a_disk_that_becomes_full(emulator, monkeypatch, tmp_path, free):
-    index, _ = put(emulator, "full")
+    files, _ = put(emulator, "full")
     asked = []
 
     def usage(_):
@@ -497,32 +390,43 @@ def test_a_disk_that_becomes_full(emulator, monkeypatch, tmp_path, free):
     monkeypatch.setattr("tripletmill.storage.local.open", full, raising=False)
     message = "No space left on device" if free else r"400\.0 kB needed, 0\.0 kB free"
     with client_of(emulator, monkeypatch), pytest.raises(UsageError, match=message) as raised:
-        stage(index, folder=str(tmp_path))
-    assert "set another Reading.folder" in str(raised.value)
-    assert not lying(tmp_path)
+        stage(files, tmp_path)
+    assert str(raised.value).endswith(IF_NO_ROOM)
+    assert not staged_files(tmp_path)
 
 
 def test_odd_folders(emulator, monkeypatch, tmp_path):
-    index, shards = put(emulator, "odd")
+    files, shards = put(emulator, "odd")
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "closed").mkdir(mode=0o555)
     with client_of(emulator, monkeypatch):
-        with pytest.raises(UsageError, match="only local paths"):
-            stage(index, folder="gs://sets/cache")
         with pytest.raises(UsageError, match=r"cannot be written \(Not a directory\)"):
-            stage(index, folder=str(tmp_path / "file" / "in"))
+            stage(files, tmp_path / "file" / "in")
         if os.geteuid():
             with pytest.raises(UsageError, match=r"cannot be written \(Permission denied\)"):
-                stage(index, folder=str(tmp_path / "closed"))
+                stage(files, tmp_path / "closed")
         odd = tmp_path / "ä [b] *" / "%20 #?"
-        staged = stage(index, folder=f"{odd}/")
-        assert lying(odd) == shards
+        staged = stage(files, odd)
+        assert staged_files(odd) == shards
         # A complete copy needs no lock, so nobody needs the right to write there.
-        os.remove(Path(staged.shards[0]).parent / ".lock")
-        assert stage(index, folder=str(odd)).shards == staged.shards
-        assert not (Path(staged.shards[0]).parent / ".lock").exists()
+        os.remove(Path(staged[0]).parent / ".lock")
+        assert stage(files, odd) == staged
+        assert not (Path(staged[0]).parent / ".lock").exists()
         # There is a folder in the place of a shard.
-        os.remove(staged.shards[2])
-        os.mkdir(staged.shards[2])
+        os.remove(staged[2])
+        os.mkdir(staged[2])
         with pytest.raises(UsageError, match=r"00002-of-00008: cannot be written"):
-            stage(index, folder=str(odd))
+            stage(files, odd)
+
+
+def test_without_checksums(emulator, monkeypatch, tmp_path):
+    """Shards without a CRC-32C are taken as they arrive."""
+    files, shards = put(emulator, "unchecked")
+    files = [FileInfo(file.path, file.size, 0) for file in files]
+    with proxied(emulator, monkeypatch, (), Flipping):
+        stage(files, tmp_path)
+    found = staged_files(tmp_path)
+    assert {name for name, data in shards.items() if found[name] != data} == {
+        "toy-train.tfrecord-00003-of-00008"
+    }
+    assert stage([], tmp_path) == []

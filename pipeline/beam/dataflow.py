@@ -1,4 +1,7 @@
-"""What Dataflow needs, looked for before a job starts: Beam misses it late, or in the workers."""
+"""Checks what Dataflow needs before a job starts.
+
+Beam itself reports a missing package, flag or bucket only minutes later, or not at all.
+"""
 
 import contextlib
 import os
@@ -17,7 +20,11 @@ from tripletmill.storage import bucket, storage
 
 
 def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:
-    """Completes the options; raises UsageError for what is missing."""
+    """Completes the options of a job on Dataflow.
+
+    Raises:
+      UsageError: a package, a flag, a file or a bucket is missing.
+    """
     try:
         import google.cloud.dataflow
         import google.cloud.storage  # noqa: F401
@@ -28,7 +35,7 @@ def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:
     cloud = options.view_as(GoogleCloudOptions)
     setup = options.view_as(SetupOptions)
     cloud.region = cloud.region or runner.get_default_gcp_region()
-    # With neither, Beam would make a bucket of its own.
+    # Without both, Beam would create a bucket of its own.
     cloud.temp_location = cloud.temp_location or cloud.staging_location
     image = options.view_as(WorkerOptions).sdk_container_image
     needed = {
@@ -43,11 +50,11 @@ def prepare(runner: PipelineRunner, options: PipelineOptions) -> None:
     if setup.setup_file:
         if not os.path.isfile(setup.setup_file):
             raise UsageError(f"--setup_file {setup.setup_file}: no such file")
-        # Beam changes to the file's folder, and does not get along with a bare name.
+        # Beam changes into the folder of the file, and fails if the path has no folder.
         folder, name = os.path.split(setup.setup_file)
         setup.setup_file = os.path.join(folder or ".", name)
     if setup.save_main_session is None:
-        # Nothing that a worker needs is in it: `python -m pipeline.main` defines no step.
+        # No step is defined in the main module, so workers do not need its contents.
         setup.save_main_session = False
     for flag in ("temp_location", "staging_location"):
         path = getattr(cloud, flag)
@@ -67,19 +74,19 @@ def _check_bucket(flag: str, path: str, project: str) -> None:
         with contextlib.closing(Client(project=project)) as client:
             client.get_bucket(bucket.split(path)[0], timeout=30, retry=None)
     except (GoogleAPIError, GoogleAuthError, RequestException, ValueError) as error:
-        # Beam would try for eight minutes, in silence.
+        # Beam would retry for eight minutes without a message.
         raise UsageError(f"--{flag}={path}: {error}") from error
 
 
 def check_paths(**paths: str) -> None:
-    """Raises UsageError for a local path: workers would each look on a disk of their own."""
-    for what, path in paths.items():
+    """Raises UsageError for a local path, because each worker would look on its own disk."""
+    for name, path in paths.items():
         if not storage.is_bucket(path):
-            raise UsageError(f"{what} {path}: Dataflow's workers need it in a bucket (gs://)")
+            raise UsageError(f"{name} {path}: Dataflow's workers need it in a bucket (gs://)")
 
 
 def job_page(result: PipelineResult, options: PipelineOptions) -> str:
-    """Where a job can be watched; "" where none was started."""
+    """Returns the web page of a job; "" if no job was started."""
     if not getattr(result, "has_job", False):
         return ""
     cloud = options.view_as(GoogleCloudOptions)

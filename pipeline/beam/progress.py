@@ -1,4 +1,4 @@
-"""Progress of a job, read off the files that its workers leave."""
+"""Shows the progress of a job, which it reads from the files that the workers write."""
 
 import contextlib
 import glob
@@ -15,14 +15,20 @@ BUCKET_POLL_SECONDS = 10.0
 
 
 class ShardProgress:
-    """Shows how far a job is while the block runs, whichever processes do the work.
+    """Shows the progress of a job while the block runs, whichever processes do the work.
 
-    On a local disk in images; in a bucket in shards, which is all that can be seen there.
+    On a local disk it counts images. In a bucket only finished shards are visible, so it counts
+    shards there.
     """
 
-    def __init__(self, output: str, done: str) -> None:
-        """Starts nothing; `done` is what the job does with an image, such as "embedded"."""
-        self._output, self._verb = output, done
+    def __init__(self, output: str, verb: str) -> None:
+        """Prepares the display.
+
+        Args:
+          output: output folder of the job.
+          verb: what the job does with an image, such as "embedded".
+        """
+        self._output, self._verb = output, verb
         self._poll = BUCKET_POLL_SECONDS if storage.is_bucket(output) else POLL_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -36,25 +42,26 @@ class ShardProgress:
         self._thread.join()
 
     def _watch(self) -> None:
-        # Whoever waits for the job wants no error of the watching.
+        # An error of this display must not disturb the job.
         with Progress() as progress, contextlib.suppress(OSError, ValueError):
             while (plan := read_plan(self._output)) is None:
                 progress.update("listing the input ...")
                 if self._stop.wait(self._poll):
                     return
             folder = Claim(self._output, plan).folder
-            what = "shards" if storage.is_bucket(self._output) else "images"
-            total = plan[f"num_{what}"]
-            start, at_start = time.monotonic(), _done(folder)
+            unit = "shards" if storage.is_bucket(self._output) else "images"
+            total = plan[f"num_{unit}"]
+            start, at_start = time.monotonic(), _num_done(folder)
             while not self._stop.wait(self._poll):
-                done = max(_done(folder), at_start)
+                done = max(_num_done(folder), at_start)
                 rate = (done - at_start) / (time.monotonic() - start)
                 speed = f", {rate:.{0 if rate > 10 else 2}f}/s" if rate else ""
                 left = f", {duration((total - done) / rate)} left" if rate else ""
-                progress.update(f"{self._verb} {done:,} of {total:,} {what}{speed}{left}")
+                progress.update(f"{self._verb} {done:,} of {total:,} {unit}{speed}{left}")
 
 
-def _done(folder: str) -> int:
+def _num_done(folder: str) -> int:
+    """Returns the number of finished shards in a bucket, or of finished images on a disk."""
     if storage.is_bucket(folder):
         return sum(f.path.endswith(".sidecar.parquet") for f in storage.list_files(folder))
     done = 0

@@ -1,4 +1,4 @@
-"""Which Beam runner a command line asks for, pipelines on it, and what goes wrong there."""
+"""Chooses the Beam runner that the flags name, runs pipelines on it, and reports their errors."""
 
 import argparse
 import contextlib
@@ -32,34 +32,35 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from pipeline.beam import dataflow
 from tripletmill.errors import UsageError
 
-# Beam's own name for "here": a switch that first tries to download another runner.
+# Names of runners that run on this machine. Beam's own SwitchingDirectRunner would first try to
+# download another runner.
 LOCAL = ("direct", "fnapi", "bundlebaseddirect", "switchingdirect")
 PORTABLE = ("portable", "flink", "spark")
-# Flags that Beam would silently do nothing about on other runners.
+# Beam silently ignores these flags on all other runners.
 ONLY_WITH = {
     "dry_run": ("dataflow",),
     "template_location": ("dataflow",),
     "output_executable_path": PORTABLE,
 }
-# A job server that runs answers in milliseconds; Beam itself waits for 300 seconds.
+# A running job server answers in milliseconds. Beam itself would wait for 300 seconds.
 ANSWER_SECONDS = 10.0
-# What Beam appends to an exception that a step of the job raised.
+# Beam appends this to the message of an exception that a step of the job raised.
 STEP = " [while running"
-# What a UsageError of ours looks like in the text of a runner's error.
+# Finds our UsageError in the text of a runner's error.
 OUR_ERROR = re.compile(r"UsageError: (.*?)(?: \[while running|\\n|\n|$)")
-# Characters of any other error of Beam's that are shown: its end, since a traceback says there what
-# happened.
+# Only the last characters of any other error of Beam are shown, because a traceback ends with the
+# cause.
 SHOWN = 600
 
 
 def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner, PipelineOptions]:
-    """Reads Beam's flags, and sees that the runner they name has what it needs to start.
+    """Reads Beam's flags, and checks that the runner that they name can start.
 
-    Local runs use the FnApiRunner. DaskRunner is refused: it loses output without an error.
+    Local runs use the FnApiRunner. DaskRunner is refused, because it loses output without an error.
 
     Raises:
-      UsageError: a flag that Beam does not know, or a value that it does not take; a runner that
-        is refused, or lacks a flag, a package, credentials, a bucket or its job server.
+      UsageError: Beam does not know a flag or does not accept its value; the runner is refused; or
+        the runner lacks a flag, a package, credentials, a bucket or its job server.
     """
     options = read_flags(beam_flags)
     kind = _kind(options)
@@ -91,24 +92,24 @@ def runner_and_options(beam_flags: Sequence[str]) -> tuple[PipelineRunner, Pipel
 
 
 def read_flags(beam_flags: Sequence[str]) -> PipelineOptions:
-    """Beam's options; raises UsageError for a flag or a value that Beam does not know."""
+    """Returns Beam's options; raises UsageError for a flag or a value that Beam does not know."""
     unknown: list[str] = []
 
     class Collector(PipelineOptions):
-        """Sees what no option class of Beam's has taken."""
+        """Collects the flags that no option class of Beam knows."""
 
         @staticmethod
         def _warn_on_unknown_options(unknown_args: list[str], parser: object) -> None:
             unknown.extend(unknown_args)
 
-    logging.basicConfig()  # as Beam does, but with the true standard error
+    logging.basicConfig()  # Beam would do this below, but with the redirected standard error.
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):
             options = Collector(list(beam_flags))
             options.get_all_options(display_warnings=True, retain_unknown_options=True)
     except SystemExit as error:
-        # argparse, which prints every flag of Beam's before it says what is wrong.
+        # argparse prints every flag of Beam before it says what is wrong.
         raise UsageError(usage.getvalue().rpartition(" error: ")[2]) from error
     except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise UsageError(f"Beam's flags: {error}") from error
@@ -118,13 +119,13 @@ def read_flags(beam_flags: Sequence[str]) -> PipelineOptions:
 
 
 def _kind(options: PipelineOptions) -> str:
-    """The runner's name as Beam reads it, in small letters: "direct", "dataflow", ..."""
+    """Returns the name of the runner in lower case, without "runner": "direct", "dataflow", ..."""
     name = options.view_as(StandardOptions).runner or "direct"
     return name.rpartition(".")[2].lower().removesuffix("runner")
 
 
 def _check_dry_run(options: PipelineOptions) -> None:
-    """Makes a truth value of --dry_run; Beam takes any text for true."""
+    """Turns --dry_run into a truth value, because Beam takes any text for true."""
     test = options.view_as(TestOptions)
     values = {"true": True, "1": True, "false": False, "0": False}
     if str(test.dry_run).lower() not in values:
@@ -138,13 +139,13 @@ def _local(options: PipelineOptions) -> FnApiRunner:
         raise UsageError(
             f"--direct_num_workers={direct.direct_num_workers}: 0 (one for each core) or more"
         )
-    # The run is over when Beam returns, whatever this says.
+    # A local run is over when Beam returns, whatever the flag says.
     options.view_as(StandardOptions).no_wait_until_finish = False
     if direct.direct_running_mode != "multi_processing":
         return FnApiRunner()
-    # What Beam does in this mode, with our worker in place of its own.
+    # Does what Beam does in this mode, but with our worker instead of Beam's.
     direct.direct_running_mode = "in_memory"
-    # A worker that does not find this package would be waited for without end.
+    # Beam would wait without end for a worker that does not find this package.
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.append({root!r}); from pipeline.beam.worker import main; main()"
     command = f"exec {shlex.join([sys.executable, '-c', code])}"
@@ -167,21 +168,30 @@ def _check_job_server(kind: str, options: PipelineOptions) -> None:
 
 
 def is_local(runner: PipelineRunner) -> bool:
-    """Whether the work is done here, by this process or its children."""
+    """Returns whether this process or its children do the work."""
     return isinstance(runner, FnApiRunner)
 
 
 def check_paths(options: PipelineOptions, **paths: str) -> None:
-    """Raises UsageError for a path that the runner's workers cannot have.
+    """Raises UsageError for a path that the workers cannot reach.
 
-    Other runners' workers may share a file system with this machine; Dataflow's do not.
+    The workers of Dataflow have no file system in common with this machine. The workers of other
+    runners may have one.
     """
     if _kind(options) == "dataflow":
         dataflow.check_paths(**paths)
 
 
-def instead_of_output(options: PipelineOptions, what: str = "its data set is") -> str | None:
-    """What the options make of a run that does not end with what is called so; else None."""
+def instead_of_output(options: PipelineOptions, output_is: str = "its data set is") -> str | None:
+    """Returns a line about what the run produces if it does not end with a finished output.
+
+    Args:
+      options: Beam options.
+      output_is: names the output of a job that goes on elsewhere, with the verb.
+
+    Returns:
+      None if the run ends with a finished output.
+    """
     template = options.view_as(GoogleCloudOptions).template_location
     jar = options.view_as(PortableOptions).output_executable_path
     if options.view_as(TestOptions).dry_run:
@@ -191,17 +201,17 @@ def instead_of_output(options: PipelineOptions, what: str = "its data set is") -
     if jar:
         return f"job written to {jar}"
     if options.view_as(StandardOptions).no_wait_until_finish:
-        return f"the job goes on; once it is done, {what} there"
+        return f"the job goes on; once it is done, {output_is} there"
     return None
 
 
 @contextlib.contextmanager
 def pipeline_on(runner: PipelineRunner, options: PipelineOptions) -> Iterator[beam.Pipeline]:
-    """A pipeline that the block builds, and that runs to its end when the block is left.
+    """Yields a pipeline for the block to build. The end of the block runs the pipeline to its end.
 
     Raises:
-      UsageError: Beam refuses the options; a worker raised it; or the job cannot be started, or has
-        failed. A defect that this process itself meets keeps its type and its traceback.
+      UsageError: Beam refuses the options; a worker raised the error; or the job cannot be started
+        or has failed. A defect in this process keeps its type and its traceback.
     """
     try:
         job = _Job(runner=runner, options=options)
@@ -222,24 +232,24 @@ def pipeline_on(runner: PipelineRunner, options: PipelineOptions) -> Iterator[be
 
 
 class _Job(beam.Pipeline):
-    """A pipeline that says where it can be watched."""
+    """A pipeline that prints the page on which its job can be watched."""
 
     started = False
-    where = ""
+    page = ""
 
     def run(self, test_runner_api: bool | str = "AUTO") -> PipelineResult:
         result = super().run(test_runner_api)
         self.started = True
-        self.where = dataflow.job_page(result, self.options)
-        if self.where:
-            print(f"job started: {self.where}", file=sys.stderr)
+        self.page = dataflow.job_page(result, self.options)
+        if self.page:
+            print(f"job started: {self.page}", file=sys.stderr)
         return result
 
     def failure(self, error: Exception) -> str:
-        """What to say about a job that has failed or could not start."""
+        """Returns the message about a job that has failed or could not start."""
         text = str(error)
-        if ours := OUR_ERROR.search(text):
-            return ours.group(1)
+        if our_error := OUR_ERROR.search(text):
+            return our_error.group(1)
         shown = " ".join(text.split()) or type(error).__name__
         if len(shown) > SHOWN:
             shown = f"... {shown[-SHOWN:]}"
@@ -247,34 +257,34 @@ class _Job(beam.Pipeline):
             return f"the job failed: {shown}; the same command goes on from the finished shards"
         if not self.started:
             return f"--runner={type(self.runner).__name__}: cannot start the job: {shown}"
-        return f"the job failed: {shown}; see {self.where or 'the log of the job server'}"
+        return f"the job failed: {shown}; see {self.page or 'the log of the job server'}"
 
 
 def counted(job: beam.Pipeline, namespace: str, name: str) -> int:
-    """A counter of a job that has run; 0 where a runner elsewhere does not tell."""
+    """Returns a counter of a job that has run; 0 if a remote runner does not report counters."""
     try:
-        found = job.result.metrics().query(
+        metrics = job.result.metrics().query(
             MetricsFilter().with_namespace(namespace).with_name(name)
         )
     except Exception:
         if is_local(job.runner):
             raise
         return 0
-    return sum(counter.committed or 0 for counter in found["counters"])
+    return sum(counter.committed or 0 for counter in metrics["counters"])
 
 
 def stop_at_once_on_interrupt(runner: PipelineRunner | None = None) -> None:
     """Makes Ctrl+C end the process at once.
 
-    Beam can swallow a KeyboardInterrupt, or wrap it in pages of traceback; and nothing is lost,
-    since files appear whole or not at all.
+    Beam can swallow a KeyboardInterrupt, or turn it into pages of traceback. Nothing is lost when
+    the process ends, because files are written whole or not at all.
     """
     text = "the same command goes on from the finished shards"
     if runner is not None and not is_local(runner):
         text = "a job that was started goes on; stop it where it runs"
 
     def stop(*_: object) -> None:
-        # Not print: this may have come in the middle of another one.
+        # print is not safe here, because the signal may have interrupted another print.
         os.write(2, f"\ninterrupted; {text}\n".encode())
         os._exit(130)
 
@@ -282,7 +292,7 @@ def stop_at_once_on_interrupt(runner: PipelineRunner | None = None) -> None:
 
 
 class _WithoutTracebacks:
-    """Standard error, less the tracebacks that Beam prints of errors which it also raises."""
+    """Standard error without the tracebacks of errors that Beam both prints and raises."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -301,12 +311,12 @@ class _WithoutTracebacks:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Keeps Beam from printing tracebacks and log lines of errors that it also raises."""
-    # Beam's portable runner logs what went wrong to the root.
+    """Keeps Beam from printing tracebacks and log lines about errors that it also raises."""
+    # Beam's portable runner logs errors to the root logger.
     logger = logging.getLogger()
     level, hook = logger.level, threading.excepthook
     logger.setLevel(logging.CRITICAL)
-    # What fails in the runner's threads comes back to the main one.
+    # The runner passes errors of its threads on to the main thread.
     threading.excepthook = lambda args: None
     try:
         with contextlib.redirect_stderr(_WithoutTracebacks(sys.stderr)):

@@ -1,7 +1,7 @@
-"""A worker process of a local run: Beam's own, without a word about what its job knows.
+"""A worker process of a local run: Beam's own worker, without its superfluous messages.
 
-Beam's prints every error that it also sends to the job, and ends in pages of traceback when the
-job ends first, or on Ctrl+C, which a terminal sends to workers too.
+Beam's worker prints every error that it also sends to the job. It also prints long tracebacks when
+the job ends first, and on Ctrl+C, which a terminal sends to the workers too.
 """
 
 import os
@@ -13,19 +13,19 @@ from typing import Any
 
 from apache_beam.runners.worker import sdk_worker_main
 
-# A process closes its channels some time before it is gone.
+# When a job ends, its channels close some time before its process is gone.
 PARENT_SECONDS = 2.0
 
 
 def main() -> None:
-    """Works for the job that is the parent process, until that ends."""
+    """Works for the job that is the parent process, until the job ends."""
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_job, args=(parent,), daemon=True).start()
     print_error = threading.excepthook
 
     def hook(args: Any) -> None:
-        _speak_or_end(parent)
+        _restore_stderr_or_end(parent)
         print_error(args)
 
     threading.excepthook = hook
@@ -33,18 +33,18 @@ def main() -> None:
         try:
             sdk_worker_main.main(sys.argv)
         except Exception:
-            _speak_or_end(parent)
+            _restore_stderr_or_end(parent)
             raise
 
 
-def _end_with(parent: int) -> None:
+def _end_with_job(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
 
 
-def _speak_or_end(parent: int) -> None:
-    """Ends this process if the job is gone; else what has failed here is to be seen."""
+def _restore_stderr_or_end(parent: int) -> None:
+    """Ends this process if the job is gone; otherwise makes the error of this worker visible."""
     deadline = time.monotonic() + PARENT_SECONDS
     while time.monotonic() < deadline:
         if os.getppid() != parent:

@@ -1,21 +1,20 @@
-"""What is embedded: listed, summed up, and cut into one task a shard."""
+"""The two inputs of an embedding job. Both are cut into one task per shard."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import apache_beam as beam
 
-from pipeline.beam.outputs import look, take
-from pipeline.embedding.settings import EMBEDDINGS, IMAGES, RECORDS, Job
+from pipeline.beam.outputs import claim_output, inspect_output
+from pipeline.embedding.settings import IMAGES, RECORDS, Job
 from pipeline.embedding.tasks import ImagesTask, RecordsTask
-from pipeline.preprocess.listing import Chunk, List, check_lost
+from pipeline.preprocess.listing import FileChunk, ListFiles, check_num_lost, sum_summaries
 from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.writing.claim import Claim
-from preprocessing.writing.plan import ClassSummary, add, summarize
+from preprocessing.writing.plan import ClassSummary, summarize
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.formats.model_card import ModelCard
@@ -23,19 +22,20 @@ from tripletmill.storage import storage
 
 
 @dataclasses.dataclass(frozen=True)
-class Input:
-    """All that is to be embedded.
+class InputSummary:
+    """Summary of everything that is to be embedded.
 
     Attributes:
-      said: what the embeddings' info says of it: its kind, its fingerprint, and more.
-      num_images: that can be read, as far as is known before.
-      num_lost: that cannot.
-      num_shards: of embeddings, 1 or more.
-      versions: of the times of its files.
-      newest: of these, nanoseconds.
+      description: what the info file of the embeddings says about the input: its kind, its
+        fingerprint, and more.
+      num_images: number of images that can be read, as far as listing knows.
+      num_lost: number of images that cannot be read.
+      num_shards: number of files with embeddings, at least 1.
+      versions: fingerprint of the modification times of the input files.
+      newest: latest modification time of an input file, nanoseconds.
     """
 
-    said: Mapping[str, Any]
+    description: Mapping[str, Any]
     num_images: int
     num_lost: int
     num_shards: int
@@ -45,71 +45,66 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is to be embedded, and the right to write it; None where nothing is to be done."""
+    """The input, and the claim to write its embeddings; None if they are already finished."""
 
-    input: Input
+    input: InputSummary
     claim: Claim | None
 
 
-def plan(input: Input, job: Job) -> Planned:
-    """Looks at the output and makes it this job's; what it held before is removed.
+def plan(input: InputSummary, job: Job) -> Planned:
+    """Claims the output folder for the job. What the folder held before is removed.
 
     Raises:
-      UsageError: it holds something else.
+      UsageError: the folder holds something else.
     """
-    fingerprint = input.said["fingerprint"]
-    found = look(
-        EMBEDDINGS,
-        job.output,
-        settings=job.settings(),
-        fingerprint=fingerprint,
-        newest=input.newest,
-        overwrite=job.overwrite,
-    )
-    if found.finished:
+    fingerprint = input.description["fingerprint"]
+    if inspect_output(job, fingerprint=fingerprint, newest=input.newest).finished:
         return Planned(input, None)
-    content = {
-        "noun": EMBEDDINGS.noun,
-        "settings": job.settings(),
-        "input_fingerprint": fingerprint,
-        "versions": input.versions,
-        "num_images": input.num_images,
-        "num_shards": input.num_shards,
-    }
-    claim = Claim(job.output, content)
-    take(EMBEDDINGS, claim)
+    claim = claim_output(
+        job,
+        fingerprint=fingerprint,
+        versions=input.versions,
+        num_images=input.num_images,
+        num_shards=input.num_shards,
+    )
     return Planned(input, claim)
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetRecords:
-    """Records of a data set: a shard of embeddings for each shard of records."""
+    """The records of a data set. Each shard of records becomes one shard of embeddings."""
+
+    kind: ClassVar[str] = RECORDS
 
     info: index.DatasetInfo
     splits: Sequence[str]
 
-    def said(self) -> dict[str, Any]:
-        """What the info of the embeddings says of them."""
+    def paths(self) -> dict[str, str]:
+        """Returns the paths that are read, by their names in messages."""
+        return {"data": self.info.directory}
+
+    def description(self) -> dict[str, Any]:
+        """Returns what the info file of the embeddings says about the input."""
         digest = hashlib.sha256(storage.read(self.info.path(index.INFO_FILE)))
         digest.update(" ".join(self.splits).encode())
         return {
-            "kind": RECORDS,
+            "kind": self.kind,
             "name": self.info.name,
             "splits": list(self.splits),
             "fingerprint": digest.hexdigest(),
         }
 
     def tasks(self) -> list[RecordsTask]:
-        """One for each shard, by split."""
-        found: list[RecordsTask] = []
+        """Returns one task for each shard, sorted by split."""
+        tasks: list[RecordsTask] = []
         for split in self.splits:
             lengths = self.info.shard_lengths[split]
             starts = itertools.accumulate(lengths, initial=0)
             files = self.info.shard_files(split)
             for shard, (file, first, count) in enumerate(zip(files, starts, lengths, strict=False)):
-                found.append(
+                tasks.append(
                     RecordsTask(
-                        number=len(found),
+                        number=len(tasks),
                         data=self.info.directory,
                         split=split,
                         shard=shard,
@@ -119,16 +114,16 @@ class DatasetRecords:
                         count=count,
                     )
                 )
-        return found
+        return tasks
 
     def warning(self, card: ModelCard) -> str:
-        """Says where its images are not as those that the model was trained on; else ""."""
-        made = self.info.settings.get("image", {})
-        wanted = {**dataclasses.asdict(card.image), "background": [*card.image.background]}
+        """Returns how the images differ from those that the model was trained on, or ""."""
+        of_records = self.info.settings.get("image", {})
+        of_model = {**dataclasses.asdict(card.image), "background": [*card.image.background]}
         different = [
-            f"{name} {made[name]}, the model's {wanted[name]}"
+            f"{name} {of_records[name]}, the model's {of_model[name]}"
             for name in ("short_side", "quality", "background")
-            if name in made and made[name] != wanted[name]
+            if name in of_records and of_records[name] != of_model[name]
         ]
         if not different:
             return ""
@@ -139,29 +134,30 @@ class DatasetRecords:
     def expand(
         self, pipeline: beam.Pipeline, job: Job
     ) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
-        """Tasks, what was left out before any image was read, and one `Planned`."""
+        """Returns the tasks, the files that are left out unread, and one `Planned`."""
         tasks = self.tasks()
-        input = Input(
-            said=self.said(),
+        input = InputSummary(
+            description=self.description(),
             num_images=sum(task.count for task in tasks),
             num_lost=0,
             num_shards=len(tasks),
         )
         planned = pipeline | "Input" >> beam.Create([input]) | "Plan" >> beam.Map(plan, job=job)
         spread = pipeline | "Shards" >> beam.Create(tasks) | "SpreadShards" >> beam.Reshuffle()
-        none = pipeline | "NothingLeftOut" >> beam.Create([])
-        return spread, none, planned
+        left_out = pipeline | "NothingLeftOut" >> beam.Create([])
+        return spread, left_out, planned
 
 
 def open_records(directory: str, splits: Sequence[str] | None) -> DatasetRecords:
-    """Records of a finished data set.
+    """Opens the records of a finished data set.
 
     Args:
-      directory: of the data set.
-      splits: which of them; None for all.
+      directory: folder of the data set.
+      splits: names of the splits to embed; None for all.
 
     Raises:
-      UsageError: no finished data set, no such split, or a shard that is not there.
+      UsageError: the folder holds no finished data set, a split does not exist, no split is chosen,
+        or a file is missing.
     """
     info = index.load_info(storage.absolute(directory))
     chosen = sorted({*(info.num_shards if splits is None else splits)})
@@ -179,27 +175,41 @@ def open_records(directory: str, splits: Sequence[str] | None) -> DatasetRecords
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Image files: each goes to a shard by the hash of its name, so that none knows the others."""
+    """Image files.
+
+    The hash of an image's name decides on its shard, so that no step needs to know all images.
+    """
+
+    kind: ClassVar[str] = IMAGES
 
     source: Source
+    path: str
+
+    def paths(self) -> dict[str, str]:
+        """Returns the paths that are read, by their names in messages."""
+        return {"input": self.path}
+
+    def warning(self, card: ModelCard) -> str:
+        """Returns "": the job itself brings the images into the form that the model expects."""
+        return ""
 
     def expand(
         self, pipeline: beam.Pipeline, job: Job
     ) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
-        """Tasks, what was left out before any image was read, and one `Planned`."""
-        chunks = pipeline | "List" >> List(self.source)
+        """Returns the tasks, the files that are left out unread, and one `Planned`."""
+        chunks = pipeline | "List" >> ListFiles(self.source)
         rejected = chunks | "Rejected" >> beam.FlatMap(lambda chunk: chunk.rejected)
         planned = (
             chunks
             | "Summarize" >> beam.Map(_summary)
-            | "SumUp" >> beam.CombineGlobally(_sum)
-            | "Input" >> beam.Map(_input, beam.pvalue.AsIter(rejected), job=job)
+            | "SumUp" >> beam.CombineGlobally(sum_summaries)
+            | "Input" >> beam.Map(_input_summary, beam.pvalue.AsIter(rejected), job=job)
             | "Plan" >> beam.Map(plan, job=job)
         )
-        # Every shard is there, be it without an image.
+        # Every shard gets a task, even if no image is placed in it.
         empty = planned | "Shards" >> beam.FlatMap(_empty_shards)
         placed = chunks | "PlaceImages" >> beam.FlatMap(
-            _place, planned=beam.pvalue.AsSingleton(planned)
+            place_images, planned=beam.pvalue.AsSingleton(planned)
         )
         tasks = (
             (empty, placed)
@@ -210,46 +220,36 @@ class ImageFiles:
         return tasks, rejected, planned
 
 
-def _summary(chunk: Chunk) -> ClassSummary:
-    return _sum(summarize((*chunk.images, *chunk.rejected)).values())
+def _summary(chunk: FileChunk) -> ClassSummary:
+    return sum_summaries(summarize((*chunk.images, *chunk.rejected)).values())
 
 
-def _sum(summaries: Iterable[ClassSummary]) -> ClassSummary:
-    return functools.reduce(add, summaries, ClassSummary())
-
-
-def _input(found: ClassSummary, rejected: Iterable[Rejected], job: Job) -> Input:
-    if not found.count:
-        lost = f"; {found.lost} cannot be used: {found.example}" if found.lost else ""
+def _input_summary(summary: ClassSummary, rejected: Iterable[Rejected], job: Job) -> InputSummary:
+    if not summary.count:
+        lost = f"; {summary.lost} cannot be used: {summary.example}" if summary.lost else ""
         raise UsageError(f"no images in the input{lost}")
-    check_lost(
-        rejected,
-        num_images=found.count,
-        num_lost=found.lost,
-        max_share=job.max_rejected_share,
-        example=found.example,
-        output=job.output,
-    )
-    return Input(
-        said={"kind": IMAGES, "fingerprint": f"{found.fingerprint:064x}"},
-        num_images=found.count,
-        num_lost=found.lost,
-        num_shards=-(-found.count // job.images_per_shard),
-        versions=f"{found.versions:064x}",
-        newest=found.newest,
+    check_num_lost(summary.lost, summary.count, summary.example, rejected, job)
+    return InputSummary(
+        description={"kind": IMAGES, "fingerprint": f"{summary.fingerprint:064x}"},
+        num_images=summary.count,
+        num_lost=summary.lost,
+        num_shards=-(-summary.count // job.images_per_shard),
+        versions=f"{summary.versions:064x}",
+        newest=summary.newest,
     )
 
 
-Placed = tuple[int, list[ImageRef]]
+ShardImages = tuple[int, list[ImageRef]]  # the number of a shard, and images in the shard
 
 
-def _empty_shards(planned: Planned) -> Iterator[Placed]:
+def _empty_shards(planned: Planned) -> Iterator[ShardImages]:
     if planned.claim is not None:
         for number in range(planned.input.num_shards):
             yield number, []
 
 
-def _place(chunk: Chunk, planned: Planned) -> Iterator[Placed]:
+def place_images(chunk: FileChunk, planned: Planned) -> Iterator[ShardImages]:
+    """Yields the images of a chunk, by shard; nothing if the embeddings are already finished."""
     if planned.claim is None:
         return
     placed: dict[int, list[ImageRef]] = {}
@@ -260,6 +260,6 @@ def _place(chunk: Chunk, planned: Planned) -> Iterator[Placed]:
     yield from placed.items()
 
 
-def _task(number: int, lists: Iterable[list[ImageRef]]) -> ImagesTask:
-    refs = [ref for some in lists for ref in some]
+def _task(number: int, parts: Iterable[list[ImageRef]]) -> ImagesTask:
+    refs = itertools.chain.from_iterable(parts)
     return ImagesTask(number, sorted(refs, key=lambda ref: ref.source_id))

@@ -1,4 +1,4 @@
-"""The exported model on a worker, as RunInference takes it."""
+"""Runs the exported model on a worker, through Beam's RunInference."""
 
 import contextlib
 import dataclasses
@@ -22,13 +22,13 @@ from tripletmill.storage import bucket, storage
 
 @dataclasses.dataclass(frozen=True)
 class LoadedShard:
-    """The images of one shard, read.
+    """A shard whose images have been read.
 
     Attributes:
-      task: the shard's.
-      file_name: of the shard.
-      claim: the job's.
-      images: in order; some of them only with the reason why they are left out.
+      task: task of the shard.
+      file_name: file name of the shard.
+      claim: claim of the job.
+      images: all images, in order. An image that is left out has a reason instead of a JPEG.
     """
 
     task: Task
@@ -38,16 +38,17 @@ class LoadedShard:
 
     @property
     def jpegs(self) -> list[bytes]:
-        """Of the images that could be read, in order."""
+        """JPEGs of the images that could be read, in order."""
         return [image.jpeg for image in self.images if isinstance(image.jpeg, bytes)]
 
 
 class EmbeddingHandler(ModelHandler[LoadedShard, PredictionResult, Any]):
-    """Embeds whole shards, in batches that depend on nothing but the shard.
+    """Embeds whole shards.
 
-    RunInference would make batches of what a runner happens to bring together, and an image's
-    embedding can depend, in its last bits, on its batch's size and on its place in it. So one
-    element is one shard, cut here into batches of one size, the last one filled up.
+    RunInference makes batches of the elements that a runner happens to bring together. But the last
+    bits of an embedding can depend on the size of its batch and on its place in the batch. So one
+    element is a whole shard, and the handler cuts it into batches of one size. The last batch is
+    filled up. The batches depend on nothing but the shard.
     """
 
     def __init__(self, card: ModelCard, batch_size: int) -> None:
@@ -56,7 +57,10 @@ class EmbeddingHandler(ModelHandler[LoadedShard, PredictionResult, Any]):
         self._batch_size = batch_size
 
     def load_model(self) -> "Model":
-        """Called by RunInference once a process, whose threads share what it returns."""
+        """Returns the model.
+
+        RunInference calls this once per process. All threads of the process share the model.
+        """
         return Model(self._card, self._batch_size)
 
     def run_inference(
@@ -65,26 +69,29 @@ class EmbeddingHandler(ModelHandler[LoadedShard, PredictionResult, Any]):
         model: "Model",
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
-        """Of each shard: float32 [jpegs, D], rows of NaN for what the model cannot decode."""
+        """Yields the embeddings of each shard: [number of JPEGs, D] float32.
+
+        The row of an image that the model cannot decode is NaN.
+        """
         for shard in batch:
             with sidecars.progress(shard.claim.folder, shard.file_name) as progress:
                 progress(len(shard.images) - len(shard.jpegs))
                 parts = [np.empty((0, self._card.dim), np.float32)]
                 for start in range(0, len(shard.jpegs), self._batch_size):
-                    some = shard.jpegs[start : start + self._batch_size]
-                    parts.append(model.embed(some))
-                    progress(len(some))
+                    jpegs = shard.jpegs[start : start + self._batch_size]
+                    parts.append(model.embed(jpegs))
+                    progress(len(jpegs))
             yield PredictionResult(shard, np.concatenate(parts))
 
     def get_num_bytes(self, batch: Sequence[LoadedShard]) -> int:
-        """Of the images, for RunInference's metrics."""
+        """Returns the size of the images, for the metrics of RunInference."""
         return sum(len(jpeg) for shard in batch for jpeg in shard.jpegs)
 
 
 class Model:
-    """An exported model, loaded when it is first needed.
+    """An exported model, which is loaded when it is first needed.
 
-    A job that finds its shards finished imports no TensorFlow.
+    So a job that finds all its shards finished does not import TensorFlow.
     """
 
     def __init__(self, card: ModelCard, batch_size: int) -> None:
@@ -97,33 +104,34 @@ class Model:
         """Embeds a batch.
 
         Args:
-          jpegs: [n] of 1 to `batch_size`; filled up with the last one.
+          jpegs: [n] JPEGs, 1 to `batch_size`. The batch is filled up with copies of the last one.
 
         Returns:
-          [n, D] float32; NaN for an image that the model cannot decode.
+          [n, D] float32. The row of an image that the model cannot decode is NaN.
 
         Raises:
-          UsageError: TensorFlow is missing; the model cannot be loaded, or gives something else.
+          UsageError: TensorFlow is missing, the model cannot be loaded, or its embeddings are of
+            another shape or type, or not finite.
         """
         tf, _, signature = self._load()
         padded = [*jpegs, *[jpegs[-1]] * (self._batch_size - len(jpegs))]
         try:
-            found = signature(encoded=tf.constant(padded, tf.string))["embedding"].numpy()
+            embedded = signature(encoded=tf.constant(padded, tf.string))["embedding"].numpy()
         except tf.errors.InvalidArgumentError:
             if len(jpegs) > 1:
                 return np.concatenate([self.embed([jpeg]) for jpeg in jpegs])
             return np.full((1, self._card.dim), np.nan, np.float32)
         shape = (self._batch_size, self._card.dim)
-        if found.dtype != np.float32 or found.shape != shape:
+        if embedded.dtype != np.float32 or embedded.shape != shape:
             raise UsageError(
-                f"model {self._card.directory}: gives {found.dtype} {found.shape}, not float32"
-                f" {shape}; export it again"
+                f"model {self._card.directory}: gives {embedded.dtype} {embedded.shape}, not"
+                f" float32 {shape}; export it again"
             )
-        if not np.isfinite(found).all():
+        if not np.isfinite(embedded).all():
             raise UsageError(
                 f"model {self._card.directory}: gives an embedding that is not finite; train again"
             )
-        return found[: len(jpegs)]
+        return embedded[: len(jpegs)]
 
     def _load(self) -> Any:
         with self._loading:
@@ -133,14 +141,15 @@ class Model:
 
 
 def _load(card: ModelCard) -> Any:
-    """TensorFlow, the model, which its signature does not keep alive, and the signature."""
+    """Returns TensorFlow, the model and its signature, which does not keep the model alive."""
     try:
         import_tensorflow()
         import tensorflow as tf
     except ImportError as error:
         raise UsageError(f"TensorFlow cannot be imported on a worker: {error}") from error
     if tf.config.list_physical_devices("GPU"):
-        # Without it the GPU's libraries choose a way of computing by what was fastest just now.
+        # Otherwise the libraries of a GPU choose an algorithm by its speed on the first run, and
+        # the last bits of the embeddings differ from run to run.
         tf.config.experimental.enable_op_determinism()
     try:
         with _on_disk(card.saved_model) as folder:
@@ -153,7 +162,10 @@ def _load(card: ModelCard) -> Any:
 
 @contextlib.contextmanager
 def _on_disk(folder: str) -> Iterator[str]:
-    """The folder; of a bucket, a copy, so that TensorFlow needs no access of its own."""
+    """Yields a local folder: the folder itself, or a copy if it is in a bucket.
+
+    TensorFlow would need its own access to the bucket.
+    """
     if not storage.is_bucket(folder):
         yield folder
         return

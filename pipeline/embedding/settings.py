@@ -1,18 +1,17 @@
-"""What every step of an embedding job knows, and what lies in its output."""
+"""The settings of an embedding job, and the kind of output that it writes: embeddings."""
 
 import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from pipeline.beam.outputs import OutputKind
-from tripletmill.errors import UsageError
+from pipeline.beam.job_settings import JobSettings, OutputKind
+from tripletmill.errors import UsageError, require_positive
 from tripletmill.formats import embeddings
 from tripletmill.formats.index import REJECTED_FILE
 from tripletmill.formats.model_card import ModelCard
@@ -20,30 +19,66 @@ from tripletmill.images import encoder_versions
 from tripletmill.storage import storage
 
 RECORDS, IMAGES = "records", "images"  # kinds of input
-TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")  # its packages
+# Packages that provide TensorFlow.
+TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Everything that a worker needs to know; see `embed` for the fields."""
+def _read(output: str) -> Mapping[str, Any]:
+    info = embeddings.load_info(output)
+    return {"settings": info.settings, "input_fingerprint": info.input["fingerprint"]}
+
+
+def remove_shards(output: str, *, keep: set[str]) -> None:
+    """Removes the shards of embeddings from a folder, except those that are named."""
+    for info in storage.list_files(output):
+        file = info.path.rpartition("/")[2]
+        if re.fullmatch(r"embeddings-\d+-of-\d+\.parquet", file) and file not in keep:
+            storage.remove(info.path)
+
+
+def _remove(output: str, settings: Mapping[str, Any]) -> None:
+    # The info file is removed first, so that a folder with an info file is always complete.
+    for file in (embeddings.INFO_FILE, REJECTED_FILE):
+        storage.remove(storage.join(output, file))
+    remove_shards(output, keep=set())
+
+
+EMBEDDINGS = OutputKind(
+    noun="embeddings",
+    noun_with_article="embeddings",
+    info_file=embeddings.INFO_FILE,
+    read=_read,
+    remove=_remove,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(JobSettings):
+    """The settings of an embedding job; see `embed` for the fields that are not here.
+
+    Attributes:
+      model: card of the exported model, with an absolute path.
+      kind: RECORDS or IMAGES.
+      versions: versions of the libraries that decide the bytes, where the job was started.
+
+    Raises:
+      UsageError: a value is out of range.
+    """
+
+    gin_name: ClassVar[str] = "embed"
+    output_kind: ClassVar[OutputKind] = EMBEDDINGS
+    verb: ClassVar[str] = "embedded"
 
     model: ModelCard
     kind: str
-    output: str
     batch_size: int
-    images_per_shard: int
-    max_rejected_share: float
-    threads: int | None
-    overwrite: bool
     versions: Mapping[str, str]
 
-    @property
-    def threads_here(self) -> int:
-        """Of the worker that asks: it may have other cores than where the job was started."""
-        return self.threads or os.cpu_count() or 1
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self.gin_name, batch_size=self.batch_size)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the bytes of the embeddings, besides the input."""
         content: dict[str, Any] = {
             "model": self.model.fingerprint,
             "batch_size": self.batch_size,
@@ -55,7 +90,7 @@ class Job:
         return json.loads(json.dumps(content))
 
     def check_versions(self) -> None:
-        """Raises UsageError on a worker that would give other bytes than where the job began."""
+        """Raises UsageError on a worker whose libraries differ from those where the job started."""
         here = library_versions(self.kind)
         for name, version in self.versions.items():
             if here[name] != version:
@@ -66,9 +101,10 @@ class Job:
 
 
 def library_versions(kind: str) -> dict[str, str]:
-    """Versions of the libraries that decide the bytes, for an input of a kind.
+    """Returns the versions of the libraries that decide the bytes, without importing TensorFlow.
 
-    TensorFlow is not imported for this.
+    Args:
+      kind: RECORDS or IMAGES. Only the versions for IMAGES include the image encoders.
 
     Raises:
       UsageError: TensorFlow is missing.
@@ -78,41 +114,12 @@ def library_versions(kind: str) -> dict[str, str]:
             "TensorFlow is missing, which the exported model needs; pip install -e '.[cpu]', or"
             " gpu or tpu in place of cpu"
         )
-    found = "unknown"
+    tensorflow = "unknown"
     for name in TENSORFLOW:
         try:
-            found = importlib.metadata.version(name)
+            tensorflow = importlib.metadata.version(name)
             break
         except importlib.metadata.PackageNotFoundError:
             continue
     encoders = encoder_versions() if kind == IMAGES else {}
-    return {**encoders, "pyarrow": pa.__version__, "tensorflow": found}
-
-
-def _read(output: str) -> Mapping[str, Any]:
-    info = embeddings.load_info(output)
-    return {"settings": info.settings, "input_fingerprint": info.input["fingerprint"]}
-
-
-def remove_shards(output: str, *, keep: set[str]) -> None:
-    """Removes all shards of embeddings but those that are named."""
-    for info in storage.list_files(output):
-        file = info.path.rpartition("/")[2]
-        if re.fullmatch(r"embeddings-\d+-of-\d+\.parquet", file) and file not in keep:
-            storage.remove(info.path)
-
-
-def _remove(output: str, settings: Mapping[str, Any]) -> None:
-    # The info goes first, so that embeddings are never half there.
-    for file in (embeddings.INFO_FILE, REJECTED_FILE):
-        storage.remove(storage.join(output, file))
-    remove_shards(output, keep=set())
-
-
-EMBEDDINGS = OutputKind(
-    noun="embeddings",
-    one="embeddings",
-    info_file=embeddings.INFO_FILE,
-    read=_read,
-    remove=_remove,
-)
+    return {**encoders, "pyarrow": pa.__version__, "tensorflow": tensorflow}

@@ -1,10 +1,10 @@
-"""What finished embeddings tell the person who started the job."""
+"""Prints the summary of a finished embedding job."""
 
 import shlex
 
+from pipeline.beam.outputs import left_out_line
 from pipeline.embedding.job import Outcome
 from tripletmill.cli.progress import duration
-from tripletmill.formats.index import REJECTED_FILE
 from tripletmill.storage import storage
 
 
@@ -19,11 +19,7 @@ def print_summary(outcome: Outcome) -> None:
         print(f"  {outcome.images_embedded:,} images embedded now, in {took}")
     if outcome.images_reused:
         print(f"  {outcome.images_reused:,} images lay in finished shards")
-    rejected = storage.join(info.directory, REJECTED_FILE)
-    if info.num_rejected:
-        print(f"  left out: {info.num_rejected:,} files, each with its reason in {rejected}")
-    else:
-        print("  left out: nothing")
+    print(left_out_line(info.num_rejected, info.directory))
     if outcome.warning:
         print(f"  warning: {outcome.warning}")
     directory = info.directory.rstrip("/")

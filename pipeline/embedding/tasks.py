@@ -1,4 +1,4 @@
-"""One task a shard: which images it embeds, and how they are read."""
+"""The task of a shard: which images it embeds, and how it reads them."""
 
 import dataclasses
 import hashlib
@@ -25,11 +25,11 @@ class Image:
     """An image to be embedded.
 
     Attributes:
-      source_id: its name.
-      split: its split, None where it has none.
-      label: of its class in the data set, None where it is not of one.
-      class_name: its class, None where it has none.
-      jpeg: in canonical form; or, as text, the reason why it is left out.
+      source_id: name of the image.
+      split: split of the image; None if it has none.
+      label: label of its class in the data set; None if the image is not from a data set.
+      class_name: name of its class; None if it has none.
+      jpeg: the canonical JPEG, or, as text, the reason why the image is left out.
     """
 
     source_id: str
@@ -40,23 +40,28 @@ class Image:
 
 
 class Task(Protocol):
-    """What one shard is made from."""
+    """The images of one shard of embeddings."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Number of the shard."""
 
     @property
     def count(self) -> int:
-        """Images, those that cannot be read among them."""
+        """Number of images, including those that cannot be read."""
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """Of the settings and the images."""
+        """Returns a fingerprint of the settings and the images."""
 
     def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
-        """Every image, in an order that is always the same.
+        """Yields every image, always in the same order.
+
+        Args:
+          image: settings of the canonical JPEGs, for images that are not records.
+          threads: number of images to decode at once.
 
         Raises:
-          UsageError: a disk or a network in trouble.
+          UsageError: the disk or the network failed.
         """
 
 
@@ -88,14 +93,14 @@ class RecordsTask:
     """The records of one shard of a data set, in file order.
 
     Attributes:
-      number: of the shard of embeddings.
+      number: number of the shard of embeddings.
       data: folder of the data set.
-      split: of the records.
-      shard: their shard's number in the split.
-      shard_file: its path.
-      index_file: path of the split's index.
-      first_row: of the shard in it.
-      count: of its records.
+      split: split of the records.
+      shard: number of the shard of records in the split.
+      shard_file: path of the shard of records.
+      index_file: path of the index of the split.
+      first_row: row of the first record of the shard in the index.
+      count: number of records in the shard.
     """
 
     number: int
@@ -112,9 +117,9 @@ class RecordsTask:
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
     def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
-        places = range(self.first_row, self.first_row + self.count)
+        numbers = range(self.first_row, self.first_row + self.count)
         columns = ["shard", "offset", "label", "source_id"]
-        rows = index.read_index_rows(self.index_file, places, columns).to_pylist()
+        rows = index.read_index_rows(self.index_file, numbers, columns).to_pylist()
         if [row["shard"] for row in rows] != [self.shard] * self.count:
             raise UsageError(f"{self.index_file}: its rows are not in the order of the records")
         try:
@@ -132,15 +137,15 @@ class RecordsTask:
 
 
 def _read_record(file: io.BytesIO, offset: int, source_id: str) -> tuple[str | None, bytes | str]:
-    """Class and JPEG of a record; None, and what is wrong, of one that cannot be used."""
+    """Returns the class and the JPEG of a record, or None and what is wrong with the record."""
     try:
         features = decode_example(read_record(file, offset))
-        named, class_name, jpeg = (features[f"image/{key}"] for key in RECORD_FEATURES)
+        name, class_name, jpeg = (features[f"image/{key}"] for key in RECORD_FEATURES)
     except DamagedRecord as damaged:
         return None, f"damaged record: {damaged.problem}"
     except (KeyError, ValueError) as error:
         return None, f"damaged record: {error}"
-    if named != source_id.encode():
+    if name != source_id.encode():
         return None, "damaged record: not the one that the index names"
     if not isinstance(class_name, bytes) or not isinstance(jpeg, bytes):
         return None, "damaged record: it holds numbers in place of class and image"

@@ -1,4 +1,4 @@
-"""Read -> RunInference -> Write, a shard at a time, and Commit: the embeddings."""
+"""Reads, embeds and writes one shard at a time, and commits the embeddings."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,13 +7,12 @@ from typing import Any, BinaryIO
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 
+from pipeline.beam.execution import count_images
 from pipeline.embedding.inputs import Planned
 from pipeline.embedding.model import EmbeddingHandler, LoadedShard
 from pipeline.embedding.settings import Job, remove_shards
-from pipeline.preprocess.writing import COUNTERS, READ, REUSED
 from preprocessing.sources.references import Rejected
 from preprocessing.writing import commit, sidecars
 from tripletmill.formats import embeddings, index
@@ -21,9 +20,9 @@ from tripletmill.storage import storage
 
 
 class WriteShards(beam.PTransform):
-    """Tasks to shards; gives the file names of those that were written now.
+    """Writes the shard of each task. The results are the file names of shards that were written.
 
-    No step in between shuffles, so that a shard is written before the next one is read.
+    None of its steps shuffles, so that a worker writes a shard before it reads the next one.
     """
 
     def __init__(self, job: Job, planned: beam.PCollection) -> None:
@@ -42,9 +41,9 @@ class WriteShards(beam.PTransform):
         )
 
 
-# Any, not Task: Beam checks annotations, and cannot check a protocol with attributes.
+# The task is Any, not Task: Beam checks annotations, and cannot check a protocol with attributes.
 def _read(task: Any, planned: Planned, job: Job) -> Iterator[list[LoadedShard]]:
-    """A batch of one shard, unless it is finished."""
+    """Yields a batch of one shard, unless the shard is already finished."""
     if planned.claim is None:
         return
     job.check_versions()
@@ -52,7 +51,7 @@ def _read(task: Any, planned: Planned, job: Job) -> Iterator[list[LoadedShard]]:
     if sidecars.is_finished(planned.claim, file_name, task.fingerprint(job.settings())):
         with sidecars.progress(planned.claim.folder, file_name) as progress:
             progress(task.count)
-        Metrics.counter(COUNTERS, REUSED).inc(task.count)
+        count_images(reused=task.count)
         return
     images = tuple(task.read(job.model.image, threads=job.threads_here))
     yield [LoadedShard(task, file_name, planned.claim, images)]
@@ -67,11 +66,11 @@ def _write(result: PredictionResult, job: Job) -> str:
     ]
     images = [image for image in shard.images if isinstance(image.jpeg, bytes)]
     decoded = ~np.isnan(result.inference).any(axis=1)
-    for image, whole in zip(images, decoded, strict=True):
-        if not whole:
+    for image, is_decoded in zip(images, decoded, strict=True):
+        if not is_decoded:
             reason = "the model cannot decode it"
             rejected.append(Rejected(image.source_id, image.class_name or "", reason))
-    kept = [image for image, whole in zip(images, decoded, strict=True) if whole]
+    kept = [image for image, is_decoded in zip(images, decoded, strict=True) if is_decoded]
     table = embeddings.make_table(
         source_id=[image.source_id for image in kept],
         split=[image.split for image in kept],
@@ -88,12 +87,12 @@ def _write(result: PredictionResult, job: Job) -> str:
 
     fingerprint = shard.task.fingerprint(job.settings())
     sidecars.write(shard.claim, shard.file_name, fingerprint, content)
-    Metrics.counter(COUNTERS, READ).inc(len(shard.images))
+    count_images(read=len(shard.images))
     return shard.file_name
 
 
 class Commit(beam.PTransform):
-    """Once every shard is written: rejects, and embeddings_info.json last."""
+    """Writes the rejected files, and embeddings_info.json last, when every shard is written."""
 
     def __init__(self, job: Job, *, planned: beam.PCollection, left_out: beam.PCollection) -> None:
         super().__init__()
@@ -118,7 +117,7 @@ class Commit(beam.PTransform):
 def _commit(_: Sequence[str], planned: Planned, left_out: Iterable[Rejected], job: Job) -> None:
     claim, input = planned.claim, planned.input
     if claim is None or embeddings.is_finished(job.output):
-        # Nothing was to be done; or a runner carries out a step twice.
+        # The embeddings were finished before the job, or the runner runs the step twice.
         return
     rejected = list(left_out)
     files = [embeddings.shard_file(number, input.num_shards) for number in range(input.num_shards)]
@@ -146,7 +145,7 @@ def _commit(_: Sequence[str], planned: Planned, left_out: Iterable[Rejected], jo
         num_rows=num_rows,
         num_rejected=len(rejected),
         shards=shards,
-        input=input.said,
+        input=input.description,
         settings=job.settings(),
     )
     path = storage.join(job.output, embeddings.INFO_FILE)

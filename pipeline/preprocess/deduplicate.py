@@ -1,4 +1,4 @@
-"""Deduplicate: exact duplicates found, and those left out that the policy says."""
+"""Finds exact duplicates, and leaves out those that the policy of the job removes."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipeline.preprocess.listing import Chunk, ListedInput
-from pipeline.preprocess.repeated import Repeated, is_among, partitioned
+from pipeline.preprocess.listing import FileChunk, ListedInput
+from pipeline.preprocess.repeated import FindRepeated, is_among, partitioned
 from pipeline.preprocess.settings import Job
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.writing import duplicates
@@ -19,17 +19,17 @@ from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.storage import storage
 
-NOTHING = 0  # in place of a hash: this image has no equal
+NO_HASH = 0  # in place of the hash of an image that has no duplicate
 
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateDecision:
-    """What is known of duplicates.
+    """The exact duplicates of the input, and what happens to them.
 
     Attributes:
-      groups: all of them, sorted.
-      reasons: by source id, why a copy is left out.
-      copies: images that stay although they have an equal one.
+      groups: all groups of equal images, sorted by the first source id.
+      reasons: why an image is left out, by source id.
+      copies: source ids of the images that stay although an equal image stays too.
     """
 
     groups: Sequence[DuplicateGroup]
@@ -38,91 +38,108 @@ class DuplicateDecision:
 
 
 class Deduplicate(beam.PTransform):
-    """Finds images whose files are equal; see `preprocessing.writing.duplicates` for how.
+    """Finds images whose files are equal; `preprocessing.writing.duplicates` says how.
 
-    Gives chunks without the copies that go (these are rejected in them), and one
-    `DuplicateDecision`.
-
-    Hashes are compared in arrays, so that no reference is shuffled but those of likely copies.
+    The results are the chunks, in which the copies that are left out are now among the rejected
+    files, and one `DuplicateDecision`. Hashes are compared in arrays, so that only the references
+    of likely copies are shuffled.
     """
 
-    def __init__(self, job: Job, start: beam.PCollection) -> None:
+    def __init__(self, job: Job, listed_input: beam.PCollection) -> None:
         super().__init__()
         self.job = job
-        self.start = start
+        self.listed_input = listed_input
 
-    # Not annotated: Beam warns of what is no single PCollection.
+    # The result has no annotation, because Beam warns of a result that is no single PCollection.
     def expand(self, chunks):
-        start = beam.pvalue.AsSingleton(self.start)
-        sizes = chunks | "Sizes" >> beam.FlatMap(_sizes, start=start) | "EqualSizes" >> Repeated()
+        listed_input = beam.pvalue.AsSingleton(self.listed_input)
+        sizes = (
+            chunks
+            | "Sizes" >> beam.FlatMap(_sizes, listed_input=listed_input)
+            | "EqualSizes" >> FindRepeated()
+        )
         hashed = chunks | "HashMiddles" >> beam.Map(
             _hash_middles,
-            sizes=beam.pvalue.AsSingleton(sizes),
-            start=start,
+            repeated_sizes=beam.pvalue.AsSingleton(sizes),
+            listed_input=listed_input,
             job=self.job,
         )
-        hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> Repeated()
-        found = (
+        hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> FindRepeated()
+        new_groups = (
             hashed
-            | "LikelyCopies" >> beam.FlatMap(_likely, hashes=beam.pvalue.AsSingleton(hashes))
+            | "LikelyCopies"
+            >> beam.FlatMap(_likely_copies, repeated_hashes=beam.pvalue.AsSingleton(hashes))
             | "SpreadCopies" >> beam.Reshuffle()
             | "HashWhole" >> beam.FlatMap(_by_content)
             | "EqualContents" >> beam.GroupByKey()
             | "Decide" >> beam.FlatMap(_decide, policy=self.job.duplicates)
         )
-        known = self.start | "KnownCopies" >> beam.FlatMap(lambda start: start.known or ())
-        verdict = (
-            (found, known)
+        known_groups = self.listed_input | "KnownCopies" >> beam.FlatMap(
+            lambda listed_input: listed_input.known_duplicates or ()
+        )
+        decision = (
+            (new_groups, known_groups)
             | "AllCopies" >> beam.Flatten()
             | "ListCopies" >> beam.combiners.ToList()
-            | "Verdict" >> beam.Map(_verdict, job=self.job)
+            | "Decision" >> beam.Map(decide_all, job=self.job)
         )
         kept = chunks | "LeaveOutCopies" >> beam.Map(
-            _leave_out, verdict=beam.pvalue.AsSingleton(verdict)
+            leave_out_copies, decision=beam.pvalue.AsSingleton(decision)
         )
-        return kept, verdict
+        return kept, decision
 
 
-def _sizes(chunk: Chunk, start: ListedInput) -> Iterator[tuple[int, np.ndarray]]:
-    if start.known is None:
+def _sizes(chunk: FileChunk, listed_input: ListedInput) -> Iterator[tuple[int, np.ndarray]]:
+    if listed_input.known_duplicates is None:
         yield from partitioned(np.array([r.size for r in chunk.images if not r.md5], np.uint64))
 
 
 def _hash_middles(
-    chunk: Chunk, sizes: np.ndarray, start: ListedInput, job: Job
-) -> tuple[Chunk, np.ndarray]:
-    """The chunk with a hash for each image; files of a size of their own are not read."""
-    hashes = np.full(len(chunk.images), NOTHING, np.uint64)
-    if start.known is None:
-        equal = is_among(np.array([ref.size for ref in chunk.images], np.uint64), sizes)
-        to_hash = [i for i, ref in enumerate(chunk.images) if ref.md5 or equal[i]]
-        found = _in_threads(duplicates.middle_hash, [chunk.images[i] for i in to_hash], job)
-        hashes[to_hash] = [NOTHING if value is None else value for value in found]
+    chunk: FileChunk, repeated_sizes: np.ndarray, listed_input: ListedInput, job: Job
+) -> tuple[FileChunk, np.ndarray]:
+    """Returns the chunk and a hash for each image: [n] uint64.
+
+    A file whose size no other file has is not read, and its hash is NO_HASH.
+    """
+    hashes = np.full(len(chunk.images), NO_HASH, np.uint64)
+    if listed_input.known_duplicates is None:
+        sizes = np.array([ref.size for ref in chunk.images], np.uint64)
+        size_is_repeated = is_among(sizes, repeated_sizes)
+        to_hash = [i for i, ref in enumerate(chunk.images) if ref.md5 or size_is_repeated[i]]
+        values = _in_threads(duplicates.middle_hash, [chunk.images[i] for i in to_hash], job)
+        hashes[to_hash] = [NO_HASH if value is None else value for value in values]
     return chunk, hashes
 
 
 def _in_threads(
     function: Callable[[ImageRef], Any], refs: Sequence[ImageRef], job: Job
 ) -> list[Any]:
-    """The function of each; a thread takes many, since each takes microseconds."""
+    """Returns the result of a function for each reference, in order.
+
+    Each thread takes many references, because a call takes only microseconds.
+    """
     if not any(storage.is_bucket(ref.path) for ref in refs):
-        return [function(ref) for ref in refs]  # a local disk answers sooner than a thread
+        return [function(ref) for ref in refs]  # A local disk is faster than starting threads.
     threads = job.threads_here
     slices = [refs[i::threads] for i in range(threads)]
     results: list[Any] = [None] * len(refs)
     with ThreadPoolExecutor(threads) as pool:
-        for i, values in enumerate(pool.map(lambda some: [function(r) for r in some], slices)):
+        of_slices = pool.map(lambda refs: [function(ref) for ref in refs], slices)
+        for i, values in enumerate(of_slices):
             results[i::threads] = values
     return results
 
 
-def _hashes(hashed: tuple[Chunk, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    yield from partitioned(hashed[1][hashed[1] != NOTHING])
+def _hashes(chunk_and_hashes: tuple[FileChunk, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    _, hashes = chunk_and_hashes
+    yield from partitioned(hashes[hashes != NO_HASH])
 
 
-def _likely(hashed: tuple[Chunk, np.ndarray], hashes: np.ndarray) -> Iterator[ImageRef]:
-    chunk, own = hashed
-    for i in np.flatnonzero(is_among(own, hashes)):
+def _likely_copies(
+    chunk_and_hashes: tuple[FileChunk, np.ndarray], repeated_hashes: np.ndarray
+) -> Iterator[ImageRef]:
+    chunk, hashes = chunk_and_hashes
+    for i in np.flatnonzero(is_among(hashes, repeated_hashes)):
         yield chunk.images[int(i)]
 
 
@@ -132,13 +149,21 @@ def _by_content(ref: ImageRef) -> Iterator[tuple[str, Copy]]:
         yield f"{md5}:{ref.size}", Copy(ref.source_id, ref.class_name, ref.split or "")
 
 
-def _decide(group: tuple[str, Iterable[Copy]], policy: str) -> Iterator[DuplicateGroup]:
-    copies = list(group[1])
+def _decide(
+    content_and_copies: tuple[str, Iterable[Copy]], policy: str
+) -> Iterator[DuplicateGroup]:
+    copies = list(content_and_copies[1])
     if len(copies) > 1:
         yield duplicates.decide(copies, policy)
 
 
-def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> DuplicateDecision:
+def decide_all(groups: Sequence[DuplicateGroup], job: Job) -> DuplicateDecision:
+    """Sums up the decisions on all groups.
+
+    Raises:
+      UsageError: there are duplicates, and the policy of the job is "error". The groups are
+        written to the work folder.
+    """
     groups = sorted(groups, key=lambda group: group.copies[0].source_id)
     if groups and job.duplicates == duplicates.ERROR:
         path = storage.join(work_folder(job.output), index.DUPLICATES_FILE)
@@ -147,26 +172,27 @@ def _verdict(groups: Sequence[DuplicateGroup], job: Job) -> DuplicateDecision:
         counts = [f"{sum(g.kind == k for g in groups)} {k}" for k in duplicates.KINDS]
         first, second, *_ = groups[0].copies
         raise UsageError(
-            f"{len(groups)} images are there more than once ({', '.join(counts)}), such as"
+            f"{len(groups)} images occur more than once ({', '.join(counts)}), such as"
             f" {first.source_id} and {second.source_id}; see {path}, or set --duplicates=drop"
         )
     return DuplicateDecision(
         groups,
         {c.source_id: duplicates.reason(g) for g in groups for c in g.copies if not c.kept},
-        frozenset(c.source_id for g in groups for c in g.copies if c.kept and _stay_equal(g)),
+        frozenset(c.source_id for g in groups for c in g.copies if c.kept and _several_stay(g)),
     )
 
 
-def _stay_equal(group: DuplicateGroup) -> bool:
+def _several_stay(group: DuplicateGroup) -> bool:
     return sum(copy.kept for copy in group.copies) > 1
 
 
-def _leave_out(chunk: Chunk, verdict: DuplicateDecision) -> Chunk:
+def leave_out_copies(chunk: FileChunk, decision: DuplicateDecision) -> FileChunk:
+    """Moves the images that the decision leaves out to the rejected files of the chunk."""
     images, rejected = [], list(chunk.rejected)
     for ref in chunk.images:
-        reason = verdict.reasons.get(ref.source_id)
+        reason = decision.reasons.get(ref.source_id)
         if reason is None:
             images.append(ref)
         else:
             rejected.append(Rejected(ref.source_id, ref.class_name, reason, lost=False))
-    return Chunk(tuple(images), tuple(rejected))
+    return FileChunk(tuple(images), tuple(rejected))

@@ -1,7 +1,7 @@
-"""Images to class-grouped TFRecords: List -> Deduplicate -> Plan -> WriteShards -> Commit.
+"""Turns images into class-grouped TFRecords: List -> Deduplicate -> Plan -> WriteShards -> Commit.
 
-Listing and planning move references to images, never pixels. One task writes one shard. Killed at
-any point, the same call goes on from the finished shards.
+List, Deduplicate and Plan move references to images between workers, but no pixels. One task writes
+one shard. A job may be killed at any point: the same call continues from the finished shards.
 """
 
 import dataclasses
@@ -11,20 +11,18 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from pipeline.beam import runners
-from pipeline.beam.outputs import check_apart, check_output, pipeline_into
+from pipeline.beam.execution import check_paths, run_pipeline
 from pipeline.preprocess.deduplicate import Deduplicate
-from pipeline.preprocess.listing import AssignSplits, List, MakeListing
-from pipeline.preprocess.settings import DATA_SET, Job
-from pipeline.preprocess.writing import COUNTERS, READ, REUSED, Commit, MakePlan, WriteShards
+from pipeline.preprocess.listing import AssignSplits, ListFiles, SummarizeInput
+from pipeline.preprocess.settings import Job
+from pipeline.preprocess.writing import Commit, MakePlan, WriteShards
 from preprocessing.sources.folders import FolderInput
-from preprocessing.sources.inputs import open_source, path_of
+from preprocessing.sources.inputs import InputOptions, open_source, path_of
 from preprocessing.sources.manifests import ManifestInput
 from preprocessing.sources.references import Source
 from preprocessing.sources.tfds import TfdsInput
 from preprocessing.sources.tfrecords import RecordsInput
 from preprocessing.splits import HashSplits, SplitRule
-from preprocessing.writing import duplicates as duplicate_images
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.images import ImageSettings
@@ -33,12 +31,12 @@ from tripletmill.storage import storage
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished data set, and what it took.
+    """A finished data set, and what the job did.
 
     Attributes:
-      info: what is in it.
-      images_read: by this run.
-      images_reused: that lay in shards from an earlier run of the same job.
+      info: description of the data set.
+      images_read: images that this job read, including those that it could not use.
+      images_reused: images in shards that an earlier, unfinished job had written.
     """
 
     info: index.DatasetInfo
@@ -72,66 +70,49 @@ def preprocess(
     """Makes a data set from labelled images.
 
     Args:
-      input: a folder; a list, .csv or .jsonl; tfrecord:PATTERN; or tfds:NAME. Local or gs://.
-      output: folder of the data set; made if needed. Local or gs://.
-      name: first part of the file names; by default the last part of `output`.
-      folder: how a folder is read.
-      manifest: how the columns of a list are called.
+      input: folder, manifest (.csv, .jsonl), tfrecord:PATTERN or tfds:NAME; local or gs://.
+      output: folder of the data set, which is created if it does not exist; local or gs://.
+      name: first part of the file names; None for the last part of `output`.
+      folder: how a folder is read; see `InputOptions` for this and the next four options.
+      manifest: names of the columns of a manifest.
       records: which features of tfrecord:PATTERN are read.
       tfds: which features of tfds:NAME are read.
-      tfds_dir: where data sets of TensorFlow Datasets lie.
-      short_side: of the canonical JPEGs, pixels.
-      quality: of the canonical JPEGs, 1 to 100.
-      background: RGB colour that transparent images are laid over, 0 to 255 each.
-      splits: which class goes to which split, where the input does not say; by default a stable
-        hash of the name, 80 % train, 10 % val, 10 % test.
-      duplicates: what becomes of exact duplicates: "keep" (all are listed), "drop" (the first of a
-        class stays, train's go that are in a held-out split too, and all that are in two classes)
-        or "error".
-      min_images: classes with fewer are left out.
-      images_per_shard: a shard's share of images.
-      max_rejected_share: above this share of unreadable images the job fails, 0 to 1.
-      threads: images decoded at once in a worker; by default the number of its cores.
-      overwrite: whether a data set that lies in `output` may be replaced.
+      tfds_dir: folder in which the data sets of TensorFlow Datasets were prepared.
+      short_side: short side of the canonical JPEGs, pixels.
+      quality: quality of the canonical JPEGs, 1 to 100.
+      background: RGB colour behind transparent images, 0 to 255 each.
+      splits: assigns classes to splits if the input names no splits. None for a stable hash of the
+        class name: 80 % of the classes in train, 10 % in val, 10 % in test.
+      duplicates: what to do with exact duplicates. "keep" keeps them and lists them. "drop" keeps
+        one image per class, removes images from train that are also in a held-out split, and
+        removes images that are in two classes. "error" stops the job.
+      min_images: classes with fewer images are left out.
+      images_per_shard: approximate number of images in one output file (shard).
+      max_rejected_share: the job fails if a larger share of the images cannot be used, 0 to 1.
+      threads: number of images that a worker decodes at once; None for its number of cores.
+      overwrite: whether the job may replace a data set in `output`.
       runner: Beam runner.
       options: Beam options.
 
     Returns:
-      What is in the finished data set. If it was there already, made from the same images with
-      the same settings, nothing is done. None where the options ask for something else, such as
-      a template (`runners.instead_of_output`).
+      The finished data set. If it was already made from the same images with the same settings,
+      the job does nothing. None if the Beam options ask for something else than a finished job,
+      such as a template (`runners.instead_of_output`).
 
     Raises:
-      UsageError: the input cannot be used, or `output` holds something else.
+      UsageError: a setting or the input cannot be used, or `output` holds something else.
     """
     storage.require_supported(output, "output")
-    for value, valid, what in (
-        (images_per_shard, images_per_shard >= 1, "images_per_shard: at least 1"),
-        (min_images, min_images >= 1, "min_images: at least 1"),
-        (threads, threads is None or threads >= 1, "threads: at least 1"),
-        (max_rejected_share, 0 <= max_rejected_share <= 1, "max_rejected_share: 0 to 1"),
-    ):
-        if not valid:
-            raise UsageError(f"{what}, not {value}")
-    if duplicates not in duplicate_images.POLICIES:
-        raise UsageError(f"duplicates: {', '.join(duplicate_images.POLICIES)}, not {duplicates!r}")
-    if splits is not None and (isinstance(splits, type) or not isinstance(splits, SplitRule)):
-        raise UsageError(
-            f"preprocess.splits: @HashSplits(), @SortedSplits() or @QueryGallery(), not {splits!r}"
-        )
-    source = open_source(
-        input, folder=folder, manifest=manifest, records=records, tfds=tfds, tfds_dir=tfds_dir
-    )
-    read = path_of(input, tfds_dir)
-    check_apart("input", read, output)
-    runners.check_paths(options, input=read, output=output)
+    input_options = InputOptions(folder, manifest, records, tfds, tfds_dir)
+    source = open_source(input, input_options)
+    check_paths(options, input=path_of(input, input_options), output=output)
     job = Job(
         columns=tuple(source.columns),
         group=source.group,
         output=storage.absolute(output),
         name=_data_set_name(name, output),
         image=ImageSettings(short_side=short_side, quality=quality, background=background),
-        splits=splits or HashSplits(),
+        splits=HashSplits() if splits is None else splits,
         duplicates=duplicates,
         min_images=min_images,
         images_per_shard=images_per_shard,
@@ -139,39 +120,27 @@ def preprocess(
         threads=threads,
         overwrite=overwrite,
     )
-    check_output(DATA_SET, job.output, job.settings(), overwrite=job.overwrite)
-    with pipeline_into(
-        DATA_SET,
-        job.output,
-        overwrite=overwrite,
-        done="preprocessed",
-        runner=runner,
-        options=options,
-    ) as pipeline:
-        build(pipeline, source, job)
-    if runners.instead_of_output(options) is not None:
+    run = run_pipeline(job, lambda pipeline: build(pipeline, source, job), runner, options)
+    if run is None:
         return None
-    return Outcome(
-        info=index.load_info(job.output),
-        images_read=runners.counted(pipeline, COUNTERS, READ),
-        images_reused=runners.counted(pipeline, COUNTERS, REUSED),
-    )
+    return Outcome(index.load_info(job.output), run.images_read, run.images_reused)
 
 
 def build(pipeline: beam.Pipeline, source: Source, job: Job) -> None:
-    """Puts the steps of a job together."""
-    listed = pipeline | "List" >> List(source)
-    start = listed | "Listing" >> MakeListing(job)
-    images = listed | "Splits" >> AssignSplits(start)
-    kept, verdict = images | "Deduplicate" >> Deduplicate(job, start)
-    planned = kept | "Plan" >> MakePlan(job, start, verdict)
-    written = kept | "WriteShards" >> WriteShards(job, planned)
-    _ = written | "Commit" >> Commit(job, kept, start=start, verdict=verdict, planned=planned)
+    """Adds the steps of a job to a pipeline."""
+    files = pipeline | "List" >> ListFiles(source)
+    listed_input = files | "Listing" >> SummarizeInput(job)
+    images = files | "Splits" >> AssignSplits(listed_input)
+    kept_images, decision = images | "Deduplicate" >> Deduplicate(job, listed_input)
+    planned = kept_images | "Plan" >> MakePlan(job, listed_input, decision)
+    shards = kept_images | "WriteShards" >> WriteShards(job, planned)
+    commit = Commit(job, kept_images, listed_input=listed_input, decision=decision, planned=planned)
+    _ = shards | "Commit" >> commit
 
 
 def _data_set_name(name: str | None, output: str) -> str:
-    last = storage.absolute(output).rpartition("/")[2]
-    name = name or re.sub(r"[^a-z0-9_]+", "_", last.lower())
+    last_part = storage.absolute(output).rpartition("/")[2]
+    name = name or re.sub(r"[^a-z0-9_]+", "_", last_part.lower())
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UsageError(
             f"name {name!r}: a letter, then lower-case letters, digits and underscores; set --name"

@@ -1,6 +1,7 @@
-"""List: every file of the input, and the split of every class. No image is read."""
+"""Lists every file of the input, and assigns each class to a split. No image is read."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipeline.beam.outputs import look
-from pipeline.preprocess.repeated import Repeated, is_among, partitioned
-from pipeline.preprocess.settings import DATA_SET, Job
+from pipeline.beam.job_settings import JobSettings
+from pipeline.beam.outputs import inspect_output
+from pipeline.preprocess.repeated import FindRepeated, is_among, partitioned
+from pipeline.preprocess.settings import Job
 from preprocessing.sources.manifests import ManifestSource
 from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.writing import duplicates
@@ -22,22 +24,26 @@ from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.storage import storage
 
-FILES_A_CHUNK = 1000
+FILES_PER_CHUNK = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Some files. Beam moves chunks, since each element costs it more than an image reference."""
+class FileChunk:
+    """Some files of the input.
+
+    Each element of a pipeline costs Beam more than an image reference, so the steps pass chunks of
+    files on to each other.
+    """
 
     images: Sequence[ImageRef] = ()
     rejected: Sequence[Rejected] = ()
 
 
-class List(beam.PTransform):
-    """Lists every file of a source, in chunks; reads none of them.
+class ListFiles(beam.PTransform):
+    """Lists every file of a source, in chunks, without reading any of them.
 
-    Where source ids come from a feature that repeats one, it stops with an error: images are told
-    apart by them.
+    Source ids tell images apart. If a feature of the records gives the source ids, and repeats one
+    of them, the step raises UsageError.
     """
 
     def __init__(self, source: Source) -> None:
@@ -54,67 +60,70 @@ class List(beam.PTransform):
         )
         if self.source.named_by is None:
             return chunks
-        repeated = chunks | "Names" >> beam.FlatMap(_names) | "EqualNames" >> Repeated()
+        repeated = chunks | "Names" >> beam.FlatMap(_name_hashes) | "EqualNames" >> FindRepeated()
         return chunks | "RequireUnique" >> beam.Map(
             _require_unique, beam.pvalue.AsSingleton(repeated), named_by=self.source.named_by
         )
 
 
-# Any, not Source: Beam checks annotations, and cannot check a protocol with attributes.
+# The source is Any, not Source: Beam checks annotations, and cannot check a protocol with
+# attributes.
 def _parts(source: Any) -> Iterator[tuple[Any, Any]]:
-    alone = source.without_parts() if isinstance(source, ManifestSource) else source
+    listed_source = source.without_parts() if isinstance(source, ManifestSource) else source
     for part in source.parts():
-        yield alone, part
+        yield listed_source, part
 
 
-def _list_part(item: tuple[Any, Any]) -> Iterator[Chunk]:
-    source, part = item
+def _list_part(source_and_part: tuple[Any, Any]) -> Iterator[FileChunk]:
+    source, part = source_and_part
     files = source.list_part(part)
-    while some := tuple(itertools.islice(files, FILES_A_CHUNK)):
-        yield Chunk(
-            images=tuple(file for file in some if isinstance(file, ImageRef)),
-            rejected=tuple(file for file in some if isinstance(file, Rejected)),
+    while chunk := tuple(itertools.islice(files, FILES_PER_CHUNK)):
+        yield FileChunk(
+            images=tuple(file for file in chunk if isinstance(file, ImageRef)),
+            rejected=tuple(file for file in chunk if isinstance(file, Rejected)),
         )
 
 
-def _hashed(chunk: Chunk) -> np.ndarray:
+def _hashes(chunk: FileChunk) -> np.ndarray:
+    """Returns a uint64 hash of each source id."""
     hashes = [hashlib.blake2b(r.source_id.encode(), digest_size=8).digest() for r in chunk.images]
     return np.frombuffer(b"".join(hashes), np.uint64)
 
 
-def _names(chunk: Chunk) -> Iterator[tuple[int, np.ndarray]]:
-    yield from partitioned(_hashed(chunk))
+def _name_hashes(chunk: FileChunk) -> Iterator[tuple[int, np.ndarray]]:
+    yield from partitioned(_hashes(chunk))
 
 
-def _require_unique(chunk: Chunk, repeated: np.ndarray, named_by: str) -> Chunk:
-    for place in np.flatnonzero(is_among(_hashed(chunk), repeated)):
+def _require_unique(chunk: FileChunk, repeated: np.ndarray, named_by: str) -> FileChunk:
+    for place in np.flatnonzero(is_among(_hashes(chunk), repeated)):
         raise UsageError(
-            f"feature {named_by!r}: {len(repeated):,} names are there more than once, such as"
-            f" {chunk.images[int(place)].source_id}; a source id must be of one image alone"
+            f"feature {named_by!r}: {len(repeated):,} names occur more than once, such as"
+            f" {chunk.images[int(place)].source_id}; each image needs its own source id"
         )
     return chunk
 
 
 @dataclasses.dataclass(frozen=True)
 class ListedInput:
-    """Where a job begins.
+    """What a job knows when all files are listed.
 
     Attributes:
-      listing: what was listed.
-      finished: whether the output holds the data set already, so that nothing is to be done.
-      known: exact duplicates, if they were found by an earlier attempt on the same files.
+      listing: summary of the input.
+      finished: whether the output folder already holds the data set, so that nothing is left to do.
+      known_duplicates: exact duplicates that an earlier, unfinished job found among these files;
+        None if there was no such job.
     """
 
     listing: Listing
     finished: bool
-    known: Sequence[duplicates.DuplicateGroup] | None
+    known_duplicates: Sequence[duplicates.DuplicateGroup] | None
 
 
-class MakeListing(beam.PTransform):
-    """Sums up chunks and assigns splits to classes: one `ListedInput`.
+class SummarizeInput(beam.PTransform):
+    """Sums up chunks, and assigns classes to splits. The result is one `ListedInput`.
 
-    Where the output holds a data set from other images, finished or not, or where too many images
-    cannot be used, it stops with an error.
+    The step raises UsageError if too many images cannot be used, or if the output folder holds a
+    data set of other images, finished or not.
     """
 
     def __init__(self, job: Job) -> None:
@@ -126,104 +135,83 @@ class MakeListing(beam.PTransform):
         return (
             chunks
             | "Summarize" >> beam.FlatMap(_summaries)
-            | "SumClasses" >> beam.CombinePerKey(_sum)
+            | "SumClasses" >> beam.CombinePerKey(sum_summaries)
             | "AllClasses" >> beam.combiners.ToDict()
-            | "MakeListing" >> beam.Map(_start, beam.pvalue.AsIter(rejected), job=self.job)
+            | "MakeListing" >> beam.Map(_listed_input, beam.pvalue.AsIter(rejected), job=self.job)
         )
 
 
-def _summaries(chunk: Chunk) -> Iterable[tuple[str, ClassSummary]]:
+def _summaries(chunk: FileChunk) -> Iterable[tuple[str, ClassSummary]]:
     return summarize((*chunk.images, *chunk.rejected)).items()
 
 
-def _sum(summaries: Iterable[ClassSummary]) -> ClassSummary:
-    total = ClassSummary()
-    for summary in summaries:
-        total = add(total, summary)
-    return total
+def sum_summaries(summaries: Iterable[ClassSummary]) -> ClassSummary:
+    """Returns the sum of summaries; an empty summary if there are none."""
+    return functools.reduce(add, summaries, ClassSummary())
 
 
-def _start(
+def _listed_input(
     classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], job: Job
 ) -> ListedInput:
     listing = make_listing(classes, job.splits)
-    check_lost(
-        rejected,
-        num_images=listing.num_images,
-        num_lost=listing.num_lost,
-        max_share=job.max_rejected_share,
-        example=listing.example,
-        output=job.output,
-    )
-    found = look(
-        DATA_SET,
-        job.output,
-        settings=job.settings(),
-        fingerprint=listing.fingerprint,
-        newest=listing.newest,
-        overwrite=job.overwrite,
-    )
-    known = None if found.finished else _known(found.unfinished, listing, job)
-    return ListedInput(listing, finished=found.finished, known=known)
+    check_num_lost(listing.num_lost, listing.num_images, listing.example, rejected, job)
+    state = inspect_output(job, fingerprint=listing.fingerprint, newest=listing.newest)
+    known = None if state.finished else _known_duplicates(state.unfinished_plan, listing, job)
+    return ListedInput(listing, finished=state.finished, known_duplicates=known)
 
 
-def check_lost(
-    rejected: Iterable[Rejected],
-    *,
-    num_images: int,
-    num_lost: int,
-    max_share: float,
-    example: str,
-    output: str,
+def check_num_lost(
+    num_lost: int, num_images: int, example: str, rejected: Iterable[Rejected], job: JobSettings
 ) -> None:
-    """Raises UsageError where too many images cannot be used, as listing knows already.
+    """Raises UsageError if listing alone shows that too many images cannot be used.
 
     Args:
-      rejected: all that listing leaves out.
-      num_images: that can be used.
-      num_lost: that cannot.
-      max_share: of all, that may be, 0 to 1.
-      example: why, for one of them.
-      output: of the job.
+      num_lost: number of images that cannot be used.
+      num_images: number of the other images.
+      example: why one of the images cannot be used.
+      rejected: all files that listing leaves out. They are written to the work folder before the
+        error is raised.
+      job: settings of the job.
     """
     total = num_images + num_lost
-    if num_lost <= max_share * total:
+    if num_lost <= job.max_rejected_share * total:
         return
-    # Beside the output's own: there may be a finished one.
-    path = storage.join(work_folder(output), index.REJECTED_FILE)
-    storage.make_folder(work_folder(output))
+    # The output folder may hold the rejected.jsonl of a finished output, which must stay.
+    path = storage.join(work_folder(job.output), index.REJECTED_FILE)
+    storage.make_folder(work_folder(job.output))
     storage.write_file(path, rejected_lines(rejected))
     raise UsageError(
-        f"{num_lost} of {total} images in the input cannot be used (at most {max_share:.0%} may"
-        f" be), one of them: {example}; see {path}"
+        f"{num_lost} of {total} images in the input cannot be used (at most"
+        f" {job.max_rejected_share:.0%} may be), one of them: {example}; see {path}"
     )
+
+
+def _known_duplicates(
+    unfinished_plan: Mapping[str, Any] | None, listing: Listing, job: Job
+) -> list[duplicates.DuplicateGroup] | None:
+    if unfinished_plan is None or unfinished_plan["versions"] != listing.versions:
+        return None
+    folder = Claim(job.output, unfinished_plan).folder
+    try:
+        return duplicates.read_groups(storage.read(storage.join(folder, index.DUPLICATES_FILE)))
+    except FileNotFoundError:
+        return None
 
 
 class AssignSplits(beam.PTransform):
-    """Gives each image its split; nothing comes out where nothing is to be done."""
+    """Gives each image its split. If the output is already finished, nothing comes out."""
 
-    def __init__(self, start: beam.PCollection) -> None:
+    def __init__(self, listed_input: beam.PCollection) -> None:
         super().__init__()
-        self.start = start
+        self.listed_input = listed_input
 
     def expand(self, chunks: beam.PCollection) -> beam.PCollection:
         return chunks | "AssignSplits" >> beam.FlatMap(
-            _assign_splits, start=beam.pvalue.AsSingleton(self.start)
+            _assign_splits, listed_input=beam.pvalue.AsSingleton(self.listed_input)
         )
 
 
-def _assign_splits(chunk: Chunk, start: ListedInput) -> Iterator[Chunk]:
-    if not start.finished:
-        yield Chunk(tuple(start.listing.with_split(ref) for ref in chunk.images), chunk.rejected)
-
-
-def _known(
-    found: Mapping[str, Any] | None, listing: Listing, job: Job
-) -> list[duplicates.DuplicateGroup] | None:
-    if found is None or found["versions"] != listing.versions:
-        return None
-    path = storage.join(Claim(job.output, found).folder, index.DUPLICATES_FILE)
-    try:
-        return duplicates.read_groups(storage.read(path))
-    except FileNotFoundError:
-        return None
+def _assign_splits(chunk: FileChunk, listed_input: ListedInput) -> Iterator[FileChunk]:
+    if not listed_input.finished:
+        images = tuple(listed_input.listing.with_split(ref) for ref in chunk.images)
+        yield FileChunk(images, chunk.rejected)

@@ -1,4 +1,8 @@
-"""Numbers that occur more than once, of millions: compared in arrays, a partition at a time."""
+"""Finds the numbers that occur more than once among millions.
+
+The numbers are compared in arrays, one partition at a time, because each element of a pipeline
+costs Beam more than many numbers.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,8 +13,8 @@ import numpy as np
 PARTITIONS = 16
 
 
-class Repeated(beam.PTransform):
-    """(partition, numbers) -> one array, sorted, of the numbers that occur more than once."""
+class FindRepeated(beam.PTransform):
+    """(partition, [n] uint64) -> one sorted array of the numbers that occur more than once."""
 
     def expand(self, numbers: beam.PCollection) -> beam.PCollection:
         return (
@@ -25,19 +29,19 @@ class _RepeatedFn(beam.CombineFn):
     def create_accumulator(self, *_: Any, **__: Any) -> list[np.ndarray]:
         return []
 
-    def add_input(self, seen: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray]:
-        seen.append(numbers)
-        return seen
+    def add_input(self, arrays: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray]:
+        arrays.append(numbers)
+        return arrays
 
-    def merge_accumulators(self, all_seen: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-        return [numbers for seen in all_seen for numbers in seen]
+    def merge_accumulators(self, accumulators: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
+        return [numbers for arrays in accumulators for numbers in arrays]
 
-    def compact(self, seen: list[np.ndarray]) -> list[np.ndarray]:
-        return [_concatenate(seen)]
+    def compact(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [_concatenate(arrays)]
 
-    def extract_output(self, seen: list[np.ndarray]) -> np.ndarray:
-        found, counts = np.unique(_concatenate(seen), return_counts=True)
-        return found[counts > 1]
+    def extract_output(self, arrays: list[np.ndarray]) -> np.ndarray:
+        numbers, counts = np.unique(_concatenate(arrays), return_counts=True)
+        return numbers[counts > 1]
 
 
 def _concatenate(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -49,14 +53,15 @@ def _join(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def partitioned(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Numbers as `Repeated` takes them."""
+    """Yields numbers [n] in the form that `FindRepeated` takes; nothing if there are none."""
     partition = numbers % PARTITIONS
     for number in np.unique(partition):
         yield int(number), numbers[partition == number]
 
 
-def is_among(numbers: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Whether each number is in a sorted array."""
-    if not len(found):
+def is_among(numbers: np.ndarray, sorted_numbers: np.ndarray) -> np.ndarray:
+    """Returns, for each of the numbers [n], whether it is in a sorted array: [n] bool."""
+    if not len(sorted_numbers):
         return np.zeros(len(numbers), bool)
-    return found[np.searchsorted(found, numbers).clip(max=len(found) - 1)] == numbers
+    places = np.searchsorted(sorted_numbers, numbers).clip(max=len(sorted_numbers) - 1)
+    return sorted_numbers[places] == numbers

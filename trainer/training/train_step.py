@@ -118,7 +118,7 @@ def make_train_steps(
             statistics={name: value / num_steps for name, value in zip(MEANS, sums, strict=True)},
             finite_steps=int(finite_steps),
             not_finite=last.not_finite(),
-            input_seconds=float(waited) if clock else None,
+            input_seconds=float(waited) if is_timed else None,
             num_replaced=int(num_replaced),
             num_unreadable=int(num_unreadable),
             last=last.batch(),

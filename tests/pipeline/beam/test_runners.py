@@ -1,35 +1,22 @@
 """Runners as the command line chooses them; each of their errors is one line."""
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
-from PIL import Image
 
 from pipeline.beam import runners
+from tests.fixtures.cloud.dataflow import DRY_RUN
 from tests.fixtures.folders import class_folder
 from tests.fixtures.jobs import ROOT, SETTINGS, command
-from tests.fixtures.stderr import but_for_progress, error_of
+from tests.fixtures.stderr import error_of
 from tripletmill.errors import UsageError
 
-CLOUD = [
-    "--runner=DataflowRunner",
-    "--project=test-project",
-    "--region=us-central1",
-    f"--setup_file={ROOT / 'setup.py'}",
-    "--dry_run=True",
-]
 NO_SERVER = ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=1"]
 
 
@@ -103,10 +90,6 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         (["--template_location=x"], "--template_location: only with --runner=DataflowRunner"),
         (["--runner=PortableRunner"], "--job_endpoint=HOST:PORT missing"),
         (NO_SERVER, "--job_endpoint=localhost:1: no job server answers there"),
-        (CLOUD[:1], "--project, "),
-        (CLOUD[:3], "--temp_location, --setup_file missing"),
-        ([*CLOUD, "--temp_location=tmp"], "--temp_location=tmp: expected gs://BUCKET/FOLDER"),
-        ([*CLOUD, "--temp_location=gs://b/t", "--setup_file=no/setup.py"], "no/setup.py: no such"),
     ],
 )
 def test_wrong_flags(flags, message):
@@ -150,12 +133,6 @@ def test_an_error_of_a_worker_is_one_line(images, tmp_path, mode):
     assert error_of(done).startswith("1 of 10 images rejected")
 
 
-def test_dataflow_takes_no_local_paths(images):
-    flags = ["--temp_location=gs://bucket/tmp", f"--input={images}", "--output=gs://bucket/data"]
-    error = error_of(command(*CLOUD, *flags))
-    assert error == f"input {images}: Dataflow's workers need it in a bucket (gs://)"
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -169,7 +146,7 @@ def test_dataflow_takes_no_local_paths(images):
 def test_what_does_not_end_with_a_data_set(flags, said):
     # Without credentials nothing looks for the bucket.
     options = ["--temp_location=gs://bucket/tmp", "--no_auth", *flags]
-    _, read = runners.runner_and_options([*CLOUD[:-1], *options])
+    _, read = runners.runner_and_options([*DRY_RUN[:-1], *options])
     found = runners.instead_of_output(read)
     assert found == said
 
@@ -190,77 +167,3 @@ def test_interrupted_while_a_job_runs_elsewhere():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr == "\ninterrupted; a job that was started goes on; stop it where it runs\n"
-
-
-def test_dataflow_without_its_packages():
-    code = (
-        "import sys; sys.modules['google.cloud.dataflow'] = None\n"
-        "from pipeline.beam.runners import runner_and_options\n"
-        "runner_and_options(['--runner=DataflowRunner'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "UsageError: --runner=DataflowRunner: its packages are missing; pip" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def much_to_do(tmp_path_factory) -> list[str]:
-    """Flags of a job that takes seconds, on two worker processes."""
-    root = tmp_path_factory.mktemp("large")
-    rng = np.random.default_rng(0)
-    large = Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), np.uint8))
-    for name in ("a", "b", "c"):
-        (root / "images" / name).mkdir(parents=True)
-        large.save(root / "images" / name / "0.jpg")
-        for i in range(1, 40):
-            os.link(root / f"images/{name}/0.jpg", root / f"images/{name}/{i}.jpg")
-    modes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    threads = ["--gin_param=preprocess.threads = 1"]
-    return [f"--input={root / 'images'}", *SETTINGS, *threads, *modes]
-
-
-@contextlib.contextmanager
-def at_work(flags: list[str], output: Path) -> Iterator[subprocess.Popen]:
-    """Starts a job in a process group of its own; its workers have finished a shard."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.main", *flags, f"--output={output}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while not list(output.glob(".work/*/*.sidecar.parquet")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.mark.parametrize("whom", ["terminal", "job"])
-def test_interrupted_workers_say_nothing(much_to_do, tmp_path, whom):
-    with at_work(much_to_do, tmp_path / "data") as process:
-        (os.killpg if whom == "terminal" else os.kill)(process.pid, signal.SIGINT)
-        # Standard error ends when the last worker ends.
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
-    line = "interrupted; the same command goes on from the finished shards"
-    assert but_for_progress(stderr) == [line]
-
-
-def test_a_worker_that_dies(much_to_do, tmp_path):
-    with at_work(much_to_do, tmp_path / "data") as process:
-        table = subprocess.run(["ps", "-Ao", "pid=,ppid="], capture_output=True, text=True).stdout
-        rows = [[int(number) for number in line.split()] for line in table.splitlines()]
-        workers = [child for child, parent in rows if parent == process.pid]
-        os.kill(workers[-1], signal.SIGKILL)
-        _, stderr = process.communicate(timeout=120)
-    assert len(workers) == 2
-    assert process.returncode == 2
-    [line] = but_for_progress(stderr)
-    assert line.startswith("error: the job failed: Channel closed prematurely.")
-    assert line.endswith("; the same command goes on from the finished shards")

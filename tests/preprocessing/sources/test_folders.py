@@ -5,13 +5,13 @@ import os
 import pytest
 
 from preprocessing.sources.folders import FolderInput
-from preprocessing.sources.inputs import open_source
+from preprocessing.sources.inputs import InputOptions, open_source
 from preprocessing.sources.references import ImageRef, Rejected
 from tripletmill.errors import UsageError
 
 
 def listed(path, *, labelled=True, **options):
-    source = open_source(str(path), folder=FolderInput(**options), labelled=labelled)
+    source = open_source(str(path), InputOptions(folder=FolderInput(**options)), labelled=labelled)
     files = [file for part in source.parts() for file in source.list_part(part)]
     images = [(f.source_id, f.class_name, f.split) for f in files if isinstance(f, ImageRef)]
     return images, [(f.source_id, f.reason, f.lost) for f in files if isinstance(f, Rejected)]

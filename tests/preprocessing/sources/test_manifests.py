@@ -9,14 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocessing.sources import manifests
-from preprocessing.sources.inputs import open_source
+from preprocessing.sources.inputs import InputOptions, open_source
 from preprocessing.sources.manifests import ManifestInput
 from preprocessing.sources.references import ImageRef, Rejected
 from tripletmill.errors import UsageError
 
 
 def listed(table, *, labelled=True, **options):
-    source = open_source(str(table), manifest=ManifestInput(**options), labelled=labelled)
+    source = open_source(
+        str(table), InputOptions(manifest=ManifestInput(**options)), labelled=labelled
+    )
     return [file for part in source.parts() for file in source.list_part(part)]
 
 
@@ -74,7 +76,9 @@ def test_columns_by_name(tmp_path):
     options = {"path": "file", "label": "id", "split": "part", "group": "camera"}
     [ref] = listed(tmp_path / "list.csv", **options)
     assert (ref.class_name, ref.split, ref.extra) == ("cat", "test", ("3", "x"))
-    source = open_source(str(tmp_path / "list.csv"), manifest=ManifestInput(**options))
+    source = open_source(
+        str(tmp_path / "list.csv"), InputOptions(manifest=ManifestInput(**options))
+    )
     assert (source.columns, source.group) == (("camera", "path"), "camera")
     with pytest.raises(UsageError, match="no column 'view', only camera, file, id, part, path"):
         listed(tmp_path / "list.csv", **{**options, "group": "view"})

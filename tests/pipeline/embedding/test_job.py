@@ -93,7 +93,7 @@ def test_records(photos, of_records):
         assert found.split[row] == ("train" if found.label[row] % 2 == 0 else "test")
         vector = expected(record["image/encoded"])
         np.testing.assert_allclose(found.embedding[row], vector, atol=1e-3)
-    info = embeddings.verify(str(of_records))
+    info = found.info
     assert (info.dim, info.model) == (DIM, exported.CARD["fingerprint"])
     assert info.input["splits"] == ["test", "train"]
 

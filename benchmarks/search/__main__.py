@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.tables import Row, machine, print_columns
 from benchmarks.timing import seconds_of
 from trainer.search import faiss_index
-from trainer.search.exact import available_cores, closest, exact
+from trainer.search.exact import closest, exact
 from trainer.search.recall import NEIGHBOURS
 from tripletmill.cli.arguments import Parser, positive
 
@@ -72,7 +72,6 @@ class BuiltIndex:
         self.setting, self.values = faiss_index.settings(self._index)
         self._kind = kind
         self._vectors = vectors
-        self._threads = available_cores()
 
     def megabytes(self) -> float:
         """Returns the size of the index as a file."""
@@ -90,8 +89,8 @@ class BuiltIndex:
           k: how many neighbours.
         """
         if self._kind == faiss_index.FLAT:
-            return list(exact(self._vectors, queries, k, threads=self._threads)[1])
-        candidates = faiss_index.propose(self._index, queries, k, value, threads=self._threads)
+            return list(exact(self._vectors, queries, k)[1])
+        candidates = faiss_index.propose(self._index, queries, k, value)
         return [
             closest(self._vectors, query, rows[rows >= 0], k)[1]
             for query, rows in zip(queries, candidates, strict=True)
@@ -108,10 +107,9 @@ def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, members: np.nda
       members: float32 [m, D], queries that are rows of the index.
     """
     index = BuiltIndex(kind, vectors)
-    threads = available_cores()
     # The distances of the last true neighbours. A member's nearest neighbour is the member itself.
-    limits = exact(vectors, queries, NEIGHBOURS, threads=threads)[1][:, -1]
-    member_limits = exact(vectors, members, NEIGHBOURS + 1, threads=threads)[1][:, -1]
+    limits = exact(vectors, queries, NEIGHBOURS)[1][:, -1]
+    member_limits = exact(vectors, members, NEIGHBOURS + 1)[1][:, -1]
 
     def recall(some: np.ndarray, limits: np.ndarray, value: int, skip: int) -> str:
         distances = index.search(some, value, NEIGHBOURS + skip)

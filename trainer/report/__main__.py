@@ -20,7 +20,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "folder of the data set that was embedded"
     parser.add_argument("--data_dir", metavar="DIR", required=True, help=text)
     text = "folder that `python -m pipeline.embed` wrote (MODEL_DIR/embeddings)"
-    parser.add_argument("--embeddings", metavar="DIR", help=text)
+    parser.add_argument("--embeddings", dest="embeddings_dir", metavar="DIR", help=text)
     text = "the page to write (MODEL_DIR/report.html)"
     parser.add_argument("--output", metavar="FILE.html", help=text)
     text = (
@@ -45,14 +45,7 @@ def _write(flags: argparse.Namespace) -> None:
     import_tensorflow()
     from trainer.report.report import write_report
 
-    write_report(
-        model_dir=flags.model_dir,
-        data_dir=flags.data_dir,
-        embeddings_dir=flags.embeddings,
-        output=flags.output,
-        split=flags.split,
-        listed=flags.listed,
-    )
+    write_report(**vars(flags))
 
 
 if __name__ == "__main__":

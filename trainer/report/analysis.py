@@ -30,7 +30,7 @@ class Analysis:
       positives: distances of queries to images of their own class.
       negatives: distances of queries to images of other classes.
       neighbours: for each query, rows of its nearest images in its ranking, nearest first.
-      confusions: pairs of confused classes, most frequent first. Examples are pairs of rows.
+      confusions: pairs of confused classes, most frequent first, of the queries with a match.
       wrong_labels: likely wrong labels in all splits.
       near_duplicates: near-duplicates in all splits.
       nearest: integers [N, k], rows of each image's nearest other images in all splits.
@@ -55,14 +55,13 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
       UsageError: no query has a match.
     """
     every = inputs.embeddings
-    queries, group = inputs.queries, inputs.group
-    searched = queries if inputs.gallery is None else inputs.gallery
     embedding, label = every.embedding, every.label
-    gallery = None if inputs.gallery is None else _gallery(inputs, inputs.gallery)
+    queries = _rows_of(inputs, inputs.queries)
+    gallery = None if inputs.gallery is None else _rows_of(inputs, inputs.gallery)
     metrics = retrieval_metrics(
-        embedding[queries],
-        label[queries],
-        groups=None if group is None else group[queries],
+        queries.embeddings,
+        queries.labels,
+        groups=queries.groups,
         gallery=gallery,
         recall_at=range(1, DEEPEST + 1),
         progress_name=f"metrics of {inputs.split}",
@@ -73,30 +72,33 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
             f" {inputs.searched or inputs.split}; choose another --split"
         )
     ranked = nearest_neighbours(
-        embedding[queries],
+        queries.embeddings,
         NEIGHBOURS,
         gallery=None if gallery is None else gallery.embeddings,
         matches=Matches(
-            label[queries],
-            None if group is None else group[queries],
+            queries.labels,
+            queries.groups,
             None if gallery is None else (gallery.labels, gallery.groups),
         ),
         progress_name=f"neighbours in {inputs.searched or inputs.split}",
     )
+    searched = inputs.queries if inputs.gallery is None else inputs.gallery
     neighbours = [searched[rows[rows >= 0]].tolist() for rows in ranked.rows]
     positives, negatives = findings.pair_distances(
-        embedding[queries],
-        label[queries],
-        None if gallery is None else gallery.embeddings,
-        None if gallery is None else gallery.labels,
+        queries.embeddings,
+        queries.labels,
+        None if gallery is None else (gallery.embeddings, gallery.labels),
     )
+    matched = metrics.queries.tolist()  # places of the queries that have a match
     around = nearest_neighbours(embedding, NEIGHBOURS, progress_name="neighbours in all splits")
     return Analysis(
         metrics=metrics,
         positives=positives,
         negatives=negatives,
         neighbours=neighbours,
-        confusions=_confusions(inputs, metrics, neighbours),
+        confusions=findings.confusions(
+            label, inputs.queries[matched].tolist(), [neighbours[place] for place in matched]
+        ),
         wrong_labels=findings.wrong_labels(embedding, label, around.rows),
         near_duplicates=findings.near_duplicates(
             label,
@@ -109,25 +111,7 @@ def analyse(inputs: Inputs, pictures: SourceImages | None = None) -> Analysis:
     )
 
 
-def _gallery(inputs: Inputs, rows: np.ndarray) -> Gallery:
+def _rows_of(inputs: Inputs, rows: np.ndarray) -> Gallery:
     embeddings, group = inputs.embeddings, inputs.group
     groups = None if group is None else group[rows]
     return Gallery(embeddings.embedding[rows], embeddings.label[rows], groups)
-
-
-def _confusions(
-    inputs: Inputs, metrics: RetrievalMetrics, neighbours: Sequence[Sequence[int]]
-) -> list[findings.Confusion]:
-    """Confusions of the queries that have a match, with rows of all embeddings as examples."""
-    label, queries = inputs.embeddings.label, inputs.queries
-    has_match = np.zeros(len(queries), bool)
-    has_match[metrics.queries] = True
-    of_matched = [
-        rows if matched else [] for rows, matched in zip(neighbours, has_match, strict=True)
-    ]
-    return [
-        dataclasses.replace(
-            each, examples=[(int(queries[query]), row) for query, row in each.examples]
-        )
-        for each in findings.confusions(label[queries], label, of_matched)
-    ]

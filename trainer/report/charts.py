@@ -72,40 +72,33 @@ def line_chart(
         x, _ = at(tick, low)
         parts.append(_text(x, HEIGHT - BOTTOM + 15, _number(tick), "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "middle"))
+    legend = []
     for place, line in enumerate(lines):
-        chosen = _thinned(len(line.x))
+        chosen = np.linspace(0, len(line.x) - 1, min(len(line.x), MOST_POINTS)).round().astype(int)
         points = [at(float(line.x[i]), float(line.y[i])) for i in chosen]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         style = f'class="line{place}" stroke-dasharray="{DASHES[place]}"'
-        parts.append(f'<path {style} d="M{path}"/>' if len(points) > 1 else _dot(points[0], place))
+        if len(points) > 1:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+            parts.append(f'<path {style} d="M{path}"/>')
+        else:
+            [(x, y)] = points
+            parts.append(f'<circle class="dot{place}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+        sample = '<svg viewBox="0 0 30 8" width="30" height="8" aria-hidden="true">'
+        sample += f'<path {style} d="M0 4H30"/></svg>'
+        legend.append(f"<li>{sample} {escape(line.name)}</li>")
     title = f"{y_label} by {x_label}: {', '.join(line.name for line in lines)}"
-    legend = "".join(
-        f'<li><svg viewBox="0 0 30 8" width="30" height="8" aria-hidden="true">'
-        f'<path class="line{place}" stroke-dasharray="{DASHES[place]}" d="M0 4H30"/></svg> '
-        f"{escape(line.name)}</li>"
-        for place, line in enumerate(lines)
-    )
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f' aria-label="{escape(title)}">{"".join(parts)}</svg><ul class="legend">{legend}</ul>'
-    )
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+    chart = f'<svg class="chart" {size} role="img" aria-label="{escape(title)}">{"".join(parts)}'
+    return Markup(f'{chart}</svg><ul class="legend">{"".join(legend)}</ul>')
 
 
 def histogram(name: str, values: np.ndarray, *, stop: float, bins: int) -> Line:
     """The share of values [n], each 0 to `stop`, in each of `bins` equal ranges, as a line."""
-    counts, edges = np.histogram(values, bins=bins, range=(0, stop))
-    shares = counts / max(1, len(values))
     if not len(values):
         return Line(name, [], [])
-    x = np.repeat(edges, 2)
-    y = np.concatenate([[0.0], np.repeat(shares, 2), [0.0]])
-    return Line(name, x, y)
-
-
-def _thinned(count: int) -> list[int]:
-    if count <= MOST_POINTS:
-        return [*range(count)]
-    return np.unique(np.linspace(0, count - 1, MOST_POINTS).round().astype(int)).tolist()
+    counts, edges = np.histogram(values, bins=bins, range=(0, stop))
+    shares = np.repeat(counts / len(values), 2)
+    return Line(name, np.repeat(edges, 2), np.concatenate([[0.0], shares, [0.0]]))
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -126,7 +119,3 @@ def _number(value: float) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _dot(point: tuple[float, float], place: int) -> str:
-    return f'<circle class="dot{place}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="3"/>'

@@ -9,7 +9,6 @@ import numpy as np
 
 from trainer.pictures.thumbnails import Thumbnails
 from trainer.report.analysis import Analysis
-from trainer.report.findings import Confusion
 from trainer.report.inputs import Inputs
 from trainer.retrieval.metrics import MAP_AT_R, RECIPROCAL_RANK, recall_name
 
@@ -68,7 +67,9 @@ class Entries:
 
     def __init__(self, inputs: Inputs, analysis: Analysis, thumbnails: Thumbnails) -> None:
         self._inputs, self._analysis, self._thumbnails = inputs, analysis, thumbnails
-        self._label = inputs.embeddings.label
+        self._label, self._names = inputs.embeddings.label, inputs.names
+        # The confusions are sorted by frequency. The most frequent one of a class is kept.
+        self._confusion_of = {each.label: each for each in reversed(analysis.confusions)}
 
     def wrong_labels(self, most: int) -> list[Entry]:
         """The likely wrong labels of highest score, each with its nearest images."""
@@ -78,10 +79,10 @@ class Entries:
             wrong.row[:most].tolist(), wrong.other.tolist(), wrong.votes, wrong.score, strict=False
         ):
             label, nearest = int(self._label[row]), self._analysis.nearest[row]
-            title = f"labelled {self._class_name(label)}, lies in {self._class_name(other)}"
+            title = f"labelled {self._names[label]}, lies in {self._names[other]}"
             text = (
                 f"score {fixed(score)}; {votes} of its {len(nearest)} nearest are"
-                f" {self._class_name(other)}; {self._image_name(row)}"
+                f" {self._names[other]}; {self._image_name(row)}"
             )
             neighbours = self._neighbours(label, nearest[:OF_WRONG_LABEL].tolist())
             entries.append(Entry(title, text, [self._tile(row), *neighbours]))
@@ -95,12 +96,10 @@ class Entries:
             near.pairs[:most].tolist(), near.distance, near.ratio, near.alike, strict=False
         ):
             one, two = (self._inputs.embeddings.split[row] for row in pair)
-            classes = [self._class_name(int(self._label[row])) for row in pair]
-            differences = [
-                *(["two classes"] if classes[0] != classes[1] else []),
-                *(["two splits"] if one != two else []),
-            ]
-            text = f"{' and '.join(differences)}; distance {distance:.2g}, {ratio:.2f} of the usual"
+            classes = [self._names[int(self._label[row])] for row in pair]
+            differs = {"two classes": classes[0] != classes[1], "two splits": one != two}
+            text = " and ".join(name for name in differs if differs[name])
+            text += f"; distance {distance:.2g}, {ratio:.2f} of the usual"
             if not np.isnan(alike):
                 text += f"; the pictures correlate by {alike:.2f}"
             text += f"; {' and '.join(self._image_name(row) for row in pair)}"
@@ -114,14 +113,10 @@ class Entries:
         total = dict(zip(metrics.class_labels.tolist(), metrics.class_counts.tolist(), strict=True))
         entries = []
         for each in self._analysis.confusions[:CONFUSED_CLASSES]:
-            rows = [row for pair in each.examples[:CONFUSED_QUERIES] for row in pair]
-            entries.append(
-                Entry(
-                    f"{self._class_name(each.label)} taken for {self._class_name(each.other)}",
-                    f"{len(each.examples):,} of {_queries(total[each.label])}",
-                    [self._tile(row) for row in rows],
-                )
-            )
+            title = f"{self._names[each.label]} taken for {self._names[each.other]}"
+            text = f"{len(each.examples):,} of {_queries(total[each.label])}"
+            pairs = each.examples[:CONFUSED_QUERIES]
+            entries.append(Entry(title, text, [self._tile(row) for pair in pairs for row in pair]))
         return entries
 
     def worst_and_best_classes(self) -> tuple[list[Entry], list[Entry]]:
@@ -132,16 +127,10 @@ class Entries:
         metrics = self._analysis.metrics
         order = np.lexsort((metrics.class_labels, metrics.of_classes[MAP_AT_R])).tolist()
         num_worst = min(WORST_CLASSES, (len(order) + 1) // 2)
-        most_frequent: dict[int, Confusion] = {}
-        for each in self._analysis.confusions:
-            most_frequent.setdefault(each.label, each)
         worst, best = order[:num_worst], order[num_worst:][::-1][:BEST_CLASSES]
-        return (
-            [self._class(place, most_frequent) for place in worst],
-            [self._class(place, most_frequent) for place in best],
-        )
+        return [self._class(place) for place in worst], [self._class(place) for place in best]
 
-    def _class(self, place: int, most_frequent: dict[int, Confusion]) -> Entry:
+    def _class(self, place: int) -> Entry:
         metrics = self._analysis.metrics
         label = int(metrics.class_labels[place])
         text = (
@@ -149,13 +138,12 @@ class Entries:
             f" {fixed(metrics.of_classes[recall_name(1)][place])};"
             f" {_queries(int(metrics.class_counts[place]))}"
         )
-        if label in most_frequent:
-            confusion = most_frequent[label]
-            other = self._class_name(confusion.other)
+        if confusion := self._confusion_of.get(label):
+            other = self._names[confusion.other]
             text += f", {len(confusion.examples):,} of them taken for {other}"
         queries = self._inputs.queries
         rows = queries[self._label[queries] == label][:OF_CLASS].tolist()
-        return Entry(self._class_name(label), text, [self._tile(row) for row in rows])
+        return Entry(self._names[label], text, [self._tile(row) for row in rows])
 
     def failed_queries(self) -> list[Entry]:
         """The queries whose first match has the worst rank, each with its neighbours."""
@@ -181,18 +169,15 @@ class Entries:
             which = "the nearest" if rank == 1 else f"number {rank:,.0f}"
             text = f"the first match is {which}; {self._image_name(row)}"
             neighbours = self._neighbours(label, self._analysis.neighbours[query][:OF_QUERY])
-            entries.append(Entry(self._class_name(label), text, [self._tile(row), *neighbours]))
+            entries.append(Entry(self._names[label], text, [self._tile(row), *neighbours]))
         return entries
 
     def _neighbours(self, label: int, rows: Sequence[int]) -> list[Tile]:
         return [self._tile(row, match=bool(self._label[row] == label)) for row in rows]
 
     def _tile(self, row: int, *, match: bool | None = None) -> Tile:
-        class_name = self._class_name(int(self._label[row]))
+        class_name = self._names[int(self._label[row])]
         return Tile(self._thumbnails.of(row), class_name, self._image_name(row), match)
-
-    def _class_name(self, label: int) -> str:
-        return self._inputs.names[label]
 
     def _image_name(self, row: int) -> str:
         embeddings = self._inputs.embeddings

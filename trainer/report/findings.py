@@ -84,7 +84,7 @@ class Confusion:
     Attributes:
       label: class of the queries.
       other: class of their nearest images.
-      examples: (query, row of its nearest image) for each of these queries, in their order.
+      examples: (row of a query, row of its nearest image) for each of these queries, in order.
     """
 
     label: int
@@ -131,13 +131,10 @@ def wrong_labels(
                 if score > 0:
                     suspects.append((score, int(row), int(label[other]), int(count)))
     suspects.sort(key=lambda suspect: (-suspect[0], suspect[1]))
-    return WrongLabels(
-        row=np.array([row for _, row, _, _ in suspects], np.int64),
-        other=np.array([other for _, _, other, _ in suspects], np.int64),
-        votes=np.array([count for _, _, _, count in suspects], np.int64),
-        score=np.array([score for score, _, _, _ in suspects], np.float64),
-        num_alone=int((counts == 1).sum()),
-    )
+    integers = np.array([suspect[1:] for suspect in suspects], np.int64).reshape(-1, 3)
+    row, other, votes = integers.T
+    scores = np.array([suspect[0] for suspect in suspects], np.float64)
+    return WrongLabels(row, other, votes, scores, num_alone=int((counts == 1).sum()))
 
 
 def _score(
@@ -174,19 +171,21 @@ def near_duplicates(
     Args:
       label: integers [N].
       split: names [N].
-      nearest: integers [N, k], rows of the k nearest other images, nearest first.
+      nearest: integers [N, k], k at least 1, rows of the k nearest other images, nearest first.
       distance: float32 [N, k], distances to these images.
       alike: function from pairs [n, 2] to the similarity of their pictures, floats [n]: -1 to 1, or
         NaN if a picture is missing. None: no pictures are compared.
       compared: largest number of pairs that are passed to `alike`, those of smallest ratio.
     """
-    if not nearest.size:
-        none = np.zeros(0)
-        return NearDuplicates(np.zeros((0, 2), np.int64), none.astype(np.float32), none, none, 0, 0)
     median = np.median(distance.astype(np.float64), axis=1)
     usual = np.sqrt(median[:, None] * median[nearest])
-    pairs, i, column = _pairs_apart(label, split, nearest, distance <= usual)
-    near, around = distance[i, column], usual[i, column]
+    i, column = np.nonzero(distance <= usual)
+    j = nearest[i, column].astype(np.int64)
+    is_apart = (label[i] != label[j]) | (split[i] != split[j])
+    i, j, column = i[is_apart], j[is_apart], column[is_apart]
+    # If two images list each other, the pair was found twice.
+    pairs, first = np.unique(np.sort(np.stack([i, j], axis=1)), axis=0, return_index=True)
+    near, around = distance[i, column][first], usual[i, column][first]
     ratio = np.divide(near, around, out=np.zeros(len(near)), where=around > 0)  # copies have 0
     order = np.lexsort((pairs[:, 1], pairs[:, 0], ratio))
     pairs, near, ratio = pairs[order], near[order], ratio[order]
@@ -208,54 +207,33 @@ def near_duplicates(
     )
 
 
-def _pairs_apart(
-    label: np.ndarray, split: np.ndarray, nearest: np.ndarray, is_near: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct pairs [P, 2] of near images of two classes or splits, and one place of each pair.
-
-    The place is the row [P] and the column [P] in `nearest` where the pair was found.
-    """
-    i, column = np.nonzero(is_near)
-    j = nearest[i, column].astype(np.int64)
-    is_apart = (label[i] != label[j]) | (split[i] != split[j])
-    i, j, column = i[is_apart], j[is_apart], column[is_apart]
-    # If two images list each other, the pair was found twice.
-    pairs, first = np.unique(np.sort(np.stack([i, j], axis=1)), axis=0, return_index=True)
-    return pairs, i[first], column[first]
-
-
 def pair_distances(
     queries: np.ndarray,
     query_label: np.ndarray,
-    gallery: np.ndarray | None = None,
-    gallery_label: np.ndarray | None = None,
+    gallery: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     most: int = PAIRS,
-    seed: int = 0,
 ) -> tuple[PairDistances, PairDistances]:
     """Distances of queries to images of their own class, and to images of other classes.
 
     Args:
       queries: float32 [Q, D].
       query_label: integers [Q].
-      gallery: float32 [N, D]. None: the gallery is the queries. Each pair then counts twice, once
-        for each of its images as the query, and no query is paired with itself.
-      gallery_label: integers [N], None if `gallery` is None.
+      gallery: embeddings, float32 [N, D], and labels, integers [N]. None: the gallery is the
+        queries. Each pair then counts twice, once for each of its images as the query, and no query
+        is paired with itself.
       most: largest number of pairs of each kind. If there are more, this number of pairs is drawn
         with replacement.
-      seed: seed of the drawing.
     """
-    without_itself = gallery is None or gallery_label is None
-    if gallery is None or gallery_label is None:
-        gallery, gallery_label = queries, query_label
+    searched, gallery_label = gallery or (queries, query_label)
     # In a gallery that is sorted by class, the matches of a query are the block start to stop.
     order = np.argsort(gallery_label, kind="stable")
     start, stop = (
         np.searchsorted(gallery_label[order], query_label, side=side) for side in ("left", "right")
     )
     # Each query's own place in the sorted gallery, or a place beyond it.
-    itself = np.argsort(order) if without_itself else np.full(len(queries), len(order))
-    rng = np.random.default_rng(seed)
+    itself = np.argsort(order) if gallery is None else np.full(len(queries), len(order))
+    rng = np.random.default_rng(0)
 
     def draw(counts: np.ndarray, positive: bool) -> PairDistances:
         ends = np.cumsum(counts)
@@ -268,28 +246,27 @@ def pair_distances(
             j += j >= itself[i]  # skips the query
         else:
             j += np.where(j >= start[i], stop[i] - start[i], 0)  # skips the block of matches
-        return PairDistances(distances(queries, gallery, i, order[j]), total)
+        return PairDistances(distances(queries, searched, i, order[j]), total)
 
     matches = stop - start
-    return draw(matches - int(without_itself), True), draw(len(order) - matches, False)
+    return draw(matches - (gallery is None), True), draw(len(order) - matches, False)
 
 
 def confusions(
-    query_label: np.ndarray, gallery_label: np.ndarray, neighbours: Sequence[Sequence[int]]
+    label: np.ndarray, queries: Sequence[int], neighbours: Sequence[Sequence[int]]
 ) -> list[Confusion]:
     """Pairs of classes where queries of the first class have the second class nearest.
 
     The pairs are sorted by their number of such queries, highest first.
 
     Args:
-      query_label: integers [Q].
-      gallery_label: integers [N].
-      neighbours: for each query, rows of the gallery, nearest first. A query may have none.
+      label: integers [N].
+      queries: rows [Q].
+      neighbours: for each query, rows, nearest first. A query may have none.
     """
     examples: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
-    for query, rows in enumerate(neighbours):
-        if rows and gallery_label[rows[0]] != query_label[query]:
-            pair = int(query_label[query]), int(gallery_label[rows[0]])
-            examples[pair].append((query, rows[0]))
+    for query, rows in zip(queries, neighbours, strict=True):
+        if rows and label[rows[0]] != label[query]:
+            examples[int(label[query]), int(label[rows[0]])].append((query, rows[0]))
     ranked = sorted(examples.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [Confusion(label, other, pairs) for (label, other), pairs in ranked]
+    return [Confusion(*classes, pairs) for classes, pairs in ranked]

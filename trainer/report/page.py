@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
 import jinja2
 from markupsafe import Markup
@@ -22,14 +22,7 @@ BINS = 60
 # If the evaluation's MAP@R differs by more than this, it is of other embeddings. Embedding the same
 # images again changes it by less.
 TOLERANCE = 0.001
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A metric's value and its 95 % interval, None if they are not known."""
-
-    value: float | None
-    interval: tuple[float, float] | None = None
+_Cell = tuple[float | None, Sequence[float] | None]
 
 
 def render(inputs: Inputs, analysis: Analysis, thumbnails: Thumbnails, *, listed: int) -> str:
@@ -80,29 +73,24 @@ def render(inputs: Inputs, analysis: Analysis, thumbnails: Thumbnails, *, listed
     )
 
 
-def _table(inputs: Inputs, analysis: Analysis) -> dict[str, dict[str, Cell]]:
-    """Name of what embedded the images -> name of a metric -> its value.
+def _table(inputs: Inputs, analysis: Analysis) -> dict[str, dict[str, _Cell]]:
+    """Name of what embedded the images -> name of a metric -> its value and its 95 % interval.
 
     The trained model's values are of the embeddings. The others are the evaluation's.
     """
-    mean, intervals = analysis.metrics.mean, confidence_intervals(analysis.metrics)
-    table = {
-        TRAINED: {
-            name: Cell(mean[name], None if math.isnan(intervals[name][0]) else intervals[name])
-            for name in COLUMNS
+    results: dict[str, Mapping[str, float]] = {TRAINED: analysis.metrics.mean}
+    known = confidence_intervals(analysis.metrics).items()
+    intervals = {TRAINED: {name: ends for name, ends in known if not math.isnan(ends[0])}}
+    if inputs.evaluation is not None and not inputs.rules_differ:
+        evaluated = inputs.evaluation["results"]
+        results |= {model: evaluated[model] for model in reversed(evaluated) if model != TRAINED}
+        intervals = {**inputs.evaluation.get("intervals", {}), **intervals}
+    return {
+        model: {
+            name: (values.get(name), (intervals.get(model) or {}).get(name)) for name in COLUMNS
         }
+        for model, values in results.items()
     }
-    if inputs.evaluation is None or inputs.rules_differ:
-        return table
-    evaluated = inputs.evaluation.get("intervals", {})
-    for model, values in reversed(inputs.evaluation["results"].items()):
-        if model != TRAINED:
-            known = evaluated.get(model) or {}
-            table[model] = {
-                name: Cell(values.get(name), tuple(known[name]) if known.get(name) else None)
-                for name in COLUMNS
-            }
-    return table
 
 
 def _stale(inputs: Inputs, analysis: Analysis) -> float | None:
@@ -110,9 +98,8 @@ def _stale(inputs: Inputs, analysis: Analysis) -> float | None:
     if inputs.evaluation is None or inputs.rules_differ:
         return None
     value: float | None = inputs.evaluation["results"].get(TRAINED, {}).get(MAP_AT_R)
-    if value is None or abs(value - analysis.metrics.map_at_r) <= TOLERANCE:
-        return None
-    return value
+    is_stale = value is not None and abs(value - analysis.metrics.map_at_r) > TOLERANCE
+    return value if is_stale else None
 
 
 def _recall_chart(analysis: Analysis) -> Markup:
@@ -136,12 +123,9 @@ def _training_charts(inputs: Inputs) -> dict[str, Markup]:
     """Title -> chart. Charts without values are left out."""
 
     def line(kind: str, metric: str, name: str) -> Line:
-        rows = [
-            (row["step"], row[metric])
-            for row in inputs.history
-            if row.get("kind") == kind and row.get(metric) is not None
-        ]
-        return Line(name, [step for step, _ in rows], [value for _, value in rows])
+        of_kind = [row for row in inputs.history if row.get("kind") == kind]
+        rows = [row for row in of_kind if row.get(metric) is not None]
+        return Line(name, [row["step"] for row in rows], [row[metric] for row in rows])
 
     charts = {
         "Loss": ([line("train", "loss", "training")], "loss", None),

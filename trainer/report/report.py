@@ -6,8 +6,8 @@ import os
 
 from trainer.pictures.source_images import RecordPictures
 from trainer.pictures.thumbnails import Thumbnails
-from trainer.report.analysis import Analysis, analyse
-from trainer.report.inputs import Inputs, load
+from trainer.report.analysis import analyse
+from trainer.report.inputs import load
 from trainer.report.page import render
 from trainer.retrieval.metrics import recall_name
 from tripletmill.storage.storage import require_new_file, write_file
@@ -56,12 +56,6 @@ def write_report(
     html = render(inputs, analysis, thumbnails, listed=listed).encode()
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     write_file(output, html)
-    _print_summary(inputs, analysis, thumbnails)
-    print(f"wrote {output} ({len(html) / 1e6:.1f} MB)")
-    return output
-
-
-def _print_summary(inputs: Inputs, analysis: Analysis, thumbnails: Thumbnails) -> None:
     metrics = analysis.metrics
     print(
         f"{inputs.split}: {metrics.num_queries:,} queries, Recall@1"
@@ -74,3 +68,5 @@ def _print_summary(inputs: Inputs, analysis: Analysis, thumbnails: Thumbnails) -
     )
     if thumbnails.missing:
         print(f"warning: {len(thumbnails.missing):,} pictures are missing or damaged")
+    print(f"wrote {output} ({len(html) / 1e6:.1f} MB)")
+    return output

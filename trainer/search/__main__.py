@@ -1,54 +1,36 @@
 """python -m trainer.search build, add or query: finds the images most similar to an image."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from trainer.search.arguments import parse
 from tripletmill.cli.arguments import exit_code
 
 
-def _change(flags: argparse.Namespace) -> None:
+def _change(command: str, directory: str, embeddings: Sequence[str], **options: Any) -> None:
     from trainer.search.build import add, build, summary
 
-    if flags.command == "add":
-        info = add(directory=flags.index_dir, embeddings_dirs=flags.embeddings)
-    else:
-        info = build(
-            directory=flags.index_dir,
-            embeddings_dirs=flags.embeddings,
-            kind=flags.kind,
-            target=flags.recall,
-            overwrite=flags.overwrite,
-        )
-    print("\n".join(summary(info, len(flags.embeddings))))
-    index = shlex.quote(flags.index_dir)
+    change = add if command == "add" else build
+    info = change(directory=directory, embeddings_dirs=embeddings, **options)
+    print("\n".join(summary(info, len(embeddings))))
+    index = shlex.quote(directory)
     print(f"next: python -m trainer.search query --index_dir={index} --model_dir=RUN IMAGE")
 
 
-def _query(flags: argparse.Namespace) -> None:
+def _query(command: str, neighbours: int, class_name: str, split: str, **options: Any) -> None:
     from trainer.search.queries import Wanted
     from trainer.search.query_command import query
 
-    query(
-        directory=flags.index_dir,
-        images=flags.image,
-        source_ids=flags.source_id,
-        model=flags.model_dir,
-        wanted=Wanted(flags.neighbours, flags.class_name, flags.split),
-        format=flags.format,
-        output=flags.output,
-        data_dir=flags.data_dir,
-        images_dir=flags.images,
-    )
+    query(wanted=Wanted(neighbours, class_name, split), **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; the arguments are those of the command line."""
     flags = parse(arguments)
     work = _query if flags.command == "query" else _change
-    return exit_code(lambda: work(flags), path=flags.index_dir)
+    return exit_code(lambda: work(**vars(flags)), path=flags.directory)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ def table(answer: Answer) -> str:
         for rank, each in enumerate(answer.neighbours, 1)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for rank, distance, *texts in rows:
-        numbers = f"{rank:>{widths[0]}}  {distance:>{widths[1]}}"
-        padded = [f"{text:{width}}" for text, width in zip(texts, widths[2:], strict=True)]
-        lines.append(f"  {numbers}  {'  '.join(padded)}".rstrip())
+    for row in rows:
+        cells = zip(row, ">><<<", widths, strict=True)
+        text = "  ".join(f"{cell:{align}{width}}" for cell, align, width in cells)
+        lines.append(f"  {text}".rstrip())
     if not rows:
         lines.append("  no other image")
     return "\n".join(lines)
@@ -63,8 +63,7 @@ def json_line(answer: Answer) -> str:
     """A JSON object with "query" and either "neighbours" or "error"."""
     if answer.problem is not None:
         return json.dumps({"query": answer.query, "error": answer.problem})
-    neighbours = neighbours_content(answer.neighbours)
-    return json.dumps({"query": answer.query, "neighbours": neighbours})
+    return json.dumps({"query": answer.query, "neighbours": neighbours_content(answer.neighbours)})
 
 
 def neighbours_content(neighbours: Sequence[Neighbour]) -> list[dict[str, object]]:

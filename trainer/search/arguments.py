@@ -25,13 +25,17 @@ def _share(text: str) -> float:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the arguments of build, add or query; None stands for those of the process."""
+    """Parses the arguments of build, add or query; None stands for those of the process.
+
+    The result names the values like the arguments of `build`, `add` and `query`.
+    """
     parser = Parser("python -m trainer.search", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="build|add|query")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.add_argument("--index_dir", metavar="DIR", required=True, help="folder of the index")
+        text = "folder of the index"
+        added.add_argument("--index_dir", dest="directory", metavar="DIR", required=True, help=text)
         return added
 
     build = command("build", "make an index of embeddings")
@@ -44,16 +48,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "flat (exact), hnsw or ivfpq (approximate) (chosen by the number of images)"
     build.add_argument("--kind", choices=("flat", "hnsw", "ivfpq"), help=text)
     text = "share of the true 10 nearest images that an approximate index must find (0.95)"
-    build.add_argument("--recall", metavar="R", type=_share, default=0.95, help=text)
+    build.add_argument("--recall", dest="target", metavar="R", type=_share, default=0.95, help=text)
     text = "replace an index that is in the folder"
     build.add_argument("--overwrite", action="store_true", help=text)
 
     query = command("query", "show the images nearest to image files, or to images of the index")
-    query.add_argument("image", nargs="*", help="image file, or a folder of image files")
+    text = "image file, or a folder of image files"
+    query.add_argument("images", metavar="image", nargs="*", help=text)
     text = "source id of an image in the index, in place of image files; may be repeated"
-    query.add_argument("--source_id", metavar="ID", action="append", default=[], help=text)
+    query.add_argument(
+        "--source_id", dest="source_ids", metavar="ID", action="append", default=[], help=text
+    )
     text = "for image files: folder of the export whose embeddings the index has, or of its run"
-    query.add_argument("--model_dir", metavar="DIR", help=text)
+    query.add_argument("--model_dir", dest="model", metavar="DIR", help=text)
     text = "largest number of neighbours of a query (10)"
     query.add_argument("--neighbours", metavar="N", type=positive, default=10, help=text)
     text = "search only among the images of this class"
@@ -64,5 +71,5 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "data set that has the pictures for the sheet"
     query.add_argument("--data_dir", metavar="DIR", help=text)
     text = "folder or manifest that was embedded, which has the pictures, in place of a data set"
-    query.add_argument("--images", metavar="PATH", help=text)
+    query.add_argument("--images", dest="images_dir", metavar="PATH", help=text)
     return parser.parse_args(arguments)

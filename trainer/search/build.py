@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.search import faiss_index, index_files
-from trainer.search.exact import available_cores, require_unit_length
+from trainer.search.exact import require_unit_length
 from trainer.search.recall import QUERIES, Recall, measure
 from tripletmill.cli.progress import Progress
 from tripletmill.errors import UsageError
@@ -30,7 +30,6 @@ def build(
     kind: str | None = None,
     target: float = TARGET_RECALL,
     overwrite: bool = False,
-    threads: int | None = None,
 ) -> index_files.IndexInfo:
     """Builds an index of one or several collections of embeddings.
 
@@ -45,7 +44,6 @@ def build(
       kind: "flat", "hnsw" or "ivfpq". By default, the number of images decides.
       target: recall@10 that the search setting of an approximate index has to reach, in (0, 1].
       overwrite: whether an index that is already in the folder is replaced.
-      threads: largest number of threads that FAISS uses. By default, one for each core.
 
     Returns:
       What was written. Without embeddings, the index has no rows.
@@ -54,7 +52,6 @@ def build(
       UsageError: the folder already holds an index or foreign files. Or the embeddings cannot be
         read, are of several models, or are too few for this kind.
     """
-    threads = threads or available_cores()
     infos = [embeddings.load_info(each) for each in embeddings_dirs]
     first = infos[0]
     index_files.require_ours(directory)
@@ -73,22 +70,13 @@ def build(
             faiss_index.require_possible(kind, num, first.dim)
             progress.update(f"training {kind} on {num:,} images")
             empty = index_files.Contents(faiss_index.make(kind, new.vectors), no_vectors, no_rows)
-            contents, recall = _grow(empty, new, target, threads, progress, measured=None)
-        info = index_files.IndexInfo(
-            directory=directory,
-            model=first.model,
-            dim=first.dim,
-            num_rows=num,
-            kind=kind,
-            recall=recall,
-            inputs=new.inputs,
-        )
+            contents, recall = _grow(empty, new, target, progress, measured=None)
+        details = first.model, first.dim, num, kind, recall, new.inputs
+        info = index_files.IndexInfo(directory, *details)
         return index_files.commit(info, contents, new.left_out)
 
 
-def add(
-    *, directory: str, embeddings_dirs: Sequence[str], threads: int | None = None
-) -> index_files.IndexInfo:
+def add(*, directory: str, embeddings_dirs: Sequence[str]) -> index_files.IndexInfo:
     """Adds embeddings to an index, without building it anew.
 
     If the source id of an image is already in the index, the index keeps the image that it has. The
@@ -99,7 +87,6 @@ def add(
     Args:
       directory: folder of the index.
       embeddings_dirs: folders that `pipeline.embed` wrote, with the model of the index.
-      threads: largest number of threads that FAISS uses. By default, one for each core.
 
     Returns:
       What was written. If no image was new and none was left out, nothing is written, and this
@@ -108,7 +95,6 @@ def add(
     Raises:
       UsageError: there is no index, or the embeddings cannot be read or are of another model.
     """
-    threads = threads or available_cores()
     infos = [embeddings.load_info(each) for each in embeddings_dirs]
     # `writing` makes the folder for its lock, so a folder that does not exist is refused before.
     index_files.load_info(directory)
@@ -120,7 +106,7 @@ def add(
         if not len(new.rows) and not new.left_out:
             return dataclasses.replace(info, inputs=inputs)
         target = info.recall.target if info.recall else TARGET_RECALL
-        contents, recall = _grow(before, new, target, threads, progress, measured=info.recall)
+        contents, recall = _grow(before, new, target, progress, measured=info.recall)
         info = dataclasses.replace(info, num_rows=len(contents.rows), recall=recall, inputs=inputs)
         return index_files.commit(info, contents, new.left_out)
 
@@ -136,7 +122,7 @@ def summary(info: index_files.IndexInfo, num_inputs: int) -> list[str]:
     inputs = info.inputs[len(info.inputs) - num_inputs :]
     lines = [
         f"index {info.directory}: {info.num_rows:,} images, D = {info.dim}, {info.kind} ({how}),"
-        f" {info.num_bytes / 1e6:,.1f} MB",
+        f" {sum(info.files.values()) / 1e6:,.1f} MB",
         *(f"  {_input_name(each['input'])}: {_input_counts(each)}" for each in inputs),
     ]
     if any(each["left_out"] for each in inputs):
@@ -225,7 +211,12 @@ def _collect(
     first = _first_with_its_id(rows["source_id"])[known:]
     is_new = first == np.arange(known, len(rows))
     repeated = np.flatnonzero(~is_new)
-    differs = _differ(rows, repeated + known, first[repeated])
+    columns = rows.select(["split", "label", "class"])
+    values = columns.take(known + repeated).to_pylist()
+    first_values = columns.take(first[repeated]).to_pylist()
+    differs = np.array(
+        [one != other for one, other in zip(values, first_values, strict=True)], bool
+    )
     for place, row in enumerate(first[repeated]):
         vector = known_vectors[row] if row < known else vectors[row - known]
         differs[place] |= not np.array_equal(vector, vectors[repeated[place]])
@@ -249,7 +240,7 @@ def _collect(
             reason = "its source id is in the index with another embedding, class or split"
             left_out.append({"source_id": source_id, "reason": reason})
         start = end
-    if not is_new.all():
+    if not is_new.all():  # otherwise a copy would only take memory
         vectors = vectors[is_new]
     return _New(vectors, rows.take(known + np.flatnonzero(is_new)), inputs, left_out)
 
@@ -273,14 +264,10 @@ def _read(
 
 
 def _rows_of(shard: embeddings.Embeddings) -> pa.Table:
-    unknown = shard.label == embeddings.UNKNOWN_LABEL
-    columns = {
-        "source_id": pa.array(shard.source_id, pa.string()),
-        "split": pa.array(shard.split, pa.string()),
-        "label": pa.array(shard.label, pa.int64(), mask=unknown),
-        "class": pa.array(shard.class_name, pa.string()),
-    }
-    return pa.table(columns, index_files.ROWS_SCHEMA)
+    label = pa.array(shard.label, mask=shard.label == embeddings.UNKNOWN_LABEL)
+    columns = [shard.source_id, shard.split, label, shard.class_name]
+    names = index_files.ROWS_SCHEMA.names
+    return pa.table(dict(zip(names, columns, strict=True)), index_files.ROWS_SCHEMA)
 
 
 def _first_with_its_id(source_ids: pa.ChunkedArray) -> np.ndarray:
@@ -288,21 +275,13 @@ def _first_with_its_id(source_ids: pa.ChunkedArray) -> np.ndarray:
     encoded = source_ids.combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy()  # numbered in the order in which they first occur
     first = np.unique(codes, return_index=True)[1]
-    return first[codes] if len(codes) else np.empty(0, np.int64)
-
-
-def _differ(rows: pa.Table, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Whether rows left [n] have another split, label or class than rows right [n]: bool [n]."""
-    columns = rows.select(["split", "label", "class"])
-    pairs = zip(columns.take(left).to_pylist(), columns.take(right).to_pylist(), strict=True)
-    return np.array([one != other for one, other in pairs], bool)
+    return first[codes]
 
 
 def _grow(
     contents: index_files.Contents,
     new: _New,
     target: float,
-    threads: int,
     progress: Progress,
     *,
     measured: Recall | None,
@@ -333,13 +312,8 @@ def _grow(
     recall = measured
     if queries:
         progress.update(f"measuring recall with {queries:,} images")
-        recall = measure(
-            index,
-            _all_vectors(index, before, vectors[:num_first]),
-            vectors[num_first:],
-            target=target,
-            threads=threads,
-        )
+        known = _all_vectors(index, before, vectors[:num_first])
+        recall = measure(index, known, vectors[num_first:], target=target)
         faiss_index.add(index, vectors[num_first:], lambda _: None)
     all_rows = pa.concat_tables([contents.rows, rows]).combine_chunks()
     return index_files.Contents(index, _all_vectors(index, before, vectors), all_rows), recall

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import faiss
 import numpy as np
 
@@ -17,17 +15,13 @@ error of FAISS seldom decides which rows are found."""
 LONGEST = 1.001
 """Largest accepted length of a vector: unit length, plus the rounding of the normalization."""
 
+THREADS = faiss.omp_get_max_threads()  # one for each core, unless OMP_NUM_THREADS says otherwise
 FEWEST_FOR_THREADS = 8  # queries; for fewer, threads cost more time than they save
 
 
-def available_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def use_threads(threads: int, *, queries: int) -> None:
+def use_threads(num_queries: int) -> None:
     """Sets the number of threads of the FAISS calls that the calling thread makes next."""
-    faiss.omp_set_num_threads(threads if queries >= FEWEST_FOR_THREADS else 1)
+    faiss.omp_set_num_threads(THREADS if num_queries >= FEWEST_FOR_THREADS else 1)
 
 
 def require_unit_length(vectors: np.ndarray, what: str) -> None:
@@ -57,9 +51,7 @@ def closest(
     return rows[order], distance[order]
 
 
-def exact(
-    vectors: np.ndarray, queries: np.ndarray, k: int, *, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
+def exact(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of every query: int64 [Q, k], and their distances, float32 [Q, k].
 
     vectors: float32 [N, D], of unit length or zero; may be mapped from a file.
@@ -77,7 +69,7 @@ def exact(
     if not rows.size:
         return rows, nearest
     depth = min(k + SLACK, num)
-    use_threads(threads, queries=len(queries))
+    use_threads(len(queries))
     seen, found = faiss.knn(queries, vectors, depth)
     # |q|^2 + |x|^2 - 2 q.x is a sum of D + 2 products, of total size (|q| + |x|)^2 at most.
     rounding = (dim + 2) * np.finfo(np.float32).eps * (2 * LONGEST) ** 2

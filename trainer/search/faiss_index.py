@@ -58,7 +58,7 @@ def require_possible(kind: str, num_rows: int, dim: int) -> None:
         raise UsageError(f"kind ivfpq: needs {IVFPQ_LEAST:,} images, there are {num_rows:,}")
 
 
-def make(kind: str, vectors: np.ndarray, *, seed: int = 0) -> faiss.Index:
+def make(kind: str, vectors: np.ndarray) -> faiss.Index:
     """An index without rows. An ivfpq index is trained on some of the vectors, float32 [N, D]."""
     dim = vectors.shape[1]
     if kind == FLAT:
@@ -70,8 +70,8 @@ def make(kind: str, vectors: np.ndarray, *, seed: int = 0) -> faiss.Index:
     clusters = _clusters(len(vectors))
     index = faiss.IndexIVFPQ(faiss.IndexFlatL2(dim), dim, clusters, dim // DIMS_A_CODE, CODE_BITS)
     sample = min(len(vectors), max(ROWS_A_CLUSTER * clusters, IVFPQ_LEAST))
-    rows = np.random.default_rng(seed).choice(len(vectors), sample, replace=False)
-    index.cp.seed = index.pq.cp.seed = seed + 1
+    rows = np.random.default_rng(0).choice(len(vectors), sample, replace=False)
+    index.cp.seed = index.pq.cp.seed = 1
     faiss.omp_set_num_threads(1)  # several threads would sum in varying order
     index.train(np.ascontiguousarray(vectors[np.sort(rows)]))
     return index
@@ -94,11 +94,10 @@ def add(index: faiss.Index, vectors: np.ndarray, on_progress: Callable[[int], No
 
 def kind_of(index: faiss.Index) -> str:
     """The kind of an index: one of KINDS. Raises ValueError for any other FAISS index."""
-    classes = (faiss.IndexFlatL2, faiss.IndexHNSWFlat, faiss.IndexIVFPQ)
-    for kind, index_class in zip(KINDS, classes, strict=True):
-        if isinstance(index, index_class):
-            return kind
-    raise ValueError(f"a {type(index).__name__}")
+    kinds = {faiss.IndexFlatL2: FLAT, faiss.IndexHNSWFlat: HNSW, faiss.IndexIVFPQ: IVFPQ}
+    if type(index) not in kinds:
+        raise ValueError(f"a {type(index).__name__}")
+    return kinds[type(index)]
 
 
 def stored_vectors(index: faiss.Index) -> np.ndarray | None:
@@ -123,14 +122,12 @@ def settings(index: faiss.Index) -> tuple[str, tuple[int, ...]]:
     return ("efSearch", EF_SEARCH) if kind == HNSW else ("", ())
 
 
-def propose(
-    index: faiss.Index, queries: np.ndarray, k: int, setting: int, *, threads: int
-) -> np.ndarray:
+def propose(index: faiss.Index, queries: np.ndarray, k: int, setting: int) -> np.ndarray:
     """Rows that probably include the k nearest rows of each query: int64 [Q, k or more].
 
     This is for hnsw and ivfpq. If FAISS came across too few rows, the rest is filled with -1.
     """
-    use_threads(threads, queries=len(queries))
+    use_threads(len(queries))
     if kind_of(index) == HNSW:
         search = faiss.SearchParametersHNSW(efSearch=max(setting, k))
     else:

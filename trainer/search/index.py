@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.search import index_files
-from trainer.search.exact import available_cores, closest, exact, require_unit_length
+from trainer.search.exact import closest, exact, require_unit_length
 from trainer.search.faiss_index import propose
 from tripletmill.errors import UsageError
 from tripletmill.formats.embeddings import UNKNOWN_LABEL
@@ -59,37 +59,24 @@ class SearchIndex:
       splits: the splits of the images, sorted.
     """
 
-    def __init__(
-        self,
-        info: index_files.IndexInfo,
-        contents: index_files.Contents,
-        *,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, info: index_files.IndexInfo, contents: index_files.Contents) -> None:
         self.info = info
         self._contents = contents
-        self._threads = threads or available_cores()
-        rows = contents.rows
         self._columns = {
-            "split": rows["split"].combine_chunks().dictionary_encode(),
-            "class": rows["class"].combine_chunks().dictionary_encode(),
+            name: contents.rows[name].combine_chunks().dictionary_encode()
+            for name in ("split", "class")
         }
         self.class_names = sorted(self._columns["class"].dictionary.to_pylist())
         self.splits = sorted(self._columns["split"].dictionary.to_pylist())
 
     @classmethod
-    def load(cls, directory: str, *, threads: int | None = None) -> SearchIndex:
-        """Reads an index.
-
-        Args:
-          directory: folder of the index.
-          threads: largest number of threads that FAISS uses for many queries at once. By default,
-            one for each core. A few queries are answered in the calling thread.
+    def load(cls, directory: str) -> SearchIndex:
+        """Reads the index of a folder.
 
         Raises:
           UsageError: there is no index, or it is damaged.
         """
-        return cls(*index_files.read(directory), threads=threads)
+        return cls(*index_files.read(directory))
 
     def __len__(self) -> int:
         return len(self._contents.rows)
@@ -121,10 +108,6 @@ class SearchIndex:
         """Raises UsageError if no image is of this class, or if no image is of this split."""
         self._rows_of(class_name, split)
 
-    def vector(self, row: int) -> np.ndarray:
-        """The embedding of a row, float32 [D]."""
-        return np.array(self._contents.vectors[row])
-
     def nearest(
         self,
         queries: np.ndarray,
@@ -153,7 +136,25 @@ class SearchIndex:
             length.
           ValueError: `queries` has another shape, or `neighbours` is below 1.
         """
-        return self._nearest(queries, neighbours, None, class_name, split)
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.info.dim:
+            raise ValueError(f"queries are {list(queries.shape)}, must be [Q, {self.info.dim}]")
+        if neighbours < 1:
+            raise ValueError(f"neighbours is {neighbours}, must be at least 1")
+        require_unit_length(queries, "queries")
+        searched = self._rows_of(class_name, split)
+        if searched is None and self.info.recall is not None:
+            nearest = self._search_approximately(queries, neighbours, self.info.recall.setting)
+        else:
+            vectors = self._contents.vectors
+            some = vectors if searched is None else vectors[searched]
+            places, all_distances = exact(some, queries, neighbours)
+            all_rows = places if searched is None else searched[places]
+            nearest = list(zip(all_rows, all_distances, strict=True))
+        return [
+            list(map(Neighbour, self.entries(rows.tolist()), distances.tolist()))
+            for rows, distances in nearest
+        ]
 
     def nearest_of(
         self,
@@ -169,72 +170,37 @@ class SearchIndex:
         image has this source id.
         """
         row = self.entry(source_id).row
-        return self._nearest(self.vector(row)[None], neighbours, row, class_name, split)[0]
+        # One more is searched for, because the image is usually its own nearest image.
+        wanted = neighbours + 1 if neighbours > 0 else neighbours
+        query = self._contents.vectors[[row]]
+        [nearest] = self.nearest(query, wanted, class_name=class_name, split=split)
+        return [each for each in nearest if each.entry.row != row][:neighbours]
 
-    def _nearest(
-        self,
-        queries: np.ndarray,
-        neighbours: int,
-        query_row: int | None,
-        class_name: str | None,
-        split: str | None,
-    ) -> list[list[Neighbour]]:
-        queries = np.ascontiguousarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.info.dim:
-            raise ValueError(f"queries are {list(queries.shape)}, must be [Q, {self.info.dim}]")
-        if neighbours < 1:
-            raise ValueError(f"neighbours is {neighbours}, must be at least 1")
-        require_unit_length(queries, "queries")
-        searched = self._rows_of(class_name, split)
-        k = neighbours + (query_row is not None)
-        if searched is None:
-            nearest = self._search_all(queries, k)
-        else:
-            nearest = self._search_rows(queries, k, searched)
-        answers = []
-        for rows, distances in nearest:
-            others = rows != query_row if query_row is not None else np.ones(len(rows), bool)
-            rows, distances = rows[others][:neighbours], distances[others][:neighbours]
-            entries = self.entries(rows.tolist())
-            answers.append(list(map(Neighbour, entries, distances.tolist())))
-        return answers
-
-    def _search_rows(
-        self, queries: np.ndarray, k: int, searched: np.ndarray
+    def _search_approximately(
+        self, queries: np.ndarray, k: int, setting: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query, the nearest of some rows [n], given in ascending order, and distances."""
-        vectors = self._contents.vectors[searched]
-        places, distances = exact(vectors, queries, k, threads=self._threads)
-        return list(zip(searched[places], distances, strict=True))
-
-    def _search_all(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each query, the nearest of all rows, and their distances."""
-        index, vectors, recall = self._contents.index, self._contents.vectors, self.info.recall
-        if recall is None:
-            return list(zip(*exact(vectors, queries, k, threads=self._threads), strict=True))
+        vectors = self._contents.vectors
         k = min(k, len(vectors))
         answers = []
-        proposed = propose(index, queries, k, recall.setting, threads=self._threads)
+        proposed = propose(self._contents.index, queries, k, setting)
         for query, rows in zip(queries, proposed, strict=True):
             rows = rows[rows >= 0]
             if len(rows) >= k:
                 answers.append(closest(vectors, query, rows, k))
             else:  # a graph may have no path to a row, and clusters can be small
-                [nearest], [distances] = exact(vectors, query[None], k, threads=1)
+                [nearest], [distances] = exact(vectors, query[None], k)
                 answers.append((nearest, distances))
         return answers
 
     def _rows_of(self, class_name: str | None, split: str | None) -> np.ndarray | None:
         """The rows of this class and split, ascending. None if neither is given."""
-        wanted = {"class": class_name, "split": split}
-        masks = [
-            pc.fill_null(pc.equal(self._column(column, value), value), False)
-            for column, value in wanted.items()
-            if value is not None
-        ]
-        if not masks:
-            return None
-        return np.flatnonzero(np.logical_and.reduce([mask.to_numpy(False) for mask in masks]))
+        is_wanted = np.ones(len(self), bool)
+        for column, value in (("class", class_name), ("split", split)):
+            if value is not None:
+                is_equal = pc.fill_null(pc.equal(self._column(column, value), value), False)
+                is_wanted &= is_equal.to_numpy(zero_copy_only=False)
+        return None if class_name is None and split is None else np.flatnonzero(is_wanted)
 
     def _column(self, column: str, value: str) -> pa.DictionaryArray:
         names = self.class_names if column == "class" else self.splits

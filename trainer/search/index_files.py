@@ -90,16 +90,9 @@ class IndexInfo:
     files: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def path(self, part: str) -> str:
-        """Path of the "index", "embeddings", "rows" or "left_out" file. KeyError without one."""
-        for name in self.files:
-            if name.startswith(f"{part}-"):
-                return storage.join(self.directory, name)
-        raise KeyError(part)
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of all files together."""
-        return sum(self.files.values())
+        """Path of the "index", "embeddings", "rows" or "left_out" file. ValueError without one."""
+        [name] = [name for name in self.files if name.startswith(f"{part}-")]
+        return storage.join(self.directory, name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,8 +192,7 @@ def require_ours(directory: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def writing(directory: str) -> Iterator[None]:
+def writing(directory: str) -> contextlib.AbstractContextManager[None]:
     """Makes the folder, and locks it against other writers on this machine.
 
     Raises:
@@ -208,8 +200,7 @@ def writing(directory: str) -> Iterator[None]:
     """
     storage.require_local(directory, "index")
     storage.make_folder(directory)
-    with storage.exclusive(storage.join(directory, LOCK_FILE), f"index {directory}"):
-        yield
+    return storage.exclusive(storage.join(directory, LOCK_FILE), f"index {directory}")
 
 
 def commit(info: IndexInfo, contents: Contents, left_out: Sequence[Mapping[str, Any]]) -> IndexInfo:
@@ -223,8 +214,8 @@ def commit(info: IndexInfo, contents: Contents, left_out: Sequence[Mapping[str, 
     Returns:
       The info with the files that were written.
     """
-    present = [each.path.rpartition("/")[2] for each in storage.list_files(info.directory)]
-    old = [name for name in present if _OURS.fullmatch(name) and name != INFO_FILE]
+    ours = filter(_OURS.fullmatch, os.listdir(info.directory))
+    old = [name for name in ours if name != INFO_FILE]
     generations = [int(name.partition("-")[2][:5]) for name in old if "-" in name]
     generation = max(generations, default=-1) + 1
     files: dict[str, int] = {}

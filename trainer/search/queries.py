@@ -12,7 +12,7 @@ from trainer.export.embedder import BATCH, Embedder
 from trainer.search.answers import Answer
 from trainer.search.index import SearchIndex
 from tripletmill.errors import UsageError
-from tripletmill.formats.model_card import ModelCard
+from tripletmill.formats.model_card import ModelCard, load_card
 from tripletmill.images import HEAD_BYTES, BadImage, require_image
 from tripletmill.storage import storage
 
@@ -50,29 +50,30 @@ def image_files(paths: Sequence[str]) -> list[str]:
         if not os.path.isdir(path):
             chosen.append(path)
             continue
-        files = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(path, onerror=refuse)
-            for name in names
-            if not _is_hidden(os.path.relpath(os.path.join(folder, name), path))
-        ]
+        files = []
+        for folder, folders, names in os.walk(path, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
         if not files:
             raise UsageError(f"image {path}: no file in this folder")
         chosen += sorted(files)
     return chosen
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split(os.sep))
+def model_of(index: SearchIndex, model: str) -> ModelCard:
+    """The card of the exported model in a folder, which made the embeddings of the index.
 
-
-def require_same_model(index: SearchIndex, card: ModelCard) -> None:
-    """Raises UsageError unless this model made the embeddings of the index."""
+    Raises:
+      UsageError: the folder holds no exported model, or another model.
+    """
+    storage.require_local(model, "model")
+    card = load_card(model)
     if card.fingerprint != index.info.model:
         raise UsageError(
             f"model {card.directory}: is {card.fingerprint[:12]}, but index {index.info.directory}"
             f" is of model {index.info.model[:12]}; search with that one, or embed and build again"
         )
+    return card
 
 
 def by_source_id(
@@ -95,11 +96,10 @@ def by_image(
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         read = [_read(path) for path in batch]
-        good = [data for data in read if isinstance(data, bytes)]
-        embedded = iter(embedder.embed_all(good))
+        embedded = iter(embedder.embed_all([data for data in read if isinstance(data, bytes)]))
         results = [next(embedded) if isinstance(data, bytes) else data for data in read]
         vectors = [each for each in results if isinstance(each, np.ndarray)]
-        queries = np.stack(vectors) if vectors else np.empty((0, index.info.dim), np.float32)
+        queries = np.reshape(vectors, (len(vectors), index.info.dim))
         answers = iter(index.nearest(queries, **dataclasses.asdict(wanted)))
         for path, data, result in zip(batch, read, results, strict=True):
             if isinstance(result, BadImage):

@@ -17,14 +17,14 @@ from trainer.pictures.source_images import (
 )
 from trainer.search import queries, sheet
 from trainer.search.answers import Answer, json_line, table
+from trainer.search.arguments import FORMATS
 from trainer.search.index import SearchIndex
 from tripletmill.cli.progress import Progress
 from tripletmill.errors import UsageError
-from tripletmill.formats.model_card import load_card
 from tripletmill.inspection.describe import escaped
-from tripletmill.storage.storage import make_folder, require_local, require_new_file
+from tripletmill.storage.storage import make_folder, require_new_file
 
-TABLE, JSONL, SHEET = FORMATS = ("table", "jsonl", "sheet")
+TABLE, JSONL, SHEET = FORMATS
 
 
 def query(
@@ -73,15 +73,17 @@ def query(
     pictures = _pictures(output, data_dir, images_dir) if format == SHEET else None
     total = len(files) + len(source_ids)
     if pictures and output:
-        _check_size(total, wanted.neighbours)
+        if total > sheet.MOST or wanted.neighbours > sheet.MOST_NEIGHBOURS:
+            raise UsageError(
+                f"query: a sheet holds {sheet.MOST} queries and {sheet.MOST_NEIGHBOURS} neighbours"
+                " of each; use --format=jsonl"
+            )
         # Made now, so that an error is known before the model is loaded.
         make_folder(os.path.dirname(os.path.abspath(output)))
     answers: Iterator[tuple[Answer, bytes | None]]
     if model and files:
-        require_local(model, "model")
-        card = load_card(model)
-        queries.require_same_model(index, card)
-        answers = queries.by_image(index, Embedder(card), files, wanted)
+        embedder = Embedder(queries.model_of(index, model))
+        answers = queries.by_image(index, embedder, files, wanted)
     else:
         answers = queries.by_source_id(index, source_ids, wanted)
 
@@ -92,18 +94,6 @@ def query(
         if missing:
             print(f"no picture of {len(missing):,}: {escaped(missing[0])}, ...", file=sys.stderr)
         print(f"wrote {output}")
-
-
-def _check_size(num_queries: int, num_neighbours: int) -> None:
-    """Raises UsageError for more queries or neighbours than a sheet has room for."""
-    for most, number, what in (
-        (sheet.MOST, num_queries, "queries"),
-        (sheet.MOST_NEIGHBOURS, num_neighbours, "neighbours of each"),
-    ):
-        if number > most:
-            raise UsageError(
-                f"query: a sheet holds {most} {what}, these are {number:,}; use --format=jsonl"
-            )
 
 
 def _pictures(output: str | None, data_dir: str | None, images_dir: str | None) -> SourceImages:

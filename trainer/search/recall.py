@@ -48,12 +48,7 @@ class Recall:
 
 
 def measure(
-    index: faiss.Index,
-    vectors: np.ndarray,
-    queries: np.ndarray,
-    *,
-    target: float,
-    threads: int,
+    index: faiss.Index, vectors: np.ndarray, queries: np.ndarray, *, target: float
 ) -> Recall:
     """Measures the recall of an hnsw or ivfpq index.
 
@@ -64,12 +59,12 @@ def measure(
     A row counts as found if it is as near as the tenth nearest row, or nearer. So it does not
     matter which of several rows at one distance is found.
     """
-    _, true_distances = exact(vectors, queries, NEIGHBOURS, threads=threads)
+    _, true_distances = exact(vectors, queries, NEIGHBOURS)
     k = true_distances.shape[1]
     parameter, values = settings(index)
     recall: dict[int, float] = {}
     for value in values:
-        proposed = propose(index, queries, k, value, threads=threads)
+        proposed = propose(index, queries, k, value)
         hits = 0
         for query, rows, farthest in zip(queries, proposed, true_distances[:, -1], strict=True):
             _, distances = closest(vectors, query, rows[rows >= 0], k)

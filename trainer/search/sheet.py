@@ -38,27 +38,20 @@ def write_sheet(
     """
     missing: dict[str, None] = {}
 
-    def picture_of(entry: Entry) -> np.ndarray:
+    def tile_of(entry: Entry, match: bool | None = None) -> Tile:
         picture = thumbnail_or_none(pictures.of(entry.source_id, entry.split))
         if picture is None:
             missing[entry.source_id] = None
-        return _MISSING if picture is None else picture
+        caption = entry.class_name or entry.source_id.rpartition("/")[2]
+        return Tile(_MISSING if picture is None else picture, caption, match)
 
     queries, neighbours = [], []
-    for answer, thumbnail in answers:
-        entry = answer.entry
-        picture = picture_of(entry) if entry else thumbnail
-        caption = (entry and entry.class_name) or answer.query.rpartition("/")[2]
-        queries.append(Tile(_MISSING if picture is None else picture, caption))
+    for answer, picture in answers:
+        query = answer.entry
+        image = _MISSING if picture is None else picture
+        queries.append(tile_of(query) if query else Tile(image, answer.query.rpartition("/")[2]))
         neighbours.append(
-            [
-                Tile(
-                    picture_of(each.entry),
-                    each.entry.class_name or each.entry.source_id.rpartition("/")[2],
-                    _match(entry, each.entry),
-                )
-                for each in answer.neighbours
-            ]
+            [tile_of(each.entry, _match(query, each.entry)) for each in answer.neighbours]
         )
     sheet = contact_sheet(queries, neighbours, title=title)
     with atomic_file(path) as file:

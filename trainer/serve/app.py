@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp
 from trainer.search.answers import entry_content, neighbours_content
 from trainer.search.queries import Wanted
 from trainer.serve.finder import Finder
-from trainer.serve.guard import Guard
+from trainer.serve.guard import guarded
 from tripletmill.errors import UsageError, one_line
 from tripletmill.images import BadImage
 
@@ -51,27 +52,20 @@ def make_app(finder: Finder, *, names: Collection[str]) -> ASGIApp:
         Route("/api/neighbours", api.search_upload, methods=["POST"]),
         Route("/api/picture", api.picture),
     ]
-    handlers = {
-        UsageError: _bad_request,
-        BadImage: _bad_request,
-        HTTPException: _http_error,
-        Exception: _server_error,
-    }
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), names)
+    handlers = dict.fromkeys((UsageError, BadImage, HTTPException), _refuse)
+    handlers[Exception] = _server_error
+    return guarded(Starlette(routes=routes, exception_handlers=handlers), names)
 
 
 def _page(request: Request) -> Response:
     return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
 
 
-def _bad_request(request: Request, error: Exception) -> Response:
+def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     status = 422 if isinstance(error, BadImage) else 400
     return JSONResponse({"error": one_line(error)}, status)
-
-
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 def _server_error(request: Request, error: Exception) -> Response:
@@ -114,11 +108,11 @@ class Api:
 
     def search_source_id(self, request: Request) -> Response:
         """Finds the neighbours of an image of the index."""
-        source_id = _source_id(request)
-        answer = self._finder.search_source_id(source_id, _wanted(request))
-        if answer is None:
+        source_id, wanted = _source_id(request), _wanted(request)
+        entry = self._finder.index.find(source_id)
+        if entry is None:
             raise HTTPException(404, f"no image {source_id!r} in the index")
-        entry, neighbours = answer
+        neighbours = self._finder.index.nearest_of(source_id, **dataclasses.asdict(wanted))
         content = {"query": entry_content(entry), "neighbours": neighbours_content(neighbours)}
         return _json(content)
 
@@ -180,14 +174,14 @@ async def _body(request: Request) -> bytes:
     Raises:
       HTTPException: the body is too large.
     """
-    declared = request.headers.get("content-length", "")
-    chunks = bytearray()
-    if not (declared.isdecimal() and int(declared) > MAX_UPLOAD):
-        async for chunk in request.stream():
-            chunks += chunk
-            if len(chunks) > MAX_UPLOAD:
-                break
-        else:
-            return bytes(chunks)
     text = f"the file is larger than {MAX_UPLOAD / 1e6:g} MB"
-    raise HTTPException(413, text, headers={"connection": "close"})
+    too_large = HTTPException(413, text, headers={"connection": "close"})
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > MAX_UPLOAD:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_UPLOAD:
+            raise too_large
+    return bytes(body)

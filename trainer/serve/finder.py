@@ -12,10 +12,8 @@ from PIL import Image
 from trainer.export.embedder import Embedder
 from trainer.pictures.source_images import FilePictures, RecordPictures, SourceImages
 from trainer.search.index import Entry, Neighbour, SearchIndex
-from trainer.search.queries import Wanted, require_same_model
-from tripletmill.formats.model_card import load_card
+from trainer.search.queries import Wanted, model_of
 from tripletmill.images import BadImage, ImageSettings, canonical_jpeg
-from tripletmill.storage import storage
 
 MAX_PIXELS = 50_000_000  # largest upload, which takes up to 200 MB when it is decoded
 SIDE = 224  # pixels of a picture's shorter side; the page shows 112, and dense screens need more
@@ -54,10 +52,8 @@ class Finder:
         Raises:
           UsageError: one of them is missing or damaged, or the index is of another model.
         """
-        storage.require_local(model, "model")
-        card = load_card(model)
         searched = SearchIndex.load(index)
-        require_same_model(searched, card)
+        card = model_of(searched, model)
         pictures = RecordPictures(data) if data else FilePictures(images or "")
         limits = dataclasses.replace(card.image, max_pixels=MAX_PIXELS)
         return cls(searched, Embedder(dataclasses.replace(card, image=limits)), pictures)
@@ -73,19 +69,6 @@ class Finder:
         self.index.check_filter(class_name=wanted.class_name, split=wanted.split)
         vector = self._embedder.embed(image)
         return self.index.nearest(vector[None], **dataclasses.asdict(wanted))[0]
-
-    def search_source_id(
-        self, source_id: str, wanted: Wanted
-    ) -> tuple[Entry, list[Neighbour]] | None:
-        """An image of the index and its neighbours, None if there is no image with this source id.
-
-        Raises:
-          UsageError: no image is of the wanted class or split.
-        """
-        entry = self.index.find(source_id)
-        if entry is None:
-            return None
-        return entry, self.index.nearest_of(source_id, **dataclasses.asdict(wanted))
 
     def picture(self, source_id: str) -> bytes | None:
         """A small JPEG of an image of the index, None if it is missing or damaged."""

@@ -42,31 +42,26 @@ def is_own_host(header: str, names: Collection[str]) -> bool:
     return True
 
 
-class Guard:
+def guarded(app: ASGIApp, names: Collection[str]) -> ASGIApp:
     """ASGI middleware that refuses other Host headers, and adds HEADERS to every answer.
 
     Args:
       app: the application that is guarded.
       names: accepted host names, in lower case. IP addresses are always accepted.
     """
+    text = "this server does not answer for this host name; use its IP address, or --host\n"
+    refusal = PlainTextResponse(text, 403)
 
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
-        self._app = app
-        self._names = names
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or passes it to the application."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return await app(scope, receive, send)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        app = self._app
-        if not is_own_host(Headers(scope=scope).get("host", ""), self._names):
-            text = "this server does not answer for this host name; use its IP address, or --host\n"
-            app = PlainTextResponse(text, 403)
-        await app(scope, receive, send_guarded)
+        is_own = is_own_host(Headers(scope=scope).get("host", ""), names)
+        await (app if is_own else refusal)(scope, receive, send_guarded)
+
+    return answer

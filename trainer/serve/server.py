@@ -38,9 +38,10 @@ def serve(
     # Listening begins before anything is loaded, so that a port that is taken is reported at once.
     # A browser that connects earlier than the server is ready waits.
     with _listen(host, port) as listening:
-        address, port = listening.getsockname()[:2]
+        name, port = listening.getsockname()[:2]
+        address = ipaddress.ip_address(name)
         names = {"localhost", host.lower()}
-        if not ipaddress.ip_address(address).is_loopback:
+        if not address.is_loopback:
             names.add(socket.gethostname().lower())
             print(
                 f"warning: {host} is reached from other machines: everyone who can reach it can"
@@ -60,7 +61,9 @@ def serve(
             server_header=False,
             proxy_headers=False,
         )
-        print(f"ready: {_url(host, port)} ({len(finder.index):,} images); Ctrl+C stops", flush=True)
+        shown = "localhost" if address.is_unspecified else f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{port}/"
+        print(f"ready: {url} ({len(finder.index):,} images); Ctrl+C stops", flush=True)
         _Server(settings).run(sockets=[listening])
 
 
@@ -81,13 +84,3 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(
             f"--host={host} --port={port}: {reason}; choose others, or --port=0 for a free port"
         ) from error
-
-
-def _url(host: str, port: int) -> str:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return f"http://{host}:{port}/"
-    if address.is_unspecified:
-        return f"http://localhost:{port}/"
-    return f"http://[{host}]:{port}/" if address.version == 6 else f"http://{host}:{port}/"

@@ -22,19 +22,15 @@ def given(tmp_path) -> Inputs:
     """Twelve queries and thirty images; a label is the length of a class name."""
     rng = np.random.default_rng(3)
     names = ["a", "bb", "ccc"]
-    embeddings = load_embeddings(
-        str(
-            write_embeddings(
-                tmp_path / "embeddings",
-                unit_vectors(QUERIES + GALLERY, 4),
-                split=["query"] * QUERIES + ["gallery"] * GALLERY,
-                class_name=[*rng.choice(names, QUERIES + GALLERY)],
-            )
-        )
+    folder = write_embeddings(
+        tmp_path / "embeddings",
+        unit_vectors(QUERIES + GALLERY, 4),
+        split=["query"] * QUERIES + ["gallery"] * GALLERY,
+        class_name=[*rng.choice(names, QUERIES + GALLERY)],
     )
     return Inputs(
         info=load_info(str(write_data_set(tmp_path / "data"))),
-        embeddings=embeddings,
+        embeddings=load_embeddings(str(folder)),
         names={len(name): name for name in names},
         group=rng.choice(np.array(["x", "y", None], object), QUERIES + GALLERY),
         queries=np.arange(QUERIES),
@@ -50,16 +46,11 @@ def ranked(given: Inputs) -> list[list[int]]:
     """For each query, all rows of the gallery that count, nearest first."""
     of, ranked_rows = given.embeddings, []
     for query in given.queries:
-        counted = [
-            row
-            for row in given.gallery.tolist()
-            if of.label[row] != of.label[query]
-            or given.group[query] is None
-            or given.group[row] != given.group[query]
-        ]
-        ranked_rows.append(
-            [row for _, row in oracle.order(of.embedding[query], of.embedding, counted)]
-        )
+        group = given.group[query]
+        is_left_out = (of.label == of.label[query]) & (group is not None) & (given.group == group)
+        counted = [row for row in given.gallery.tolist() if not is_left_out[row]]
+        order = oracle.order(of.embedding[query], of.embedding, counted)
+        ranked_rows.append([row for _, row in order])
     return ranked_rows
 
 

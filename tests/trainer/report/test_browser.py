@@ -2,15 +2,15 @@
 
 import html
 import re
-import shutil
 import subprocess
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+from tests.fixtures.browser import CHROMIUM, MISSING
+
 PHONE = 375  # CSS pixels; a browser window cannot be this narrow, but a frame can
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 MEASURE = """
 <!DOCTYPE html><p id="said">nothing</p>

@@ -6,17 +6,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from trainer.report.charts import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Line,
-    histogram,
-    line_chart,
-)
+from trainer.report import charts
+from trainer.report.charts import Line, histogram
+
+LEFT, RIGHT = charts.LEFT, charts.WIDTH - charts.RIGHT
+TOP, BOTTOM = charts.TOP, charts.HEIGHT - charts.BOTTOM
+
+
+def line_chart(*lines: Line) -> str:
+    return charts.line_chart(lines, x_label="x", y_label="y")
 
 
 def drawn(chart: str, place: int) -> np.ndarray:
@@ -28,33 +26,28 @@ def drawn(chart: str, place: int) -> np.ndarray:
 
 
 def test_corners_of_the_axes():
-    chart = line_chart([Line("a", [0, 50, 100], [0, 0.5, 1])], x_label="K", y_label="share")
-    left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
-    middle = [(left + right) / 2, (top + bottom) / 2]
-    assert drawn(chart, 0).tolist() == [[left, bottom], middle, [right, top]]
+    chart = line_chart(Line("a", [0, 50, 100], [0, 0.5, 1]))
+    middle = [(LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2]
+    assert drawn(chart, 0).tolist() == [[LEFT, BOTTOM], middle, [RIGHT, TOP]]
 
 
 def test_two_lines_differ_by_dashes():
-    lines = [Line("a", [0, 1], [0, 1]), Line("b", [0, 1], [1, 0])]
-    chart = line_chart(lines, x_label="x", y_label="y")
-    dashes = {
-        place: re.search(rf'line{place}" stroke-dasharray="(.*?)"', chart)[1] for place in "01"
-    }
-    assert dashes["0"] != dashes["1"]
+    chart = line_chart(Line("a", [0, 1], [0, 1]), Line("b", [0, 1], [1, 0]))
+    dashes = re.findall(r'class="line[01]" stroke-dasharray="(.*?)" d=', chart)
+    assert len({*dashes}) == 2
     np.testing.assert_array_equal(drawn(chart, 0)[:, 0], drawn(chart, 1)[:, 0])
 
 
 def test_a_single_value_is_a_dot():
-    chart = line_chart([Line("a", [5], [0.25])], x_label="x", y_label="y")
-    assert "<circle" in chart
+    assert "<circle" in line_chart(Line("a", [5], [0.25]))
 
 
 def test_nothing_to_draw():
-    assert "<svg" not in line_chart([Line("a", [], [])], x_label="x", y_label="y")
+    assert "<svg" not in line_chart(Line("a", [], []))
 
 
 def test_names_are_escaped():
-    chart = line_chart([Line("<b>\"'", [0, 1], [0, 1])], x_label="</svg>", y_label="<i>")
+    chart = charts.line_chart([Line("<b>\"'", [0, 1], [0, 1])], x_label="</svg>", y_label="<i>")
     assert "<b>" not in chart
     assert "<i>" not in chart
     assert chart.count("</svg>") == 2  # one for the chart and one for the legend
@@ -62,10 +55,10 @@ def test_names_are_escaped():
 
 def test_many_points_keep_the_ends():
     y = np.linspace(0, 1, 10_000)
-    points = drawn(line_chart([Line("a", [*range(10_000)], y)], x_label="x", y_label="y"), 0)
+    points = drawn(line_chart(Line("a", [*range(10_000)], y)), 0)
     assert len(points) <= 400
-    assert points[0].tolist() == [LEFT, HEIGHT - BOTTOM]
-    assert points[-1].tolist() == [WIDTH - RIGHT, TOP]
+    assert points[0].tolist() == [LEFT, BOTTOM]
+    assert points[-1].tolist() == [RIGHT, TOP]
 
 
 def test_histogram():
@@ -77,6 +70,6 @@ def test_histogram():
 
 @pytest.mark.parametrize("values", [[1, 1], [0, 0], [-3, 4], [0.001, 0.002]])
 def test_lines_stay_within_the_axes(values):
-    points = drawn(line_chart([Line("a", [1, 2], values)], x_label="x", y_label="y"), 0)
+    points = drawn(line_chart(Line("a", [1, 2], values)), 0)
     assert (points >= [LEFT, TOP]).all()
-    assert (points <= [WIDTH - RIGHT, HEIGHT - BOTTOM]).all()
+    assert (points <= [RIGHT, BOTTOM]).all()

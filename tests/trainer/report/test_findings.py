@@ -24,14 +24,17 @@ def two_classes():
     return embedding, np.array([7] * 5 + [3] * 5)
 
 
-def test_a_planted_wrong_label_is_found():
+def wrong_labels(**labels: int) -> findings.WrongLabels:
+    """The wrong labels of `two_classes` where rows, such as row_2, have other labels."""
     embedding, label = two_classes()
-    label[2] = 3  # this image is at 2, among class 7
-    rows, _ = nearest(embedding, 4)
-    wrong = findings.wrong_labels(embedding, label, rows)
-    assert wrong.row.tolist() == [2]
-    assert wrong.other.tolist() == [7]
-    assert wrong.votes.tolist() == [4]
+    for row, changed in labels.items():
+        label[int(row.removeprefix("row_"))] = changed
+    return findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+
+
+def test_a_planted_wrong_label_is_found():
+    wrong = wrong_labels(row_2=3)  # this image is at 2, among class 7
+    assert (wrong.row.tolist(), wrong.other.tolist(), wrong.votes.tolist()) == ([2], [7], [4])
     # The mean squared distance to 0, 1, 3, 4 is (4 + 1 + 1 + 4) / 4; that to 10, 11, 12, 13 is (64
     # + 81 + 100 + 121) / 4.
     assert wrong.score.tolist() == pytest.approx([1 - 2.5 / 91.5])
@@ -39,23 +42,17 @@ def test_a_planted_wrong_label_is_found():
 
 
 def test_no_label_is_wrong_where_classes_are_apart():
-    embedding, label = two_classes()
-    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
-    assert wrong.row.tolist() == wrong.score.tolist() == []
+    assert wrong_labels().row.tolist() == wrong_labels().score.tolist() == []
 
 
 def test_images_alone_in_their_class_are_counted_and_not_judged():
-    embedding, label = two_classes()
-    label[2] = 5
-    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
-    assert wrong.row.tolist() == []
-    assert wrong.num_alone == 1
+    wrong = wrong_labels(row_2=5)
+    assert (wrong.row.tolist(), wrong.num_alone) == ([], 1)
 
 
 def test_two_wrong_labels_the_surer_first():
-    embedding, label = two_classes()
-    label[[2, 9]] = 3, 7  # 14 is farther from 10, 11, 12, 13 than 2 is from 0, 1, 3, 4
-    wrong = findings.wrong_labels(embedding, label, nearest(embedding, 4)[0])
+    # 14 is farther from 10, 11, 12, 13 than 2 is from 0, 1, 3, 4.
+    wrong = wrong_labels(row_2=3, row_9=7)
     assert wrong.row.tolist() == [2, 9]
     assert wrong.score[0] > wrong.score[1] > 0
 
@@ -210,9 +207,7 @@ def test_pictures_that_were_not_compared_are_counted():
 @pytest.mark.parametrize("num", [0, 1])
 def test_too_few_images_for_anything(num):
     embedding, label = np.zeros((num, 2), np.float32), np.zeros(num, int)
-    rows, distance = np.zeros((num, 0), int), np.zeros((num, 0), np.float32)
-    assert not len(findings.wrong_labels(embedding, label, rows).row)
-    assert not len(findings.near_duplicates(label, label, rows, distance).pairs)
+    assert not len(findings.wrong_labels(embedding, label, np.zeros((num, 0), int)).row)
     positives, negatives = findings.pair_distances(embedding, label)
     assert positives.num_pairs == negatives.num_pairs == 0
 
@@ -223,7 +218,7 @@ def test_pair_distances_are_all_pairs(seed, num, num_gallery):
     rng = np.random.default_rng(seed)
     queries, label = rng.standard_normal((num, 2)).astype(np.float32), rng.integers(0, 3, num)
     gallery, of_gallery = queries, label
-    given_gallery: tuple = ()
+    given_gallery = None
     if num_gallery:
         gallery = rng.standard_normal((num_gallery, 2)).astype(np.float32)
         of_gallery = rng.integers(0, 4, num_gallery)
@@ -231,7 +226,7 @@ def test_pair_distances_are_all_pairs(seed, num, num_gallery):
     square = ((queries[:, None].astype(np.float64) - gallery[None]) ** 2).sum(2)
     same = label[:, None] == of_gallery[None]
     counts = ~np.eye(num, dtype=bool) if not num_gallery else np.ones_like(same)
-    both = findings.pair_distances(queries, label, *given_gallery)
+    both = findings.pair_distances(queries, label, given_gallery)
     for measured, kind in zip(both, (same, ~same), strict=True):
         expected = np.sort(square[kind & counts].astype(np.float32))
         assert measured.num_pairs == len(expected)
@@ -248,9 +243,9 @@ def test_of_many_pairs_some_are_drawn():
 
 
 def test_confusions():
-    query_label, gallery_label = np.array([1, 1, 1, 2, 2]), np.array([1, 2, 3])
-    counted = [[1, 0], [1], [0, 1], [2, 1], []]
-    assert findings.confusions(query_label, gallery_label, counted) == [
-        findings.Confusion(1, 2, [(0, 1), (1, 1)]),
-        findings.Confusion(2, 3, [(3, 2)]),
+    label = np.array([1, 1, 1, 2, 2, 1, 2, 3])
+    counted = [[6, 5], [6], [5, 6], [7, 6], []]
+    assert findings.confusions(label, range(5), counted) == [
+        findings.Confusion(1, 2, [(0, 6), (1, 6)]),
+        findings.Confusion(2, 3, [(3, 7)]),
     ]

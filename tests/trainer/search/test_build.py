@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
+from tests.fixtures.project import ROOT
+from tests.fixtures.search.commands import command
 from trainer.search import index_files
 from trainer.search.build import add, build, summary
 from trainer.search.index import SearchIndex
 from tripletmill.errors import UsageError
-
-ROOT = Path(__file__).parents[3]
 
 
 def held(directory: Path) -> tuple[list[dict], list[list[float]]]:
@@ -164,10 +164,7 @@ def test_refusals(tmp_path):
     (one / "embeddings_info.json").unlink()
     assert "not finished" in error(add, directory=index, embeddings_dirs=[str(one)])
     with index_files.writing(str(index)):
-        command = [sys.executable, "-m", "trainer.search", "add", f"--index_dir={index}"]
-        done = subprocess.run(
-            [*command, f"--embeddings={narrow}"], cwd=ROOT, capture_output=True, text=True
-        )
+        done = command("add", f"--index_dir={index}", f"--embeddings={narrow}")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: index {index}: another process is writing there\n"
     assert held(index) == before
@@ -210,11 +207,8 @@ def test_killed_at_any_moment(tmp_path):
     two = str(write_embeddings(tmp_path / "e2", unit_vectors(3, seed=1), source_id=["x", "y", "z"]))
     build(directory=str(tmp_path / "i"), embeddings_dirs=[one])
     old = held(tmp_path / "i")
-    command = [sys.executable, "-m", "tests.fixtures.search.killed", str(tmp_path / "i"), two]
-    done = subprocess.run(
-        [*command, str(tmp_path / "copies")], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    killed = int(done.stdout)
+    killing = [sys.executable, "-m", "tests.fixtures.search.killed", str(tmp_path / "i"), two]
+    killed = int(subprocess.check_output([*killing, str(tmp_path / "copies")], cwd=ROOT))
     new = held(tmp_path / "copies" / str(killed))
     assert len(new[0]) == 7
     copies = [held(tmp_path / "copies" / str(access)) for access in range(killed)]

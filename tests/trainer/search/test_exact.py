@@ -12,8 +12,8 @@ from trainer.search import exact
 from tripletmill.errors import UsageError
 
 
-def pairs(vectors, queries, k, threads=2):
-    rows, distances = exact.exact(vectors, queries, k, threads=threads)
+def pairs(vectors, queries, k):
+    rows, distances = exact.exact(vectors, queries, k)
     return [
         list(zip(*each, strict=True))
         for each in zip(rows.tolist(), distances.tolist(), strict=True)
@@ -22,7 +22,7 @@ def pairs(vectors, queries, k, threads=2):
 
 def test_by_hand():
     vectors = np.array([[1, 0], [0, 1], [-1, 0], [0.6, 0.8], [0, 1]], np.float32)
-    rows, distances = exact.exact(vectors, vectors[1:2], 9, threads=1)
+    rows, distances = exact.exact(vectors, vectors[1:2], 9)
     assert rows.tolist() == [[1, 4, 3, 0, 2]]
     np.testing.assert_allclose(distances, [[0, 0, 0.4, 2, 2]], rtol=1e-6)
     assert rows.dtype == np.int64
@@ -58,7 +58,7 @@ def test_all_alike(k):
     shuffled = np.random.default_rng(0).permutation(400)
     rows, distances = exact.closest(vectors, vectors[0], shuffled, k)
     assert (rows.tolist(), distances.tolist()) == ([*range(k)], [0.0] * k)
-    rows, _ = exact.exact(vectors, np.repeat(vectors, 3, axis=0), k, threads=2)
+    rows, _ = exact.exact(vectors, np.repeat(vectors, 3, axis=0), k)
     assert (rows == np.arange(k)).all()
 
 
@@ -72,7 +72,7 @@ def test_more_near_ties_than_the_slack():
     # order of float32 products is not enough.
     queries = vectors[rng.integers(100, 400, 1_000)]
     _, by_faiss = faiss.knn(queries, vectors, 10 + exact.SLACK)
-    rows, _ = exact.exact(vectors, queries, 10, threads=2)
+    rows, _ = exact.exact(vectors, queries, 10)
     assert any(set(rows[i]) - set(by_faiss[i]) for i in range(1_000))
     answers = pairs(vectors, queries, 10)
     for i in range(0, 1_000, 50):

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import faiss
@@ -12,13 +10,13 @@ import pytest
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
 from tests.fixtures.search import oracle
+from tests.fixtures.search.commands import command
 from trainer.search import faiss_index, index_files
 from trainer.search.build import add, build, summary
 from trainer.search.index import SearchIndex
 from trainer.search.recall import Recall, measure
 from tripletmill.errors import UsageError
 
-ROOT = Path(__file__).parents[3]
 ROWS = {"hnsw": 2_000, "ivfpq": 10_000}
 DIM = 16
 
@@ -29,13 +27,7 @@ def vectors_of(kind: str) -> np.ndarray:
 
 def build_by_command(root: Path, index: str, kind: str, threads: int) -> str:
     flags = [f"--embeddings={root / 'e'}", f"--index_dir={root / index}", f"--kind={kind}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer.search", "build", *flags],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-    )
+    done = command("build", *flags, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     assert done.returncode == 0, done.stderr
     # Progress is printed only where the work takes ten seconds.
     progress = re.compile(r"(training|added|measuring|read)\b")
@@ -81,21 +73,20 @@ def test_measured_recall_is_that_of_brute_force(kind):
     queries = unit_vectors(40, DIM, seed=5)
     index = faiss_index.make(kind, vectors)
     faiss_index.add(index, vectors, lambda _: None)
-    recall = measure(index, vectors, queries, target=0.9, threads=2)
+    recall = measure(index, vectors, queries, target=0.9)
     assert list(recall.by_setting) == sorted(recall.by_setting)
     assert len(recall.by_setting) > 1
     true = [{row for row, _ in oracle.nearest(vectors, query, 10)} for query in queries]
     for value, share in recall.by_setting.items():
         if kind == "hnsw":
             index.hnsw.efSearch = value
-            nearest = [set(rows) for rows in index.search(queries, 10)[1].tolist()]
         else:
             index.nprobe = value
-            nearest = []
-            for query, rows in zip(queries, index.search(queries, 100)[1], strict=True):
-                near = oracle.nearest(vectors, query, 10, rows[rows >= 0].tolist())
-                nearest.append({row for row, _ in near})
-        hits = sum(len(a & b) for a, b in zip(true, nearest, strict=True))
+        hits = 0
+        proposed = index.search(queries, 10 if kind == "hnsw" else 100)[1]
+        for query, rows, true_rows in zip(queries, proposed, true, strict=True):
+            near = oracle.nearest(vectors, query, 10, rows[rows >= 0].tolist())
+            hits += len(true_rows & {row for row, _ in near})
         assert share == pytest.approx(hits / 400, abs=1e-4)
     assert min(recall.by_setting.values()) < 1
 
@@ -129,10 +120,9 @@ def test_recall_is_measured_again_when_it_has_grown(tmp_path):
     names = [f"{row}" for row in range(1_500)]
 
     def collection(start, end):
-        some = write_embeddings(
-            tmp_path / f"e{start}", vectors[start:end], source_id=names[start:end]
-        )
-        return [str(some)]
+        rows = slice(start, end)
+        folder = tmp_path / f"e{start}"
+        return [str(write_embeddings(folder, vectors[rows], source_id=names[rows]))]
 
     index = str(tmp_path / "i")
     info = build(directory=index, embeddings_dirs=collection(0, 1_000), kind="hnsw", target=0.9)
@@ -160,15 +150,8 @@ def test_setting_by_hand():
 
 
 def test_a_target_that_is_not_reached_is_said(tmp_path):
-    info = index_files.IndexInfo(
-        directory="i",
-        model="m",
-        dim=8,
-        num_rows=5_000,
-        kind="hnsw",
-        recall=Recall("efSearch", {16: 0.8, 32: 0.85}, 0.95, 1_000, 2_000),
-        inputs=[],
-    )
+    recall = Recall("efSearch", {16: 0.8, 32: 0.85}, 0.95, 1_000, 2_000)
+    info = index_files.IndexInfo("i", "m", 8, 5_000, "hnsw", recall, inputs=[])
     text = "\n".join(summary(info, 0))
     assert "warning: no efSearch reaches 0.95" in text
     assert "3,000 images were added since" in text

@@ -1,6 +1,5 @@
 """The query command: image files and source ids in; tables, JSON lines and sheets out."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,19 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures.embedded import (
-    COLOUR_MODEL,
-    colour_model,
-    mean_colour,
-    unit_vectors,
-    write_embeddings,
-)
-from tests.fixtures.images import pixels
+from tests.fixtures import embedded
+from tests.fixtures.embedded import COLOUR_MODEL, unit_vectors, write_embeddings
+from tests.fixtures.images import pixels, save
+from tests.fixtures.project import ROOT
+from tests.fixtures.search.commands import command
 from trainer.search.__main__ import main
 from trainer.search.build import build
 from tripletmill.images import ImageSettings, canonical_jpeg
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = ImageSettings(short_side=32)
 COLOURS = {
     "red/1.png": (200, 10, 10),
@@ -34,19 +29,13 @@ COLOURS = {
 }
 
 
-def plain(colour) -> np.ndarray:
-    return np.full((32, 40, 3), colour, np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+def png(colour: tuple[int, int, int]) -> bytes:
+    return save(Image.new("RGB", (40, 32), colour), "PNG")
 
 
 def embedding(name: str) -> np.ndarray:
     """The embedding of the record that the image would have in a data set."""
-    return mean_colour(pixels(canonical_jpeg(png(plain(COLOURS[name])), SETTINGS).jpeg))
+    return embedded.mean_colour(pixels(canonical_jpeg(png(COLOURS[name]), SETTINGS).jpeg))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +44,8 @@ def made(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("query")
     for name, colour in COLOURS.items():
         (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "images" / name).write_bytes(png(plain(colour)))
-    colour_model(root / "run")
+        (root / "images" / name).write_bytes(png(colour))
+    embedded.colour_model(root / "run")
     collection = write_embeddings(
         root / "e",
         np.stack([embedding(name) for name in COLOURS]),
@@ -81,11 +70,6 @@ def ask(made, capsys, monkeypatch):
     return run
 
 
-def by_process(*flags: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "trainer.search", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
-
-
 def test_table_by_source_id(ask):
     code, out, err = ask("--source_id=red/1.png", "--source_id=green/1.png", "--neighbours=2")
     assert (code, err) == (0, "")
@@ -102,10 +86,10 @@ def test_table_by_source_id(ask):
 def test_json_lines_of_files_and_folders(ask, made, tmp_path):
     (tmp_path / "f" / ".hidden").mkdir(parents=True)
     (tmp_path / "f" / ".hidden" / "x.png").write_bytes(b"")
-    (tmp_path / "f" / "z.png").write_bytes(png(plain((12, 190, 20))))
+    (tmp_path / "f" / "z.png").write_bytes(png((12, 190, 20)))
     (tmp_path / "f" / "notes.txt").write_text("of no use")
     alone = tmp_path / "navy.png"
-    alone.write_bytes(png(plain((0, 10, 205))))
+    alone.write_bytes(png((0, 10, 205)))
     flags = ["--model_dir=run", "--format=jsonl", "--neighbours=3"]
     code, out, err = ask(str(tmp_path / "f"), str(alone), "gone.png", *flags)
     assert code == 0
@@ -182,10 +166,13 @@ def test_sheet_from_a_folder(ask, made, tmp_path):
         (["--source_id=red/1.png", "--class=rad"], "there is 'red'"),
         (["--source_id=red/1.png", "--format=sheet"], "--output=FILE.png is missing"),
         (["--source_id=red/1.png", "--format=sheet", "--output=x.png"], "either --data_dir=DIR or"),
-        (["--source_id=a"] * 201 + ["--format=sheet", "--output=x", "--images=."], "holds 200"),
+        (
+            ["--source_id=a"] * 201 + ["--format=sheet", "--output=x", "--images=."],
+            "holds 200 queries",
+        ),
         (
             ["--source_id=a", "--neighbours=51", "--format=sheet", "--output=x", "--images=."],
-            "holds 50 neighbours",
+            "50 neighbours of each",
         ),
         (["--source_id=a", "--format=sheet", "--output=e", "--images=."], "output e: a folder"),
         (["--source_id=red/1.png", "--output=x.png"], "are for --format=sheet"),
@@ -225,10 +212,10 @@ def test_another_model_is_refused(ask, made):
 def test_commands_in_processes(made):
     """Building, and a query by id, do not load TensorFlow; a closed pipe is no error."""
     flags = [f"--embeddings={made / 'e'}", f"--index_dir={made / 'again'}"]
-    done = by_process("build", *flags)
+    done = command("build", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert "5 images, D = 3, flat (exact)" in done.stdout
-    done = by_process("add", *flags)
+    done = command("add", *flags)
     assert "0 added, 5 there already" in done.stdout
     code = "import sys; from trainer.search.__main__ import main; main(sys.argv[1:]); "
     code += "print({'tensorflow', 'keras', 'apache_beam'} & {*sys.modules})"
@@ -239,22 +226,16 @@ def test_commands_in_processes(made):
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer.search", *query],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},  # the output is written only at the end
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # Without PYTHONUNBUFFERED, the output is written only at the end.
+    done = command(*query, stdout=writing, env={**os.environ, "PYTHONUNBUFFERED": ""})
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_image_by_process(made):
+def test_image_command(made):
     """FAISS and TensorFlow work in one process and print nothing."""
     flags = [f"--index_dir={made / 'index'}", f"--model_dir={made / 'run'}", str(made / "images")]
-    done = by_process("query", *flags, "--neighbours=1", "--format=jsonl")
+    done = command("query", *flags, "--neighbours=1", "--format=jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["neighbours"][0]["source_id"] for each in answers] == sorted(COLOURS)

@@ -20,10 +20,10 @@ from tests.fixtures.datasets import make_data_set
 from tests.fixtures.embedded import write_embeddings
 from tests.fixtures.exported import CARD, SIDE, expected, export_model
 from tests.fixtures.folders import class_folder
+from tests.fixtures.project import ROOT
 from trainer.search.build import build
 from tripletmill.images import ImageSettings, canonical_jpeg
 
-ROOT = Path(__file__).parents[3]
 CLASSES, IMAGES = 4, 5
 SPLITS = ("train", "test")  # the classes have these splits in turn
 NASTY = "class_03 <img src=x onerror=document.title=1> & \"'"  # the name of class_03
@@ -97,10 +97,6 @@ class Answer:
         return json.loads(self.body)
 
 
-def connect(port: int) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-
-
 def ask(
     port: int,
     path: str,
@@ -112,7 +108,7 @@ def ask(
 ) -> Answer:
     """Sends a GET request, or a POST request with a body as a file."""
     kind = {"Content-Type": "application/octet-stream"} if body is not None else {}
-    connection = connect(port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request(
         method or ("GET" if body is None else "POST"),
         f"{path}?{urlencode(query)}" if query else path,

@@ -14,16 +14,8 @@ import uvicorn
 from PIL import Image
 
 from tests.fixtures.embedded import unit_vectors, write_embeddings
-from tests.trainer.serve.conftest import (
-    CLASSES,
-    IMAGES,
-    NASTY,
-    PATIENCE,
-    ROOT,
-    Server,
-    ask,
-    connect,
-)
+from tests.fixtures.project import ROOT
+from tests.trainer.serve.conftest import CLASSES, IMAGES, NASTY, PATIENCE, Server, ask
 from trainer.pictures.source_images import FilePictures
 from trainer.search.build import build
 from trainer.search.index import SearchIndex
@@ -60,12 +52,8 @@ def test_info_classes_and_examples(server, collection):
     }
     examples = server.ask("/api/examples").json["images"]
     assert len(examples) == len({each["source_id"] for each in examples}) == EXAMPLES
-    assert examples[-1] == {
-        "source_id": f"{NASTY}/04.png",
-        "class": NASTY,
-        "label": len(NASTY),
-        "split": "test",
-    }
+    last = {"source_id": f"{NASTY}/04.png", "class": NASTY, "label": len(NASTY), "split": "test"}
+    assert examples[-1] == last
 
 
 def test_neighbours_of_an_upload(server, collection):
@@ -90,10 +78,10 @@ def test_filters(server, collection, of):
     asked = "class_01/00.png"
     others = [each for each in collection.source_ids if of == "upload" or each != asked]
 
+    query = {"body": collection.image(asked)} if of == "upload" else {"source_id": asked}
+
     def ask(**filters):
-        if of == "upload":
-            return server.ask(NEIGHBOURS, collection.image(asked), neighbours=50, **filters)
-        return server.ask(NEIGHBOURS, source_id=asked, neighbours=50, **filters)
+        return server.ask(NEIGHBOURS, neighbours=50, **query, **filters)
 
     of_class = [each for each in others if collection.class_of(each) == NASTY]
     of_split = [each for each in others if collection.split_of(each) == "test"]
@@ -112,11 +100,11 @@ def test_filters(server, collection, of):
         assert f"{name} 'clas_01'" in answer.json["error"]
 
 
-def half_an_upload(server) -> socket.socket:
+def half_an_upload(server, header: str = "Content-Length: 1000", body: str = "x") -> socket.socket:
     """A connection that has sent only a part of its body."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     head = f"POST {NEIGHBOURS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    connection.sendall(f"{head}Content-Length: 1000\r\n\r\nx".encode())
+    connection.sendall(f"{head}{header}\r\n\r\n{body}".encode())
     return connection
 
 
@@ -161,7 +149,7 @@ def test_searches_do_not_wait_for_images_that_are_embedded(server, collection):
     """Searches go on, also with more waiting images than threads."""
     index = SearchIndex.load(str(collection.folder / "index"))
     pictures = FilePictures(str(collection.folder / "images"))
-    slow = Slow(index.vector(0))
+    slow = Slow(collection.vectors[0])
     finder = Finder(index, slow, pictures)
     slow.entered.acquire()
     slow.go_on.clear()
@@ -187,18 +175,12 @@ def test_searches_do_not_wait_for_images_that_are_embedded(server, collection):
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file that declares this size and holds one row of nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(bytes(3 * width + 1))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    """A PNG file of one pixel that declares this size."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    whole = file.getvalue()
+    header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
+    return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
 
 
 @pytest.mark.parametrize(
@@ -220,27 +202,19 @@ def test_bad_images(server, file, problem):
 
 
 def test_too_large_a_file_is_refused_unread(server):
-    connection = connect(server.port)
-    connection.putrequest("POST", NEIGHBOURS)
-    connection.putheader("Content-Type", "image/png")
-    connection.putheader("Content-Length", str(MAX_UPLOAD + 1))
-    connection.endheaders()  # no body follows
-    answer = connection.getresponse()
-    assert answer.status == 413
-    assert b"larger than 20 MB" in answer.read()
-    connection.close()
+    with half_an_upload(server, f"Content-Length: {MAX_UPLOAD + 1}", body="") as connection:
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"larger than 20 MB" in answer
 
 
 def test_too_large_a_file_of_unknown_size_is_refused(server):
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
-    head = f"POST {NEIGHBOURS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
     size = 1_000_000
-    for _ in range(MAX_UPLOAD // size):
-        connection.sendall(b"%x\r\n" % size + bytes(size) + b"\r\n")
-    connection.sendall(b"1\r\n0\r\n")  # one more byte, and no end
-    assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
-    connection.close()
+    with half_an_upload(server, "Transfer-Encoding: chunked", body="") as connection:
+        for _ in range(MAX_UPLOAD // size):
+            connection.sendall(b"%x\r\n" % size + bytes(size) + b"\r\n")
+        connection.sendall(b"1\r\n0\r\n")  # one more byte, and no end
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_file_of_the_largest_size_is_read(server):
@@ -311,29 +285,16 @@ def test_host_names_of_others_are_refused(server):
     assert server.ask("/api/info", headers={"Host": f"LocalHost:{server.port}"}).status == 200
 
 
-@pytest.mark.parametrize(
-    ("header", "own"),
-    [
-        ("127.0.0.1", True),
-        ("127.0.0.1:8000", True),
-        ("192.168.1.2:80", True),
-        ("[::1]:8000", True),
-        ("[::1]", True),
-        ("localhost:8000", True),
-        ("MyHost", True),
-        ("", False),
-        ("evil.example", False),
-        ("evil.example:8000", False),
-        ("localhost.evil.example", False),
-        ("127.0.0.1.evil.example:8000", False),
-        ("localhost:8000@evil.example", False),
-        ("[::1].evil.example", False),
-        ("[::1", False),
-        ("[localhost]:80", False),
-    ],
-)
-def test_own_hosts(header, own):
-    assert is_own_host(header, {"localhost", "myhost"}) == own
+OWN = ["127.0.0.1", "127.0.0.1:8000", "192.168.1.2:80", "localhost:8000", "[::1]:8000", "[::1]"]
+OWN += ["MyHost"]
+OTHERS = ["evil.example", "evil.example:8000", "localhost.evil.example"]
+OTHERS += ["127.0.0.1.evil.example:8000"]
+OTHERS += ["", "localhost:8000@evil.example", "[::1].evil.example", "[::1", "[localhost]:80"]
+
+
+@pytest.mark.parametrize("header", [*OWN, *OTHERS])
+def test_own_hosts(header):
+    assert is_own_host(header, {"localhost", "myhost"}) == (header in OWN)
 
 
 def test_page_takes_nothing_from_elsewhere(server):
@@ -366,6 +327,13 @@ def test_ctrl_c_stops_at_once(collection):
         server.kill()
 
 
+@pytest.fixture
+def flags(collection) -> list[str]:
+    """The flags of the model, the index and the data set."""
+    folder = collection.folder
+    return [f"--model_dir={folder}", f"--index_dir={folder}/index", f"--data_dir={folder}/data"]
+
+
 def error(capsys, *flags: str) -> str:
     """The only line of a command that fails because of a mistake of the user."""
     try:
@@ -379,10 +347,8 @@ def error(capsys, *flags: str) -> str:
     return line.removeprefix("error: ")
 
 
-def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
-    folder = collection.folder
-    model, index = f"--model_dir={folder}", f"--index_dir={folder}/index"
-    data, free = f"--data_dir={folder}/data", "--port=0"
+def test_mistakes_of_the_command_line(capsys, flags, tmp_path):
+    (model, index, data), free = flags, "--port=0"
     assert "--model_dir" in error(capsys, index, data)
     assert "--data_dir --images" in error(capsys, model, index)
     assert "not allowed with" in error(capsys, model, index, data, "--images=x")
@@ -405,19 +371,15 @@ def test_mistakes_of_the_command_line(capsys, collection, tmp_path):
     assert "search with that one" in error(capsys, model, other, data, free)
 
 
-def test_a_port_that_is_taken(capsys, server, collection):
-    folder = collection.folder
-    flags = [f"--model_dir={folder}", f"--index_dir={folder}/index", f"--data_dir={folder}/data"]
+def test_a_port_that_is_taken(capsys, server, flags):
     port = f"--port={server.port}"
     line = error(capsys, *flags, port)
     assert line.startswith(f"--host=127.0.0.1 {port}: Address already in use")
     assert line.endswith("; choose others, or --port=0 for a free port")
 
 
-def test_warns_where_other_machines_reach_it(capsys, collection):
-    folder = collection.folder
-    flags = [f"--model_dir={folder}", f"--index_dir={folder}/index", "--images=nowhere", "--port=0"]
-    assert main([*flags, "--host=0.0.0.0"]) == 2
+def test_warns_where_other_machines_reach_it(capsys, flags):
+    assert main([*flags[:2], "--images=nowhere", "--port=0", "--host=0.0.0.0"]) == 2
     warning, _ = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: 0.0.0.0 is reached from other machines")
 

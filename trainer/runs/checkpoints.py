@@ -15,6 +15,7 @@ from tripletmill.errors import UsageError, first_line
 
 _VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
 LATEST, BEST = "checkpoints", "best"
+_SOLUTION = "use the configuration that it was made with, or choose another folder"
 DIVERGED = (
     "(the model has diverged); what was saved before is kept; lower the learning rate, or set"
     " train.clip_norm"
@@ -22,19 +23,7 @@ DIVERGED = (
 
 
 class MisfitError(UsageError):
-    """A checkpoint does not fit the configuration, since it was made with another one.
-
-    Args:
-      path: path of the checkpoint.
-      problem: which part of the checkpoint does not fit, and how it differs.
-    """
-
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(
-            f"checkpoint {path}: {problem}; choose another --model_dir, or the configuration that"
-            " it was made with"
-        )
-        self.path, self.problem = path, problem
+    """A checkpoint does not fit the configuration, since it was made with another one."""
 
 
 class Checkpoints:
@@ -271,7 +260,8 @@ class Checkpoints:
         for part in parts:
             if difference := _difference(contents, part, self._parts[part]):
                 raise MisfitError(
-                    path, f"does not fit {_PART_NAMES[part]} of this configuration ({difference})"
+                    f"checkpoint {path}: does not fit {_PART_NAMES[part]} of this configuration"
+                    f" ({difference}); {_SOLUTION}"
                 )
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
@@ -282,8 +272,10 @@ class Checkpoints:
             else:
                 status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
-            problem = f"does not fit this configuration ({first_line(error)})"
-            raise MisfitError(path, problem) from error
+            raise MisfitError(
+                f"checkpoint {path}: does not fit this configuration ({first_line(error)});"
+                f" {_SOLUTION}"
+            ) from error
         except (tf.errors.OpError, OSError, IndexError, RuntimeError) as error:
             # TensorFlow's reader raises Python's own errors for a file that was cut short.
             raise _UnreadableError(first_line(error)) from error

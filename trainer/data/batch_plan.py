@@ -98,7 +98,6 @@ class BatchPlan:
         self._appearances_per_cycle = counts // np.gcd(counts, images_per_class)
         self._rates = None if class_weighting == "uniform" else self._fixed_point_rates()
         self._rates_of_pass: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
-        self._host, self._num_hosts = 0, 1
         self._set_host(host, num_hosts)
 
     def _check_arguments(self) -> None:

@@ -148,9 +148,9 @@ class Checkpoints:
         best = _saved(os.path.join(self._folder, BEST))
         for path in best + _saved(self._folder):
             try:
-                self._require_fit(path, "model")
+                contents = self._require_fit(path, "model")
                 self._restore(self._best_checkpoint, path, partly=path not in best)
-                if path not in best and _has_averages(path):
+                if path not in best and any(name.startswith("averages/") for name in contents):
                     averages = [v.value for v in self._model.trainable_variables]
                     self._restore(tf.train.Checkpoint(averages=averages), path, partly=True)
             except _UnreadableError as error:
@@ -254,8 +254,12 @@ class Checkpoints:
         if not all(bool(tf.math.is_finite(each)) for each in sums):
             raise UsageError(f"the weights are not finite after step {step:,} {DIVERGED}")
 
-    def _require_fit(self, path: str, *parts: str) -> None:
-        """Raises MisfitError if a part of a checkpoint is not what this run would restore."""
+    def _require_fit(self, path: str, *parts: str) -> Mapping[str, tuple[list[int], str]]:
+        """Raises MisfitError if a part of a checkpoint is not what this run would restore.
+
+        Returns:
+          What `_contents` returns for the checkpoint.
+        """
         contents = _contents(path)
         for part in parts:
             if difference := _difference(contents, part, self._parts[part]):
@@ -263,6 +267,7 @@ class Checkpoints:
                     f"checkpoint {path}: does not fit {_PART_NAMES[part]} of this configuration"
                     f" ({difference}); {_SOLUTION}"
                 )
+        return contents
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
         try:
@@ -321,17 +326,15 @@ def _difference(
 ) -> str | None:
     """Says how a part of a checkpoint differs from the wanted variables; None if it does not."""
     num_saved = sum(name.startswith(f"{part}/") for name in contents)
-    if not num_saved and wanted:
-        return "there was none, now there is one"
-    if num_saved and not wanted:
-        return "there was one, now there is none"
     for place, (name, variable) in enumerate(wanted):
         now = (list(variable.shape), variable.dtype.name)
         before = contents.get(f"{part}/{place}", now)
         if before != now:
             was, is_now = (f"{dtype} {shape}" for shape, dtype in (before, now))
             return f"{name} was {was}, is {is_now}"
-    return f"{num_saved} variables, now {len(wanted)}" if num_saved != len(wanted) else None
+    if num_saved == len(wanted):
+        return None
+    return f"it had {num_saved} variables, now it has {len(wanted)}"
 
 
 def _saved(folder: str) -> list[str]:
@@ -345,7 +348,3 @@ def _saved(folder: str) -> list[str]:
         if (number := name.rpartition("-")[2]).isdigit():
             checkpoints[int(number)] = name
     return [checkpoints[number] for number in sorted(checkpoints, reverse=True)]
-
-
-def _has_averages(path: str) -> bool:
-    return any(name.startswith("averages/") for name, _ in tf.train.list_variables(path))

@@ -98,31 +98,21 @@ class BatchPlan:
         self._appearances_per_cycle = counts // np.gcd(counts, images_per_class)
         self._rates = None if class_weighting == "uniform" else self._fixed_point_rates()
         self._rates_of_pass: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
-        self._host, self._num_hosts = 0, 1
         self._set_host(host, num_hosts)
 
     def _check_arguments(self) -> None:
-        for name, value, least in (
-            ("images_per_class", self.images_per_class, 2),
-            ("classes_per_batch", self.classes_per_batch, 2),
-            ("min_images", self.min_images, 1),
+        weighting, hard_share = self.class_weighting, self.hard_share
+        unless = "unless class_weighting is 'uniform'"
+        for name, is_valid, valid in (
+            ("images_per_class", self.images_per_class >= 2, "at least 2"),
+            ("classes_per_batch", self.classes_per_batch >= 2, "at least 2"),
+            ("min_images", self.min_images >= 1, "at least 1"),
+            ("class_weighting", weighting in WEIGHTINGS, f"one of {', '.join(WEIGHTINGS)}"),
+            ("hard_share", 0 <= hard_share < 1, "at least 0 and below 1"),
+            ("hard_share", weighting == "uniform" or not hard_share, f"0 {unless}"),
         ):
-            if value < least:
-                raise UsageError(f"BatchPlan.{name} is {value}; it must be at least {least}")
-        if self.class_weighting not in WEIGHTINGS:
-            raise UsageError(
-                f"BatchPlan.class_weighting is {self.class_weighting!r}; it must be one of"
-                f" {', '.join(WEIGHTINGS)}"
-            )
-        if not 0 <= self.hard_share < 1:
-            raise UsageError(
-                f"BatchPlan.hard_share is {self.hard_share}; it must be at least 0 and below 1"
-            )
-        if self.hard_share and self.class_weighting != "uniform":
-            raise UsageError(
-                f"BatchPlan.hard_share is {self.hard_share}, which needs class_weighting 'uniform',"
-                f" not {self.class_weighting!r}"
-            )
+            if not is_valid:
+                raise UsageError(f"BatchPlan.{name} is {getattr(self, name)!r}; it must be {valid}")
 
     def _check_classes(self) -> None:
         if self.num_classes < self.classes_per_batch:
@@ -174,16 +164,6 @@ class BatchPlan:
     def steps_per_pass(self) -> int:
         """Number of steps in which, with uniform weighting, each class appears at most once."""
         return self.num_classes // self.classes_per_batch
-
-    def class_rates(self) -> np.ndarray:
-        """Mean number of appearances of each class per step, without hard_share.
-
-        Returns:
-          [C], each 0 to 1; the sum is P.
-        """
-        if self._rates is None:
-            return np.full(self.num_classes, self.classes_per_batch / self.num_classes)
-        return self._rates / FIXED_POINT_ONE
 
     def batch(
         self, step: int, *, fallbacks: int = 0, centres: np.ndarray | None = None

@@ -51,11 +51,6 @@ class ClassRows:
         """C, the number of classes."""
         return len(self.labels)
 
-    @property
-    def num_images(self) -> int:
-        """The number of images of all these classes together."""
-        return int(self.counts.sum())
-
     def rows(self, classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Finds images by class and number within the class.
 

@@ -124,13 +124,11 @@ def require_replaceable(
       num_unreadable: number of these images for which no other image could be read either.
       policy: `Reading.damaged`, STOP or REPLACE.
     """
+    problem, solution = summary(damaged, replaced), _RESTORE
     if policy == STOP:
-        raise UsageError(
-            f"{summary(damaged, replaced)}; {_RESTORE}, or set Reading.damaged = 'replace' to go on"
-            " with other images of the class"
-        )
-    if num_unreadable:
-        raise UsageError(
-            f"{summary(damaged, replaced)}, and no other image of its class could be read instead;"
-            f" {_RESTORE}"
-        )
+        solution += ", or set Reading.damaged = 'replace' to go on with other images of the class"
+    elif num_unreadable:
+        problem += ", and no other image of its class could be read instead"
+    else:
+        return
+    raise UsageError(f"{problem}; {solution}")

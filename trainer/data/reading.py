@@ -131,7 +131,7 @@ class MemoryRecords:
             for shard, end in zip(index.shards, ends, strict=True):
                 with storage.open_read(shard) as file:
                     for offset in index.offset[len(records) : end].tolist():
-                        records.append(payload(file, offset) or NONE)
+                        records.append(_payload(file, offset))
                         progress.update(
                             f"reading into memory: {len(records):,} of {len(index):,} images"
                         )
@@ -148,12 +148,12 @@ class MemoryRecords:
     read_each = read
 
 
-def payload(file: BinaryIO, offset: int) -> bytes | None:
-    """The record at an offset; None if it is damaged."""
+def _payload(file: BinaryIO, offset: int) -> bytes | str:
+    """The record at an offset; NONE if it is damaged."""
     try:
         return read_record(file, offset)
     except DamagedRecord:
-        return None
+        return NONE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,27 +87,18 @@ def require_agreement(
       info: what the data set says about itself.
     """
     data = [info.input_fingerprint, dict(info.settings), dict(info.num_images)]
-    _require_same_text(
-        strategy,
-        configuration,
-        "the workers differ in their configuration: that of {} is not that of worker 0; start all"
-        " with the same --mode, --gin_file and --gin_param",
-    )
-    _require_same_text(
-        strategy,
-        json.dumps(data, sort_keys=True),
-        "the workers differ in their data set: that of {} is not that of worker 0"
-        "; give all the same --data_dir, or copies of it",
-    )
-
-
-def _require_same_text(strategy: tf.distribute.Strategy, text: str, message: str) -> None:
-    # 48 bits: their sum over the replicas of a worker still fits into int64.
-    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-    digests = all_gather_int(strategy, digest)
-    others = [f"worker {i}" for i, other in enumerate(digests) if other != digests[0]]
-    if others:
-        raise UsageError(message.format(", ".join(others)))
+    for name, text, advice in (
+        ("configuration", configuration, "start all with the same --mode, --gin_file, --gin_param"),
+        ("data set", json.dumps(data, sort_keys=True), "give all copies of one data set"),
+    ):
+        # 48 bits: their sum over the replicas of a worker still fits into int64.
+        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+        digests = all_gather_int(strategy, digest)
+        if others := [f"worker {i}" for i, other in enumerate(digests) if other != digests[0]]:
+            raise UsageError(
+                f"the workers differ in their {name}: that of {', '.join(others)} is not that of"
+                f" worker 0; {advice}"
+            )
 
 
 def _sum_function(strategy: tf.distribute.Strategy) -> Any:

@@ -36,17 +36,19 @@ def watch(pid: int, seconds: float, addresses: Sequence[str], number: int) -> No
     if select.select([sys.stdin], [], [], seconds)[0]:
         return
     if missing := silent(addresses, number):
-        problem = f"no answer from {', '.join(missing)}"
-        advice = "start all workers again with the same command"
+        problem = f"no answer from {', '.join(missing)}; "
     else:
         names = ", ".join(name for name, _ in _others(addresses, number))
-        problem = f"all answer ({names}), but not as workers of this run"
-        advice = (
-            "make sure that nothing else uses these ports and that no worker of an earlier start is"
-            " left, then start all workers again with the same command"
+        problem = (
+            f"all answer ({names}), but not as workers of this run; make sure that nothing else"
+            " uses these ports and that no worker of an earlier start is left, then "
         )
-    line = f"error: not all of {len(addresses)} workers have joined in {seconds:.0f} s; {problem};"
-    print(f"{line} {advice}", file=sys.stderr, flush=True)
+    print(
+        f"error: not all of {len(addresses)} workers have joined in {seconds:.0f} s; {problem}"
+        "start all workers again with the same command",
+        file=sys.stderr,
+        flush=True,
+    )
     os.kill(pid, SIGNAL)
 
 

@@ -82,14 +82,11 @@ def _canonical(name: str) -> str:
     known = {known.lower(): known for known in (*_OWN, *keras_applications.constructors())}
     if name in known or name in known.values():
         return known[name.lower()]
-    plain = {key.replace("_", ""): spelled for key, spelled in known.items()}
-    wanted = name.lower().replace("_", "").replace("-", "")
-    close = [plain[key] for key in difflib.get_close_matches(wanted, plain)]
+    close = [known[key] for key in difflib.get_close_matches(name.lower(), known)]
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UsageError(
-        f"unknown backbone {name!r}"
-        + (f", did you mean {' or '.join(close)}?" if close else ":")
-        + " choose small_conv, efficientnet_lite0, or a constructor of keras.applications "
-        "such as ResNet50 or MobileNetV3Small"
+        f"unknown backbone {name!r}: {hint}choose small_conv, efficientnet_lite0, or a constructor"
+        " of keras.applications such as ResNet50 or MobileNetV3Small"
     )
 
 

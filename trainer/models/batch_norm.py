@@ -4,6 +4,7 @@ Calling a network with `training=False` inside another network does not freeze i
 outer `training=True` on to every layer of a functional model, whatever the inner call says.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -49,9 +50,7 @@ def freeze_batch_norm(model: keras.Model) -> keras.Model:
     def copy(layer: keras.Layer) -> keras.Layer:
         return _FROZEN.get(type(layer), type(layer)).from_config(layer.get_config())
 
-    frozen = keras.models.clone_model(model, clone_function=copy)
-    frozen.set_weights(model.get_weights())
-    return frozen
+    return _cloned(model, copy)
 
 
 def synchronize_batch_norm(model: keras.Model) -> keras.Model:
@@ -73,6 +72,10 @@ def synchronize_batch_norm(model: keras.Model) -> keras.Model:
             config["synchronized"] = True
         return type(layer).from_config(config)
 
-    live = keras.models.clone_model(model, clone_function=copy)
-    live.set_weights(model.get_weights())
-    return live
+    return _cloned(model, copy)
+
+
+def _cloned(model: keras.Model, copy: Callable[[keras.Layer], keras.Layer]) -> keras.Model:
+    clone = keras.models.clone_model(model, clone_function=copy)
+    clone.set_weights(model.get_weights())
+    return clone

@@ -110,25 +110,13 @@ def _conv(
     relu: bool = True,
 ) -> keras.KerasTensor:
     """Convolution (depthwise if `width` is None), batch norm and, unless switched off, ReLU6."""
+    options = {"strides": stride, "padding": "same", "use_bias": False, "name": f"{name}_conv"}
     if width is None:
         x = keras.layers.DepthwiseConv2D(
-            kernel_size,
-            strides=stride,
-            padding="same",
-            use_bias=False,
-            depthwise_initializer=_INITIALIZER,
-            name=f"{name}_conv",
+            kernel_size, depthwise_initializer=_INITIALIZER, **options
         )(x)
     else:
-        x = keras.layers.Conv2D(
-            width,
-            kernel_size,
-            strides=stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=_INITIALIZER,
-            name=f"{name}_conv",
-        )(x)
+        x = keras.layers.Conv2D(width, kernel_size, kernel_initializer=_INITIALIZER, **options)(x)
     x = keras.layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name=f"{name}_bn")(x)
     return keras.layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x) if relu else x
 

@@ -1,7 +1,5 @@
 """The model that training trains: image -> unit-length embedding."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Literal, get_args
 
 import keras
@@ -54,10 +52,14 @@ def build_model(
         raise UsageError(
             f"dtype_policy {dtype_policy!r}: one of {', '.join(get_args(DtypePolicy))}"
         )
-    with _policy(dtype_policy):
+    policy_before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
         trunk = build_backbone(
             backbone, image_size=image_size, weights=weights, freeze_batch_norm=freeze_batch_norm
         )
+    finally:
+        keras.config.set_dtype_policy(policy_before)
     image = keras.Input((image_size, image_size, 3), name="image")
     features = trunk(image)
     if embedding_dim is not None:
@@ -77,14 +79,3 @@ def build_model(
         )(features)
     embedding = keras.layers.UnitNormalization(dtype="float32", name="embedding")(features)
     return keras.Model(image, embedding, name="tripletmill")
-
-
-@contextlib.contextmanager
-def _policy(name: str) -> Iterator[None]:
-    """Sets the dtype policy of the layers that are made within."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -7,12 +7,12 @@ before anything is imported.
 """
 
 import collections
-import dataclasses
 import math
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,28 +21,18 @@ _PROTOCOL = 1001
 _STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
-@dataclasses.dataclass
-class _Storage:
-    """A flat buffer; in the file its numbers follow the pickle that refers to it."""
+class _Tensor(NamedTuple):
+    """The arguments of `_rebuild_tensor_v2`: a strided view of a storage, in elements."""
 
-    dtype: np.dtype
-    count: int
-    values: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """A strided view of a storage, in elements."""
-
-    storage: _Storage
+    storage: str
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    requires_grad: bool = False
+    hooks: Any = None
 
-    def array(self) -> np.ndarray:
-        flat = self.storage.values
-        if flat is None:
-            raise pickle.UnpicklingError("a tensor's storage is missing")
+    def array(self, storages: Mapping[str, np.ndarray]) -> np.ndarray:
+        flat = storages[self.storage]
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, flat.dtype)
         # as_strided checks nothing: a view past the end would read memory outside the buffer.
@@ -62,35 +52,26 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")
-        self.storages: dict[str, _Storage] = {}
+        # Type and size of each storage. In the file, its numbers follow the pickle.
+        self.storages: dict[str, tuple[np.dtype, int]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor
+            return _Tensor
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         raise pickle.UnpicklingError(
             f"refused: the pickle asks for {module}.{name}, and only tensors are read here"
         )
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> str:
         kind, dtype, key, _location, count, view = pid
         if kind != "storage" or view is not None or not isinstance(dtype, np.dtype):
             raise pickle.UnpicklingError(f"not a storage that can be read here: {pid!r}")
-        return self.storages.setdefault(key, _Storage(dtype, count))
-
-    def _rebuild_tensor(
-        self,
-        storage: _Storage,
-        offset: int,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        _requires_grad: bool = False,
-        _hooks: Any = None,
-    ) -> _Tensor:
-        return _Tensor(storage, offset, shape, strides)
+        self.storages[key] = dtype, count
+        return key
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -122,13 +103,12 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     _Unpickler(file).load()  # about the machine that wrote the file
     unpickler = _Unpickler(file)
     tensors = unpickler.load()
+    storages = {}
     for key in _Unpickler(file).load():
-        storage = unpickler.storages[key]
-        count = int(np.frombuffer(file.read(8), "<i8")[0])
-        if count != storage.count:
+        dtype, count = unpickler.storages[key]
+        if np.frombuffer(file.read(8), "<i8")[0] != count:
             raise pickle.UnpicklingError(f"storage {key} is of another size than its tensors say")
-        raw = file.read(count * storage.dtype.itemsize)
-        storage.values = np.frombuffer(raw, storage.dtype, count)
+        storages[key] = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
     if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
         raise pickle.UnpicklingError("the file holds something else than named tensors")
-    return {name: tensor.array() for name, tensor in tensors.items()}
+    return {name: tensor.array(storages) for name, tensor in tensors.items()}

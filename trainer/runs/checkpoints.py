@@ -15,6 +15,7 @@ from tripletmill.errors import UsageError, first_line
 
 _VARIABLE = "/.ATTRIBUTES/VARIABLE_VALUE"
 LATEST, BEST = "checkpoints", "best"
+_SOLUTION = "use the configuration that it was made with, or choose another folder"
 DIVERGED = (
     "(the model has diverged); what was saved before is kept; lower the learning rate, or set"
     " train.clip_norm"
@@ -22,19 +23,7 @@ DIVERGED = (
 
 
 class MisfitError(UsageError):
-    """A checkpoint does not fit the configuration, since it was made with another one.
-
-    Args:
-      path: path of the checkpoint.
-      problem: which part of the checkpoint does not fit, and how it differs.
-    """
-
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(
-            f"checkpoint {path}: {problem}; choose another --model_dir, or the configuration that"
-            " it was made with"
-        )
-        self.path, self.problem = path, problem
+    """A checkpoint does not fit the configuration, since it was made with another one."""
 
 
 class Checkpoints:
@@ -159,9 +148,9 @@ class Checkpoints:
         best = _saved(os.path.join(self._folder, BEST))
         for path in best + _saved(self._folder):
             try:
-                self._require_fit(path, "model")
+                contents = self._require_fit(path, "model")
                 self._restore(self._best_checkpoint, path, partly=path not in best)
-                if path not in best and _has_averages(path):
+                if path not in best and any(name.startswith("averages/") for name in contents):
                     averages = [v.value for v in self._model.trainable_variables]
                     self._restore(tf.train.Checkpoint(averages=averages), path, partly=True)
             except _UnreadableError as error:
@@ -265,14 +254,20 @@ class Checkpoints:
         if not all(bool(tf.math.is_finite(each)) for each in sums):
             raise UsageError(f"the weights are not finite after step {step:,} {DIVERGED}")
 
-    def _require_fit(self, path: str, *parts: str) -> None:
-        """Raises MisfitError if a part of a checkpoint is not what this run would restore."""
+    def _require_fit(self, path: str, *parts: str) -> Mapping[str, tuple[list[int], str]]:
+        """Raises MisfitError if a part of a checkpoint is not what this run would restore.
+
+        Returns:
+          What `_contents` returns for the checkpoint.
+        """
         contents = _contents(path)
         for part in parts:
             if difference := _difference(contents, part, self._parts[part]):
                 raise MisfitError(
-                    path, f"does not fit {_PART_NAMES[part]} of this configuration ({difference})"
+                    f"checkpoint {path}: does not fit {_PART_NAMES[part]} of this configuration"
+                    f" ({difference}); {_SOLUTION}"
                 )
+        return contents
 
     def _restore(self, checkpoint: tf.train.Checkpoint, path: str, *, partly: bool = False) -> None:
         try:
@@ -282,8 +277,10 @@ class Checkpoints:
             else:
                 status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
-            problem = f"does not fit this configuration ({first_line(error)})"
-            raise MisfitError(path, problem) from error
+            raise MisfitError(
+                f"checkpoint {path}: does not fit this configuration ({first_line(error)});"
+                f" {_SOLUTION}"
+            ) from error
         except (tf.errors.OpError, OSError, IndexError, RuntimeError) as error:
             # TensorFlow's reader raises Python's own errors for a file that was cut short.
             raise _UnreadableError(first_line(error)) from error
@@ -329,17 +326,15 @@ def _difference(
 ) -> str | None:
     """Says how a part of a checkpoint differs from the wanted variables; None if it does not."""
     num_saved = sum(name.startswith(f"{part}/") for name in contents)
-    if not num_saved and wanted:
-        return "there was none, now there is one"
-    if num_saved and not wanted:
-        return "there was one, now there is none"
     for place, (name, variable) in enumerate(wanted):
         now = (list(variable.shape), variable.dtype.name)
         before = contents.get(f"{part}/{place}", now)
         if before != now:
             was, is_now = (f"{dtype} {shape}" for shape, dtype in (before, now))
             return f"{name} was {was}, is {is_now}"
-    return f"{num_saved} variables, now {len(wanted)}" if num_saved != len(wanted) else None
+    if num_saved == len(wanted):
+        return None
+    return f"it had {num_saved} variables, now it has {len(wanted)}"
 
 
 def _saved(folder: str) -> list[str]:
@@ -353,7 +348,3 @@ def _saved(folder: str) -> list[str]:
         if (number := name.rpartition("-")[2]).isdigit():
             checkpoints[int(number)] = name
     return [checkpoints[number] for number in sorted(checkpoints, reverse=True)]
-
-
-def _has_averages(path: str) -> bool:
-    return any(name.startswith("averages/") for name, _ in tf.train.list_variables(path))

@@ -59,8 +59,8 @@ class RunConfig:
                 for number in itertools.count(1)
                 if not os.path.exists(name := f"{path.removesuffix('.gin')}.{number}.gin")
             )
-            with open(path, encoding="utf-8") as file, naming_write_errors(former):
-                write_file(former, file.read().encode())
+            with naming_write_errors(former):
+                write_file(former, read(path))
             print(f"the former {path} is kept as {former}")
         with naming_write_errors(path):
             os.makedirs(model_dir, exist_ok=True)
@@ -70,9 +70,8 @@ class RunConfig:
         """Returns the statements that only one of the file and this configuration has."""
         if not self.text or not os.path.isfile(path):
             return []
-        with open(path, encoding="utf-8") as file:
-            before = file.read()
-        changes = difflib.unified_diff(statements(before), statements(self.text), n=0)
+        before = statements(read(path).decode())
+        changes = difflib.unified_diff(before, statements(self.text), n=0)
         return [line for line in changes if not line.startswith(("@", "---", "+++"))]
 
 
@@ -142,8 +141,7 @@ def data_of(model_dir: str) -> dict[str, Any]:
     """
     path = os.path.join(model_dir, LATEST, DATA_FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(read(path))
     except FileNotFoundError as error:
         raise UsageError(
             f"model_dir {model_dir}: which data the run was trained on is not noted (no {path});"
@@ -154,9 +152,8 @@ def data_of(model_dir: str) -> dict[str, Any]:
 def is_data_of(model_dir: str, info: DatasetInfo) -> bool:
     """Returns whether a run was trained on this data set."""
     try:
-        with open(os.path.join(model_dir, LATEST, DATA_FILE), encoding="utf-8") as file:
-            return json.load(file) == _identity(info)
-    except FileNotFoundError:
+        return data_of(model_dir) == _identity(info)
+    except UsageError:
         return False
 
 

@@ -1,11 +1,13 @@
 """Stopping in an orderly way: after Ctrl+C or SIGTERM, the steps in hand are finished."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
 
 
+@dataclasses.dataclass
 class Stop:
     """Whether a run was asked to stop.
 
@@ -14,8 +16,8 @@ class Stop:
       at_once: whether a signal ends the process immediately, because there is nothing to finish.
     """
 
-    def __init__(self, *, at_once: bool) -> None:
-        self.asked, self.at_once = False, at_once
+    at_once: bool
+    asked: bool = False
 
 
 @contextlib.contextmanager

@@ -89,40 +89,25 @@ class EvalModel:
             yield self.with_training_weights()
 
     def _whiten(self, images: SplitImages, class_rows: ClassRows) -> None:
+        """Fits the head so that it whitens the features of the training images.
+
+        Of too many classes, evenly spaced ones are used.
+
+        Raises:
+          UsageError: no class has two different images.
+        """
         self._copy_weights()
-        whiten_head(self._strategy, self._model, self._to_features, images, class_rows)
+        rows, classes = class_rows.first_rows(IMAGES_PER_CLASS)
+        every = -(-len(rows) // MOST_IMAGES)
+        rows = rows[classes % every == 0]
+        features, rows_read = images.apply(self._to_features, "whitening", rows)
+        head = self._model.get_layer(HEAD)
+        kernel, bias = whitening(features, images.index.label[rows_read], int(head.units))
+        for variable, value in ((head.kernel, kernel), (head.bias, bias)):
+            variable.assign(broadcast_from_chief(self._strategy, value))
 
     def _copy_weights(self) -> None:
         if self._eval_size_model is not self._model:
             pairs = zip(self._eval_size_model.variables, self._model.variables, strict=True)
             for variable, trained in pairs:
                 variable.assign(tf.identity(trained.value))
-
-
-def whiten_head(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    forward: Forward,
-    images: SplitImages,
-    class_rows: ClassRows,
-) -> None:
-    """Fits the head of a model so that it whitens the features of the training images.
-
-    Args:
-      strategy: the strategy of the model. Every one of its processes has to call this.
-      model: has a layer "head", see `build_model(whitened=True)`.
-      forward: embeds images by `features_of` the model.
-      images: images of the train split.
-      class_rows: the rows of each class. Of too many classes, evenly spaced ones are used.
-
-    Raises:
-      UsageError: no class has two different images.
-    """
-    rows, classes = class_rows.first_rows(IMAGES_PER_CLASS)
-    every = -(-len(rows) // MOST_IMAGES)
-    rows = rows[classes % every == 0]
-    features, rows_read = images.apply(forward, "whitening", rows)
-    head = model.get_layer(HEAD)
-    kernel, bias = whitening(features, images.index.label[rows_read], int(head.units))
-    for variable, value in ((head.kernel, kernel), (head.bias, bias)):
-        variable.assign(broadcast_from_chief(strategy, value))

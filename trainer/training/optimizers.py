@@ -65,17 +65,15 @@ class Optimizers:
         self._decay = average_decay
         # Each optimizer with the places of its variables among the trainable variables.
         self._optimizers: list[tuple[keras.optimizers.Optimizer, list[int]]] = []
-        places = range(len(self._variables))
-        head = _head_variables(model) if make_head_optimizer is not None else []
-        in_head = [i for i in places if any(self._variables[i] is v for v in head)]
-        in_body = [i for i in places if i not in in_head]
-        for name, make, places_of_part in (
-            ("train.make_optimizer", make_optimizer, in_body),
-            ("train.make_head_optimizer", make_head_optimizer, in_head),
+        head = {id(v) for v in _head_variables(model)} if make_head_optimizer is not None else {}
+        for name, make, in_head in (
+            ("train.make_optimizer", make_optimizer, False),
+            ("train.make_head_optimizer", make_head_optimizer, True),
         ):
-            if make is not None and places_of_part:
-                optimizer = _build(name, make, [self._variables[i] for i in places_of_part])
-                self._optimizers.append((optimizer, places_of_part))
+            places = [i for i, v in enumerate(self._variables) if (id(v) in head) == in_head]
+            if make is not None and places:
+                optimizer = _build(name, make, [self._variables[i] for i in places])
+                self._optimizers.append((optimizer, places))
         self._averaged = self._variables if average_decay is not None else []
         self.averages = [
             tf.Variable(tf.convert_to_tensor(v.value), trainable=False) for v in self._averaged
@@ -197,11 +195,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         rise = (step + 1.0) / max(self.warmup_steps, 1)
         progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         fall = 0.5 * (1.0 + keras.ops.cos(math.pi * keras.ops.clip(progress, 0.0, 1.0)))
-        return (
-            self.peak * keras.ops.minimum(rise, 1.0) * fall
-            if self.warmup_steps
-            else (self.peak * fall)
-        )
+        return self.peak * keras.ops.minimum(rise, 1.0) * fall
 
     def get_config(self) -> dict:
         return {"peak": self.peak, "steps": self.steps, "warmup_steps": self.warmup_steps}

@@ -44,27 +44,13 @@ def check_triplets(triplets: TripletLoss, model: keras.Model) -> None:
 def check_divides(plan: BatchPlan, replicas: int, microbatches: int) -> None:
     """Raises UsageError unless all microbatches of all replicas have the same size."""
     num_parts = replicas * microbatches
-    if plan.batch_size % num_parts == 0:
-        return
-    parts = f"{replicas} replicas" if replicas > 1 else ""
-    parts += " of " if replicas > 1 and microbatches > 1 else ""
-    parts += f"{microbatches} microbatches" if microbatches > 1 else ""
-    unit = num_parts // math.gcd(plan.images_per_class, num_parts)
-    nearest = max(1, round(plan.classes_per_batch / unit)) * unit
-    if nearest > plan.num_classes:
-        nearest = plan.num_classes // unit * unit
-    if nearest < 2:
-        images = max(1, round(plan.images_per_class / num_parts)) * num_parts
-        advice = (
-            f"no number of classes up to {plan.num_classes} is divisible at"
-            f" {plan.images_per_class} images each; set images_per_class = {images}"
+    if plan.batch_size % num_parts:
+        unit = num_parts // math.gcd(plan.images_per_class, num_parts)
+        raise UsageError(
+            f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
+            f" {replicas} replicas x {microbatches} microbatches; make BatchPlan.classes_per_batch"
+            f" a multiple of {unit}, or BatchPlan.images_per_class a multiple of {num_parts}"
         )
-    else:
-        advice = f"the nearest batch that is divisible has classes_per_batch = {nearest}"
-    raise UsageError(
-        f"batch of {plan.classes_per_batch} x {plan.images_per_class} images: not divisible by"
-        f" {parts}; {advice}"
-    )
 
 
 def check_compiles(model: keras.Model, replicas: int, microbatches: int, jit_compile: bool) -> None:
@@ -101,8 +87,8 @@ def say_start(
     """Says the sizes that follow from the settings, and the step that the run begins with."""
     steps, microbatches = settings.steps, settings.microbatches
     replicas = strategy.num_replicas_in_sync
-    few = f"of fewer than {plan.min_images} images" if plan.min_images > 2 else "of one image"
-    skipped = f", {plan.num_skipped} classes {few} left out" if plan.num_skipped else ""
+    few = f" classes of fewer than {plan.min_images} images left out"
+    skipped = f", {plan.num_skipped}{few}" if plan.num_skipped else ""
     name = type(strategy).__name__.removesuffix("V1")
     kinds = {tf.DeviceSpec.from_string(each).device_type for each in devices_of(strategy)}
     on = f" ({', '.join(sorted(map(str, kinds)))})" if kinds else ""

@@ -50,9 +50,6 @@ class Mined:
     to_positive: np.ndarray
     to_negative: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.anchor)
-
 
 def mined(last: LastBatch) -> Mined:
     """Returns the costliest triplet of each anchor, the costliest of all first.
@@ -158,7 +155,7 @@ class TensorBoard:
           images: images of the train split.
         """
         triplets = mined(last)
-        if not len(triplets):
+        if not len(triplets.anchor):
             return
         sheet = _sheet(f"step {step:,}", triplets, rows, images)
         with naming_write_errors(self._folder), self._writer.as_default(step):

@@ -18,7 +18,7 @@ from trainer.distributed.lost_workers import naming_lost_workers
 from trainer.distributed.strategy import make_deterministic
 from trainer.evaluation.inference import SplitImages
 from trainer.evaluation.measure import has_queries
-from trainer.runs.checkpoints import Checkpoints, MisfitError
+from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.folder import open_run
 from trainer.runs.stop_signals import on_signals
 from trainer.training.eval_model import EvalModel
@@ -75,7 +75,10 @@ def train(settings: TrainSettings) -> bool:
         gradients = _gradients(settings, strategy, model)
 
         # ---- Open the run, and restore or start it.
-        stop = stack.enter_context(on_signals(at_once=_is_alone(strategy)))
+        # Before the first step there is nothing to finish, so a signal may end a process that is
+        # alone. Several workers have to stop together.
+        is_alone = worker_index_and_count(strategy)[1] == 1
+        stop = stack.enter_context(on_signals(at_once=is_alone))
         writes = is_chief(strategy)
         run = open_run(settings.model_dir, index.info, settings.configuration, writes=writes)
         stack.enter_context(run)
@@ -153,15 +156,6 @@ def _gradients(
     )
 
 
-def _is_alone(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process trains alone.
-
-    Before the first step there is nothing to finish, so a signal may end a process that is alone.
-    Several workers have to stop together.
-    """
-    return worker_index_and_count(strategy)[1] == 1
-
-
 def _restore_or_start(
     settings: TrainSettings,
     strategy: tf.distribute.Strategy,
@@ -189,11 +183,6 @@ def _restore_init(init_from: str, model: keras.Model) -> int:
         raise UsageError(f"train.init_from {init_from}: no checkpoint there")
     try:
         return Checkpoints(init_from, model, writes=False).restore_best()
-    except MisfitError as error:
-        raise UsageError(
-            f"train.init_from {init_from}: checkpoint {error.path} {error.problem}; set build_model"
-            " as in that run, or leave train.init_from out"
-        ) from error
     except UsageError as error:
         raise UsageError(f"train.init_from {init_from}: {error}") from error
 

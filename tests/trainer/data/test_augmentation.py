@@ -219,20 +219,15 @@ def assert_spread(values, least, most) -> None:
     assert np.abs(parts - len(values) / 8).max() < 120
 
 
-def test_brightness():
-    found = matrices(brightness=0.4)
+@pytest.mark.parametrize(("name", "fixed"), [("brightness", 0), ("contrast", 127.5)])
+def test_brightness_and_contrast(name, fixed):
+    """Both multiply the distance to one value, which stays as it is."""
+    share = COLOURS[name]
+    found = matrices(**{name: share})
     factors = found[:, 0, 0]
-    assert_spread(factors, 0.6, 1.4)
+    assert_spread(factors, 1 - share, 1 + share)
     for matrix, factor in zip(found[:20], factors, strict=False):
-        np.testing.assert_allclose(applied(matrix, RGB), factor * RGB, atol=1e-3)
-
-
-def test_contrast():
-    found = matrices(contrast=0.3)
-    factors = found[:, 0, 0]
-    assert_spread(factors, 0.7, 1.3)
-    for matrix, factor in zip(found[:20], factors, strict=False):
-        expected = 127.5 + factor * (RGB - 127.5)
+        expected = fixed + factor * (RGB - fixed)
         np.testing.assert_allclose(applied(matrix, RGB), expected, atol=1e-3)
 
 

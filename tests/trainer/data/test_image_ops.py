@@ -11,16 +11,8 @@ from tests.fixtures.pixels import jpeg, run, smooth
 from trainer.data.augmentation import Augmentation
 from trainer.data.image_ops import ANTIALIAS_FROM, central_windows, shrinks
 
-EVERYTHING = Augmentation(
-    min_area=0.2,
-    rotate=25,
-    shear=10,
-    brightness=0.4,
-    contrast=0.3,
-    saturation=0.6,
-    hue=0.2,
-    erase=0.5,
-)
+COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.6, "hue": 0.2}
+EVERYTHING = Augmentation(min_area=0.2, rotate=25, shear=10, **COLOURS, erase=0.5)
 
 
 def test_central_windows():

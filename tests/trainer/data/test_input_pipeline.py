@@ -47,32 +47,25 @@ def plan_of(index, classes=4, images=2, **more):
     return BatchPlan(index, classes_per_batch=classes, images_per_class=images, **arguments)
 
 
-def trained(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL, **more):
+def training_data(index, plan, *, kind=FileRecords, first=0, steps=3, size=16, how=ALL, **more):
+    options = {"first_step": first, "num_steps": steps, "image_size": size, "augmentation": how}
+    return train_batches(index, plan, kind(index), **options, **more)
+
+
+def evaluation_data(index, rows, *, kind=FileRecords, size=16, share=0.8, batch_size=8, **more):
+    options = {"image_size": size, "central_share": share, "batch_size": batch_size}
+    return evaluation_batches(index, np.asarray(rows, np.int64), kind(index), **options, **more)
+
+
+def trained(*arguments, **options):
     """(images, labels, fallbacks) of each element."""
-    data = train_batches(
-        index,
-        plan,
-        kind(index),
-        first_step=first,
-        num_steps=steps,
-        image_size=size,
-        augmentation=how,
-        **more,
-    )
+    data = training_data(*arguments, **options)
     return [tuple(part.numpy() for part in batch) for batch in data]
 
 
-def evaluated(index, rows, *, kind=FileRecords, size=16, share=0.8, batch_size=8, **more):
+def evaluated(*arguments, **options):
     """(images, places, mask) of each element."""
-    data = evaluation_batches(
-        index,
-        np.asarray(rows, np.int64),
-        kind(index),
-        image_size=size,
-        central_share=share,
-        batch_size=batch_size,
-        **more,
-    )
+    data = evaluation_data(*arguments, **options)
     return [tuple(part.numpy() for part in batch) for batch in data]
 
 
@@ -130,16 +123,7 @@ def test_batches_follow_the_plan(index, kind):
 
 def test_shapes_and_types(index):
     """Both are known before anything is read."""
-    data = train_batches(
-        index,
-        plan_of(index, 3, 4),
-        FileRecords(index),
-        first_step=0,
-        num_steps=1,
-        image_size=10,
-        augmentation=PLAIN,
-        replicas=2,
-    )
+    data = training_data(index, plan_of(index, 3, 4), steps=1, size=10, replicas=2)
     assert data.element_spec == (
         tf.TensorSpec([6, 10, 10, 3], tf.uint8),
         tf.TensorSpec([6], tf.int32),
@@ -269,16 +253,8 @@ def test_a_damaged_record_is_replaced_by_its_first_good_fallback(copied_index, k
         )
         for slot in np.flatnonzero((fallbacks > 0) & (fallbacks <= FALLBACKS)):
             candidate = fallbacks[slot], slot
-            assert_close(
-                images[slot],
-                crop(
-                    copied_index,
-                    rows[candidate],
-                    drawn["window"][candidate],
-                    48,
-                    drawn["flip"][slot],
-                ),
-            )
+            window, flip = drawn["window"][candidate], drawn["flip"][slot]
+            assert_close(images[slot], crop(copied_index, rows[candidate], window, 48, flip))
 
 
 @pytest.mark.parametrize("how", [Augmentation(contrast=0.9), Augmentation(erase=1.0)])
@@ -358,22 +334,13 @@ def test_evaluation_reads_every_image_once(index, count, hosts, replicas):
     assert places.tolist() == list(range(len(places)))
     np.testing.assert_array_equal(mask, places < count)
     np.testing.assert_array_equal(images[mask], alone[0])
-    assert (
-        len(places) - count < len(parts[0][0]) * hosts * replicas
-    )  # at most one batch is filled up
+    # At most one batch is filled up.
+    assert len(places) - count < len(parts[0][0]) * hosts * replicas
 
 
 def test_evaluation_shapes_and_types(index):
-    data = evaluation_batches(
-        index,
-        np.arange(20),
-        FileRecords(index),
-        image_size=10,
-        central_share=1.0,
-        batch_size=7,
-        replicas=2,
-        num_hosts=2,
-    )
+    more = {"batch_size": 7, "replicas": 2, "num_hosts": 2}
+    data = evaluation_data(index, np.arange(20), size=10, **more)
     assert data.element_spec == (
         tf.TensorSpec([2, 10, 10, 3], tf.uint8),
         tf.TensorSpec([2], tf.int64),
@@ -400,18 +367,8 @@ def operations(data) -> list[tf.compat.v1.NodeDef]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_python_in_the_graph(index, kind):
-    training = train_batches(
-        index,
-        plan_of(index),
-        kind(index),
-        first_step=0,
-        num_steps=2,
-        image_size=8,
-        augmentation=ALL,
-    )
-    evaluation = evaluation_batches(
-        index, np.arange(9), kind(index), image_size=8, central_share=1.0, batch_size=4
-    )
+    training = training_data(index, plan_of(index), kind=kind, size=8)
+    evaluation = evaluation_data(index, np.arange(9), kind=kind, size=8)
     for data in (training, evaluation):
         found = {node.op for node in operations(data)}
         assert "DecodeAndCropJpeg" in found
@@ -419,9 +376,7 @@ def test_no_python_in_the_graph(index, kind):
 
 
 def test_order_is_kept_whatever_takes_longer(index):
-    data = evaluation_batches(
-        index, np.arange(9), FileRecords(index), image_size=8, central_share=1.0, batch_size=4
-    )
+    data = evaluation_data(index, np.arange(9), size=8)
     [parallel] = [node for node in operations(data) if node.op == "ParallelMapDatasetV2"]
     assert parallel.attr["deterministic"].s == b"true"
 

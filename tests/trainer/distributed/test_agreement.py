@@ -7,22 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from tests.fixtures.workers import Worker, command, workers
+from tests.fixtures.workers import Worker, command, saved_variables, workers
 from tripletmill.formats.index import load_info
 
 
-def weights(model_dir: Path) -> dict[str, np.ndarray]:
-    path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
-    names = [name for name, _ in tf.train.list_variables(path) if "VARIABLE_VALUE" in name]
-    return {
-        name: tf.train.load_variable(path, name) for name in names if "save_counter" not in name
-    }
-
-
 def assert_close(model_dir: Path, expected: Path, tolerance: float) -> None:
-    one, other = weights(model_dir), weights(expected)
+    one, other = saved_variables(model_dir), saved_variables(expected)
     assert one.keys() == other.keys()
     for name, value in one.items():
         np.testing.assert_allclose(value, other[name], rtol=0, atol=tolerance, err_msg=name)

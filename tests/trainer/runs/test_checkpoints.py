@@ -21,6 +21,16 @@ def make(units: int = 3):
     return model, Optimizers(model, lambda: keras.optimizers.Adam(0.1))
 
 
+def built(make_optimizer, **settings):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    return model, Optimizers(model, make_optimizer, **settings)
+
+
+def sgd() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.1)
+
+
 def checkpoints_of(
     folder: str, model: keras.Model, optimizers: Optimizers, **options
 ) -> Checkpoints:
@@ -88,9 +98,7 @@ def test_nan_is_never_best(tmp_path):
 @pytest.mark.parametrize("writes", [True, False])
 def test_what_is_not_finite_is_not_saved(tmp_path, what, bad, writes):
     """Processes that do not write stop too."""
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    optimizers = Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
+    model, optimizers = built(sgd, average_decay=0.9)
     checkpoints = checkpoints_of(str(tmp_path), model, optimizers, writes=writes)
     checkpoints.save(1, evaluated_step=1)
     variable = model.layers[0].bias.value if what == "weights" else optimizers.averages[1]
@@ -121,16 +129,6 @@ def test_another_model_is_refused(tmp_path):
             restore()
 
 
-def built(make_optimizer, **settings):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    return model, Optimizers(model, make_optimizer, **settings)
-
-
-def sgd() -> keras.optimizers.Optimizer:
-    return keras.optimizers.SGD(0.1)
-
-
 @pytest.mark.parametrize(
     ("before", "now", "message"),
     [
@@ -138,9 +136,9 @@ def sgd() -> keras.optimizers.Optimizer:
             (sgd, 0.9),
             (sgd, None),
             r"the average of the weights \(train.average_decay\) of this configuration"
-            r" \(there was one, now there is none\)",
+            r" \(it had 2 variables, now it has 0\)",
         ),
-        ((sgd, None), (sgd, 0.9), r".*train.average_decay\) .*was none, now there is one"),
+        ((sgd, None), (sgd, 0.9), r".*train.average_decay\) .*it had 0 variables, now it has 2"),
         ((sgd, 0.9), (keras.optimizers.Adam, 0.9), r"the optimizer \(train.make_opt.*, now "),
         ((keras.optimizers.Adam, None), (sgd, None), r"the optimizer \(train.make_opt.*, now "),
     ],
@@ -281,13 +279,7 @@ def test_one_that_does_not_write(tmp_path):
 
 def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
     """Without a best model, the newest checkpoint has the weights and their averages."""
-
-    def averaging():
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        return model, Optimizers(model, lambda: keras.optimizers.SGD(0.1), average_decay=0.9)
-
-    model, optimizers = averaging()
+    model, optimizers = built(sgd, average_decay=0.9)
     fit(model, optimizers, steps=3)
     checkpoints_of(str(tmp_path), model, optimizers).save(3, evaluated_step=0)
     plain = model.get_weights()
@@ -295,9 +287,9 @@ def test_averaged_weights_are_what_is_restored_for_use(tmp_path):
         averaged = model.get_weights()
     assert np.abs(plain[0] - averaged[0]).max() > 1e-3
 
-    used, _ = averaging()
+    used, _ = built(sgd, average_decay=0.9)
     assert Checkpoints(str(tmp_path), used).restore_best() == 3
-    trained, trained_optimizers = averaging()
+    trained, trained_optimizers = built(sgd, average_decay=0.9)
     assert checkpoints_of(str(tmp_path), trained, trained_optimizers).restore_latest() == 3
     for i, (one, other) in enumerate(zip(used.get_weights(), trained.get_weights(), strict=True)):
         np.testing.assert_array_equal(one, averaged[i])

@@ -142,26 +142,16 @@ def load_info(directory: str) -> DatasetInfo:
         extra = tfds_layout.extra_of(content)
         _INFO.require_version(directory, extra["format_version"])
         splits = {split["name"]: split for split in content["splits"]}
+        names = {field.name for field in dataclasses.fields(DatasetInfo)}
         info = DatasetInfo(
             directory=directory,
             name=content["name"],
-            num_shards=extra["num_shards"],
-            num_images=extra["num_images"],
             num_bytes={name: int(split["numBytes"]) for name, split in splits.items()},
-            num_classes=extra["num_classes"],
-            num_rejected=extra["num_rejected"],
-            settings=extra["settings"],
-            input_fingerprint=extra["input_fingerprint"],
             shard_lengths={
                 name: [int(length) for length in split["shardLengths"]]
                 for name, split in splits.items()
             },
-            shard_crc32c=extra.get("shard_crc32c", {}),
-            columns=extra.get("columns", ()),
-            group=extra.get("group"),
-            duplicates=extra.get("duplicates", {}),
-            classes_left_out=extra.get("classes_left_out", ()),
-            classes_fallen_below=extra.get("classes_fallen_below", ()),
+            **{name: value for name, value in extra.items() if name in names},
         )
         if any({*splits} != {*of} for of in (info.num_shards, info.num_images, info.num_classes)):
             raise ValueError("its lists of splits differ")
@@ -216,9 +206,7 @@ class DatasetIndex:
         Raises:
           UsageError: the file cannot be read.
         """
-        table = read_classes(self.info)
-        names = table["name"].to_pylist()
-        return dict(zip(table["label"].to_pylist(), names, strict=True))
+        return {row["label"]: row["name"] for row in read_classes(self.info).to_pylist()}
 
 
 def load_index(directory: str, split: str) -> DatasetIndex:

@@ -147,10 +147,7 @@ def load_info(directory: str) -> DatasetInfo:
             directory=directory,
             name=content["name"],
             num_bytes={name: int(split["numBytes"]) for name, split in splits.items()},
-            shard_lengths={
-                name: [int(length) for length in split["shardLengths"]]
-                for name, split in splits.items()
-            },
+            shard_lengths={name: [*map(int, of["shardLengths"])] for name, of in splits.items()},
             **{name: value for name, value in extra.items() if name in names},
         )
         if any({*splits} != {*of} for of in (info.num_shards, info.num_images, info.num_classes)):

@@ -30,14 +30,13 @@ def check_index(info: index.DatasetInfo, split: str) -> tuple[pa.Table | None, l
     number, shard, offset, label = (
         rows[name].to_numpy() for name in ("number", "shard", "offset", "label")
     )
-    is_later = np.diff(shard) == 0
-    is_later &= (np.diff(offset) > 0) & (np.diff(label) >= 0)
-    is_later |= np.diff(shard) > 0
+    is_next = (np.diff(shard) == 0) & (np.diff(offset) > 0) & (np.diff(label) >= 0)
+    is_next |= np.diff(shard) > 0
     last = info.num_shards[split] - 1
     for message, numbers in {
         "an empty cell": np.setdiff1d(np.arange(len(table)), number),
         f"a shard that is not 0 to {last}": number[(shard < 0) | (shard > last)],
-        "not sorted by shard and offset, or a class in several pieces": number[1:][~is_later],
+        "not sorted by shard and offset, or a class in several pieces": number[1:][~is_next],
     }.items():
         problems += [Problem(file, f"row {row}", message) for row in numbers.tolist()]
     return rows, problems

@@ -25,7 +25,7 @@ def verify(
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Problem]:
-    """Reads a finished data set back and yields everything that is wrong with it.
+    """Reads a finished data set back and yields each problem as soon as it is found.
 
     Each shard is read once, in order. Memory holds the index of one split, the source ids of all
     splits, and for each job one record and the index rows of one shard.
@@ -35,19 +35,10 @@ def verify(
       jobs: number of shards that are read at once; by default the number of cores.
       on_progress: called now and then with the number of records read so far.
 
-    Returns:
-      The problems as they are found; none if the data set is intact.
-
     Raises:
       UsageError: the folder holds no finished data set.
     """
     info = index.load_info(directory)
-    return _verify(info, jobs or os.cpu_count() or 1, on_progress)
-
-
-def _verify(
-    info: index.DatasetInfo, jobs: int, on_progress: Callable[[int], None]
-) -> Iterator[Problem]:
     sizes = index.file_sizes(info.directory)
     yield from remarks(info, sizes)
     yield from check_info(info)
@@ -56,7 +47,7 @@ def _verify(
     yield from problems
     counter = _Counter(on_progress)
     indexes: dict[str, pa.Table] = {}
-    with ThreadPoolExecutor(jobs) as pool, contextlib.ExitStack() as stack:
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool, contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, cancel_futures=True)
         stack.callback(counter.stopped.set)
         for split in sorted(info.num_shards):

@@ -338,5 +338,4 @@ def remove(path: str) -> None:
 
 def remove_tree(folder: str) -> None:
     with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
-        for _ in pool.map(remove, [info.path for info in list_tree(folder)]):
-            pass
+        list(pool.map(remove, [info.path for info in list_tree(folder)]))

@@ -73,7 +73,8 @@ def check_shard(task: ShardTask, on_image: Callable[[], None] = lambda: None) ->
     try:
         for offset, message in _check(task, rows, on_image):
             where = [] if offset is None else [f"offset {offset}"]
-            if row := (rows or {}).get(offset):
+            if rows and offset in rows:
+                row = rows[offset]
                 where += [f"row {row['number']}", row["source_id"]]
             problems.append(Problem(file, ", ".join(where), message))
     except OSError as error:

@@ -57,12 +57,12 @@ def escaped(text: str) -> str:
 
 def _splits(info: index.DatasetInfo, classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     first = [split for split in _FIRST_SPLITS if split in info.num_shards]
-    rows = [("split", "classes", "images", "shards", "size", "a class: min", "median", "max")]
+    rows = [["split", "classes", "images", "shards", "size", "a class: min", "median", "max"]]
     for split in [*first, *sorted({*info.num_shards} - {*first})]:
         counts = [row["count"] for row in classes if row["split"] == split and row["count"]]
         numbers = (info.num_classes[split], info.num_images[split], info.num_shards[split])
         size = byte_size(info.num_bytes[split])
-        rows.append((split, *map(_number, numbers), size, *_spread(counts)))
+        rows.append([split, *map(_number, numbers), size, *_spread(counts)])
     yield from _table("<>>>>>>>", rows)
 
 

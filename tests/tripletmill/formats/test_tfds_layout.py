@@ -37,7 +37,7 @@ def test_extra_round_trip():
     assert extra_of(json.loads(json.dumps(info))) == EXTRA
 
 
-NOTES = ({}, None, {"tripletmill": "{"}, {"tripletmill": "[]"})
+NOTES: tuple = ({}, None, {"tripletmill": "{"}, {"tripletmill": "[]"})
 
 
 @pytest.mark.parametrize("info", [{}, [], *({"releaseNotes": notes} for notes in NOTES)])

@@ -446,8 +446,8 @@ def test_checksum_of_a_file(copy):
 
 
 def test_data_set_without_what_came_later(copy):
-    later = ("shard_crc32c", "columns", "group", "duplicates", "classes_left_out")
-    later += ("classes_fallen_below",)
+    later = ["shard_crc32c", "columns", "group", "duplicates"]
+    later += ["classes_left_out", "classes_fallen_below"]
     edit_info(copy, lambda content, extra: [extra.pop(name) for name in later])
     info = index.load_info(str(copy))
     assert [getattr(info, name) for name in later] == [{}, (), None, {}, (), ()]

@@ -37,17 +37,13 @@ HEAD_BYTES = 12  # as many bytes as are needed to tell the format of a file
 
 _MAX_JPEG_SIDE = 65_500  # the longest side that libjpeg writes, in pixels
 
-_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"GIF87a", GifImagePlugin.GifImageFile),
-    (b"GIF89a", GifImagePlugin.GifImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),  # BigTIFF
-    (b"MM\0+", TiffImagePlugin.TiffImageFile),
-)
+_MAGIC: dict[type[ImageFile.ImageFile], tuple[bytes, ...]] = {
+    JpegImagePlugin.JpegImageFile: (b"\xff\xd8\xff",),
+    PngImagePlugin.PngImageFile: (b"\x89PNG\r\n\x1a\n",),
+    GifImagePlugin.GifImageFile: (b"GIF87a", b"GIF89a"),
+    BmpImagePlugin.BmpImageFile: (b"BM",),
+    TiffImagePlugin.TiffImageFile: (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # + is BigTIFF
+}
 
 _EXIF_ORIENTATION = 274
 _UPRIGHT = {
@@ -208,22 +204,19 @@ def require_image(head: bytes) -> type[ImageFile.ImageFile]:
     """
     if not head:
         raise BadImage("empty file")
-    reader = _reader(head)
-    if reader is None:
-        raise BadImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
-    return reader
+    for reader, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return reader
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    raise BadImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
 
 
 def encoder_versions() -> dict[str, str]:
     """Returns the versions of the libraries that decide the bytes of `canonical_jpeg`, by name."""
-    libraries = {
-        "libjpeg": "jpg",
-        "libjpeg_turbo": "libjpeg_turbo",
-        "libtiff": "libtiff",
-        "libwebp": "webp",
-        "littlecms": "littlecms2",
-    }
-    versions = {name: features.version(feature) or "none" for name, feature in libraries.items()}
+    in_pillow = {"libjpeg": "jpg", "libwebp": "webp", "littlecms": "littlecms2"}
+    names = ("libjpeg", "libjpeg_turbo", "libtiff", "libwebp", "littlecms")
+    versions = {name: features.version(in_pillow.get(name, name)) or "none" for name in names}
     return {**versions, "pillow": PIL.__version__}
 
 
@@ -232,15 +225,6 @@ def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
     if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
         range_ = f"{low} or more" if high is None else f"from {low} to {high}"
         raise UsageError(f"{name} must be a whole number, {range_}, not {value!r}")
-
-
-def _reader(data: bytes) -> type[ImageFile.ImageFile] | None:
-    for magic, reader in _MAGIC:
-        if data.startswith(magic):
-            return reader
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile
-    return None
 
 
 @contextlib.contextmanager

@@ -104,11 +104,8 @@ def _parameters(configurable: Callable) -> dict[str, inspect.Parameter]:
     """Returns parameters by name, with those of the base class if **kwargs are passed on to it."""
     functions = [configurable]
     if inspect.isclass(configurable):
-        functions = [
-            vars(each)["__init__"]
-            for each in inspect.getmro(configurable)
-            if "__init__" in vars(each)
-        ]
+        classes = inspect.getmro(configurable)
+        functions = [vars(each)["__init__"] for each in classes if "__init__" in vars(each)]
     known: dict[str, inspect.Parameter] = {}
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
@@ -140,9 +137,6 @@ def _require_all(configurable: Callable, scope: str, *, evaluated: bool) -> None
 def _references(value: typing.Any) -> Iterator[gin.config.ConfigurableReference]:
     if isinstance(value, gin.config.ConfigurableReference):
         yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _references(_without_macros(each))
-    elif isinstance(value, list | tuple):
-        for each in value:
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
             yield from _references(_without_macros(each))

@@ -85,12 +85,10 @@ def parse_gin(
       UsageError: a file is missing, a name or parameter does not exist, the syntax is wrong, a
         required value is not set, or a value is of the wrong kind.
     """
-    by_name = {
-        name: pkgutil.resolve_name(source)
-        for source, name in map(source_and_gin_name, configurables)
-    }
-    for name, configurable in by_name.items():
-        gin.external_configurable(configurable, name)
+    by_name = {}
+    for source, name in map(source_and_gin_name, configurables):
+        by_name[name] = pkgutil.resolve_name(source)
+        gin.external_configurable(by_name[name], name)
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"--gin_file {file}: no such file")
@@ -117,10 +115,8 @@ def flag_bindings(configurable: str, flags: argparse.Namespace) -> list[str]:
       configurable: whose parameters the flags set; each has the name that the flag is stored by.
       flags: parsed by a `GinParser`; None where a flag was not given.
     """
-    given = {name: value for name, value in vars(flags).items() if value is not None}
-    by_flag = [
-        f"{configurable}.{name} = {value!r}"
-        for name, value in given.items()
-        if not name.startswith("gin_")
-    ]
-    return [*flags.gin_param, *by_flag]
+    bindings = [*flags.gin_param]
+    for name, value in vars(flags).items():
+        if value is not None and not name.startswith("gin_"):
+            bindings.append(f"{configurable}.{name} = {value!r}")
+    return bindings

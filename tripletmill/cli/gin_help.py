@@ -78,12 +78,11 @@ def _shown(module: str, default: ast.expr | None) -> str:
     if isinstance(default, ast.Name):
         default = _constant(module, default.id) or default
     factories = [k.value for k in getattr(default, "keywords", ()) if k.arg == "default_factory"]
-    if factories:  # dataclasses.field(default_factory=...)
-        [factory] = factories
-        if isinstance(factory, ast.Lambda):
-            return ast.unparse(factory.body)
-        return f"{ast.unparse(factory)}()"
-    return ast.unparse(default)
+    if not factories:
+        return ast.unparse(default)
+    [factory] = factories  # dataclasses.field(default_factory=...)
+    is_lambda = isinstance(factory, ast.Lambda)
+    return ast.unparse(factory.body) if is_lambda else f"{ast.unparse(factory)}()"
 
 
 def _constant(module: str, name: str) -> ast.expr | None:
@@ -93,13 +92,13 @@ def _constant(module: str, name: str) -> ast.expr | None:
             if name in [alias.name for alias in node.names]:
                 return _constant(node.module, name)
         elif isinstance(node, ast.Assign):
-            for target in node.targets:
-                pairs = [(target, node.value)]
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    pairs = list(zip(target.elts, node.value.elts, strict=True))
-                for assigned, value in pairs:
-                    if isinstance(assigned, ast.Name) and assigned.id == name:
-                        return value
+            target, value = node.targets[0], node.value
+            pairs = [(target, value)]
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs = list(zip(target.elts, value.elts, strict=True))
+            for assigned, constant in pairs:
+                if ast.unparse(assigned) == name:
+                    return constant
     return None
 
 

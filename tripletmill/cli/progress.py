@@ -63,6 +63,17 @@ class Progress:
             self._silent = True
 
 
+def byte_size(size: float) -> str:
+    """Formats bytes as "7 bytes", "1.2 kB", "1.2 MB", "1.2 GB" or "1.2 TB"."""
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:,.1f} TB"
+
+
 def duration(seconds: float) -> str:
     """Formats seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
     whole = round(seconds)

@@ -11,6 +11,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tripletmill.errors import UsageError
@@ -131,16 +132,9 @@ def load_info(directory: str) -> EmbeddingsInfo:
     storage.require_supported(directory, "embeddings")
     with _INFO.reading(directory) as content:
         _INFO.require_version(directory, content["format"])
-        shards = [Shard(**shard) for shard in content["shards"]]
-        info = EmbeddingsInfo(
-            directory=directory,
-            **{
-                field.name: content[field.name]
-                for field in dataclasses.fields(EmbeddingsInfo)
-                if field.name not in ("directory", "shards")
-            },
-            shards=shards,
-        )
+        del content["format"]
+        shards = [Shard(**shard) for shard in content.pop("shards")]
+        info = EmbeddingsInfo(directory=directory, shards=shards, **content)
         if info.num_rows != sum(shard.rows for shard in shards):
             raise ValueError("num_rows is not the sum of its shards")
         return info
@@ -160,8 +154,8 @@ def load_embeddings(directory: str) -> Embeddings:
       UsageError: the folder holds no finished embeddings, or a shard is missing or damaged.
     """
     info = load_info(directory)
-    shards = [_arrays(info, shard) for shard in info.shards] or [_columns(info, _empty(info))]
-    return Embeddings(info, *(np.concatenate(columns) for columns in zip(*shards, strict=True)))
+    tables = [_read_shard(info, shard) for shard in info.shards]
+    return _embeddings(info, pa.concat_tables([schema(info.dim).empty_table(), *tables]))
 
 
 def iter_shards(directory: str) -> Iterator[Embeddings]:
@@ -172,7 +166,7 @@ def iter_shards(directory: str) -> Iterator[Embeddings]:
     """
     info = load_info(directory)
     for shard in info.shards:
-        yield Embeddings(info, *_arrays(info, shard))
+        yield _embeddings(info, _read_shard(info, shard))
 
 
 def make_table(
@@ -202,10 +196,9 @@ def make_table(
     dim = embedding.shape[1]
     columns = schema(dim)
     flat = pa.array(np.ascontiguousarray(embedding).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, type=columns.field("embedding").type)
     values = {"source_id": source_id, "split": split, "label": label, "class": class_name}
-    arrays = [pa.array(column, columns.field(name).type) for name, column in values.items()]
-    arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=columns.field("embedding").type))
-    return pa.Table.from_arrays(arrays, schema=columns)
+    return pa.table({**values, "embedding": vectors}, schema=columns)
 
 
 def write_table(table: pa.Table, file: Any) -> None:
@@ -214,12 +207,7 @@ def write_table(table: pa.Table, file: Any) -> None:
     pq.write_table(table, file, use_dictionary=["split", "label", "class"])
 
 
-def _empty(info: EmbeddingsInfo) -> pa.Table:
-    return schema(info.dim).empty_table()
-
-
-def _arrays(info: EmbeddingsInfo, shard: Shard) -> tuple[np.ndarray, ...]:
-    """Reads the columns of a shard: source_id, split, label and class [N], embedding [N, D]."""
+def _read_shard(info: EmbeddingsInfo, shard: Shard) -> pa.Table:
     path = storage.join(info.directory, shard.file)
     try:
         data = storage.read(path)
@@ -234,15 +222,15 @@ def _arrays(info: EmbeddingsInfo, shard: Shard) -> tuple[np.ndarray, ...]:
             raise ValueError("other columns or rows than its info says")
     except UNREADABLE as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
-    return _columns(info, table)
+    return table
 
 
-def _columns(info: EmbeddingsInfo, table: pa.Table) -> tuple[np.ndarray, ...]:
-    texts = {
-        name: np.array(table[name].to_pylist(), dtype=object)
-        for name in ("source_id", "split", "class")
-    }
-    label = table["label"].fill_null(UNKNOWN_LABEL).to_numpy()
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    embedding = flat.reshape(len(table), info.dim)
-    return texts["source_id"], texts["split"], label, texts["class"], embedding
+def _embeddings(info: EmbeddingsInfo, table: pa.Table) -> Embeddings:
+    return Embeddings(
+        info,
+        source_id=table["source_id"].to_numpy(),
+        split=table["split"].to_numpy(),
+        label=table["label"].fill_null(UNKNOWN_LABEL).to_numpy(),
+        class_name=table["class"].to_numpy(),
+        embedding=pc.list_flatten(table["embedding"]).to_numpy().reshape(len(table), info.dim),
+    )

@@ -142,26 +142,13 @@ def load_info(directory: str) -> DatasetInfo:
         extra = tfds_layout.extra_of(content)
         _INFO.require_version(directory, extra["format_version"])
         splits = {split["name"]: split for split in content["splits"]}
+        names = {field.name for field in dataclasses.fields(DatasetInfo)}
         info = DatasetInfo(
             directory=directory,
             name=content["name"],
-            num_shards=extra["num_shards"],
-            num_images=extra["num_images"],
             num_bytes={name: int(split["numBytes"]) for name, split in splits.items()},
-            num_classes=extra["num_classes"],
-            num_rejected=extra["num_rejected"],
-            settings=extra["settings"],
-            input_fingerprint=extra["input_fingerprint"],
-            shard_lengths={
-                name: [int(length) for length in split["shardLengths"]]
-                for name, split in splits.items()
-            },
-            shard_crc32c=extra.get("shard_crc32c", {}),
-            columns=extra.get("columns", ()),
-            group=extra.get("group"),
-            duplicates=extra.get("duplicates", {}),
-            classes_left_out=extra.get("classes_left_out", ()),
-            classes_fallen_below=extra.get("classes_fallen_below", ()),
+            shard_lengths={name: [*map(int, of["shardLengths"])] for name, of in splits.items()},
+            **{name: value for name, value in extra.items() if name in names},
         )
         if any({*splits} != {*of} for of in (info.num_shards, info.num_images, info.num_classes)):
             raise ValueError("its lists of splits differ")
@@ -216,9 +203,7 @@ class DatasetIndex:
         Raises:
           UsageError: the file cannot be read.
         """
-        table = read_classes(self.info)
-        names = table["name"].to_pylist()
-        return dict(zip(table["label"].to_pylist(), names, strict=True))
+        return {row["label"]: row["name"] for row in read_classes(self.info).to_pylist()}
 
 
 def load_index(directory: str, split: str) -> DatasetIndex:
@@ -284,7 +269,7 @@ def read_index(info: DatasetInfo, split: str, columns: Sequence[str]) -> pa.Tabl
     Raises:
       UsageError: the file or one of the columns is missing or cannot be read.
     """
-    return _read_table(info.path(index_file(info.name, split)), columns)
+    return read_table(info.path(index_file(info.name, split)), columns)
 
 
 def read_index_rows(path: str, rows: range, columns: Sequence[str]) -> pa.Table:
@@ -295,7 +280,7 @@ def read_index_rows(path: str, rows: range, columns: Sequence[str]) -> pa.Table:
     Raises:
       UsageError: the file or one of the columns is missing or cannot be read.
     """
-    return _read_table(path, columns, rows)
+    return read_table(path, columns, rows)
 
 
 def read_classes(info: DatasetInfo) -> pa.Table:
@@ -304,18 +289,24 @@ def read_classes(info: DatasetInfo) -> pa.Table:
     Raises:
       UsageError: the file or one of the columns is missing or cannot be read.
     """
-    return _read_table(info.path(CLASSES_FILE), CLASSES_SCHEMA.names)
+    return read_table(info.path(CLASSES_FILE), CLASSES_SCHEMA.names)
 
 
-def _read_table(path: str, columns: Sequence[str], rows: range | None = None) -> pa.Table:
-    """Reads columns of all rows, or of a range of rows."""
+def read_table(
+    path: str, columns: Sequence[str] | None = None, rows: range | None = None
+) -> pa.Table:
+    """Reads a Parquet file: all columns or some, of all rows or of a range of rows.
+
+    Raises:
+      UsageError: the file or one of the columns is missing or cannot be read.
+    """
     try:
         with storage.open_read(path) as file:
             # A thread of Arrow that still holds a Python file when Python ends would abort the
             # process, so no threads are used.
             parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             if rows is None:
-                table = parquet.read([*columns], use_threads=False)
+                table = parquet.read(columns, use_threads=False)
             else:
                 table = _read_rows(parquet, columns, rows)
         table.validate(full=True)  # text that is not UTF-8 would fail later
@@ -324,10 +315,10 @@ def _read_table(path: str, columns: Sequence[str], rows: range | None = None) ->
     return table
 
 
-def _read_rows(parquet: pq.ParquetFile, columns: Sequence[str], rows: range) -> pa.Table:
+def _read_rows(parquet: pq.ParquetFile, columns: Sequence[str] | None, rows: range) -> pa.Table:
     groups = range(parquet.metadata.num_row_groups)
     sizes = [parquet.metadata.row_group(group).num_rows for group in groups]
     starts = [sum(sizes[:group]) for group in groups]
     needed = [g for g in groups if starts[g] < rows.stop and starts[g] + sizes[g] > rows.start]
-    table = parquet.read_row_groups(needed, columns=[*columns], use_threads=False)
+    table = parquet.read_row_groups(needed, columns=columns, use_threads=False)
     return table.slice(rows.start - starts[needed[0]] if needed else 0, len(rows))

@@ -67,10 +67,6 @@ def load_card(model: str) -> ModelCard:
             directory=directory,
             fingerprint=content["fingerprint"],
             dim=content["embedding_dim"],
-            image=ImageSettings(
-                short_side=image["short_side"],
-                quality=image["quality"],
-                background=tuple(image["background"]),
-            ),
+            image=ImageSettings(image["short_side"], image["quality"], image["background"]),
             content=content,
         )

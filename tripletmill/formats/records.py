@@ -5,11 +5,10 @@ Workers that write records start faster and need less memory without TensorFlow.
 
 import struct
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any, BinaryIO, Self, SupportsIndex
 
 import google_crc32c
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those eight bytes
@@ -33,9 +32,7 @@ class DamagedRecord(Exception):  # noqa: N818
 
     def __init__(self, offset: int, problem: str, next_offset: int | None = None) -> None:
         super().__init__(offset, problem, next_offset)
-        self.offset = offset
-        self.problem = problem
-        self.next_offset = next_offset
+        self.offset, self.problem, self.next_offset = offset, problem, next_offset
 
     def __str__(self) -> str:
         """Says the offset and the problem in one line."""
@@ -58,10 +55,9 @@ def encode_example(features: Mapping[str, bytes | str | SupportsIndex]) -> bytes
     example = _Example()
     for key, value in features.items():
         feature = example.features.feature[key]
-        if isinstance(value, str):
-            feature.bytes_list.value.append(value.encode())
-        elif isinstance(value, bytes):
-            feature.bytes_list.value.append(value)
+        if isinstance(value, str | bytes):
+            data = value.encode() if isinstance(value, str) else value
+            feature.bytes_list.value.append(data)
         else:
             feature.int64_list.value.append(value)
     return example.SerializeToString(deterministic=True)
@@ -131,12 +127,7 @@ class RecordWriter:
         """Returns the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Flushes the file, which stays open."""
         if kind is None:
             self._file.flush()
@@ -224,61 +215,38 @@ def _masked_crc(data: bytes) -> int:
 
 
 def _example_class() -> Any:
-    """Builds the message class tensorflow.Example from its published field numbers and types."""
-    kind = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="tripletmill/example.proto", package="tensorflow", syntax="proto3"
-    )
-
-    def message(name: str, *fields: descriptor_pb2.FieldDescriptorProto) -> None:
-        file.message_type.add(name=name, field=fields)
-
-    def field(
-        name: str,
-        number: int,
-        type_: "descriptor_pb2.FieldDescriptorProto.Type",
-        *,
-        of: str | None = None,
-        repeated: bool = False,
-        oneof: int | None = None,
-    ) -> descriptor_pb2.FieldDescriptorProto:
-        return kind(
-            name=name,
-            number=number,
-            type=type_,
-            type_name=of and f".tensorflow.{of}",
-            label=kind.LABEL_REPEATED if repeated else kind.LABEL_OPTIONAL,
-            oneof_index=oneof,
-        )
-
-    message("BytesList", field("value", 1, kind.TYPE_BYTES, repeated=True))
-    message("FloatList", field("value", 1, kind.TYPE_FLOAT, repeated=True))
-    message("Int64List", field("value", 1, kind.TYPE_INT64, repeated=True))
-    message(
-        "Feature",
-        field("bytes_list", 1, kind.TYPE_MESSAGE, of="BytesList", oneof=0),
-        field("float_list", 2, kind.TYPE_MESSAGE, of="FloatList", oneof=0),
-        field("int64_list", 3, kind.TYPE_MESSAGE, of="Int64List", oneof=0),
-    )
-    file.message_type[-1].oneof_decl.add(name="kind")
-    message(
-        "Features",
-        field("feature", 1, kind.TYPE_MESSAGE, of="Features.FeatureEntry", repeated=True),
-    )
-    entry = file.message_type[-1].nested_type.add(
-        name="FeatureEntry",
-        field=(
-            field("key", 1, kind.TYPE_STRING),
-            field("value", 2, kind.TYPE_MESSAGE, of="Feature"),
-        ),
-    )
-    entry.options.map_entry = True
-    message("Example", field("features", 1, kind.TYPE_MESSAGE, of="Features"))
-
+    """Builds the message class tensorflow.Example."""
+    file = text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto())
     # TensorFlow registers the same names in the default pool, so this class needs another one.
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
+# The published field numbers and types of tensorflow.Example. Labels: 1 is optional, 3 repeated.
+# Types: 2 is float, 3 is int64, 9 is string, 11 is a message, and 12 is bytes.
+_EXAMPLE_PROTO = """
+name: "tripletmill/example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: 3 type: 12 } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: 3 type: 2 } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: 3 type: 3 } }
+message_type {
+  name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 label: 1 type: 11 type_name: "BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 label: 1 type: 11 type_name: "FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 label: 1 type: 11 type_name: "Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 label: 3 type: 11 type_name: "FeatureEntry" }
+  nested_type {
+    name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: 1 type: 9 }
+    field { name: "value" number: 2 label: 1 type: 11 type_name: "Feature" }
+  }
+}
+message_type {
+  name: "Example" field { name: "features" number: 1 label: 1 type: 11 type_name: "Features" }
+}
+"""
 _Example = _example_class()

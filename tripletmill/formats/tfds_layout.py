@@ -95,12 +95,9 @@ def extra_of(dataset_info: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: tripletmill did not write this content.
     """
     try:
-        extra = json.loads(dataset_info["releaseNotes"][_EXTRA_KEY])
+        return {**json.loads(dataset_info["releaseNotes"][_EXTRA_KEY])}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("a dataset_info.json that tripletmill did not write") from error
-    if not isinstance(extra, dict):
-        raise ValueError("a dataset_info.json that tripletmill did not write")
-    return extra
 
 
 def _feature(connector: str, **content: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import collections
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from tripletmill.errors import UsageError
 from tripletmill.formats import index, tfds_layout
 from tripletmill.inspection.problem import Problem, unreadable
 from tripletmill.storage import storage
@@ -54,97 +54,87 @@ def check_info(info: index.DatasetInfo) -> Iterator[Problem]:
 
 
 def check_lists(info: index.DatasetInfo) -> Iterator[Problem]:
-    """Checks rejected.jsonl and duplicates.jsonl."""
-    file, fields = index.REJECTED_FILE, {"source_id": str, "class": str, "reason": str}
-    rows = yield from _read_lines(info, file, fields)
-    if rows is not None and rows.total() != info.num_rejected:
-        message = f"{rows.total()} lines, {info.num_rejected} in {index.INFO_FILE}"
-        yield Problem(file, "", message)
-    file, expected = index.DUPLICATES_FILE, collections.Counter(info.duplicates)
-    if expected.total() or storage.is_file(info.path(file)):
-        groups = yield from _read_lines(info, file, {"kind": str, "images": list})
-        if groups is not None and groups != expected:
-            message = f"groups {_counts(groups)}, in {index.INFO_FILE} {_counts(expected)}"
-            yield Problem(file, "", message)
+    """Checks each line of rejected.jsonl and duplicates.jsonl, and the numbers of lines."""
+    rejected = {"source_id": str, "class": str, "reason": str}
+    yield from _check_lines(info, index.REJECTED_FILE, rejected, {"lines": info.num_rejected})
+    file = index.DUPLICATES_FILE
+    if any(info.duplicates.values()) or storage.is_file(info.path(file)):
+        yield from _check_lines(info, file, {"kind": str, "images": list}, info.duplicates)
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {n}" for kind, n in sorted(counts.items()) if n) or "none"
-
-
-def _read_lines(
-    info: index.DatasetInfo, file: str, fields: Mapping[str, type]
-) -> Generator[Problem, None, collections.Counter[str] | None]:
-    """Reads a .jsonl file.
-
-    Returns:
-      Number of lines by their "kind", which is "" for a line without one and "damaged" for a line
-      that is not right; None if the file cannot be read.
-    """
-    kinds: collections.Counter[str] = collections.Counter()
+def _check_lines(
+    info: index.DatasetInfo, file: str, fields: Mapping[str, type], stated: Mapping[str, int]
+) -> Iterator[Problem]:
+    """Checks a .jsonl file; `stated` is the number of its lines by their "kind"."""
+    counts: collections.Counter[str] = collections.Counter()
     try:
         for number, line in enumerate(index.read_lines(info.path(file)), 1):
             try:
                 row = json.loads(line)
                 if not all(isinstance(row[name], kind) for name, kind in fields.items()):
                     raise TypeError
-                kinds[row.get("kind", "")] += 1
+                counts[row.get("kind", "lines")] += 1
             except (LookupError, TypeError, ValueError):
-                kinds["damaged"] += 1
                 message = f"no JSON object with {', '.join(fields)}"
                 yield Problem(file, f"line {number}", message)
     except OSError as error:
         yield unreadable(file, error)
-        return None
-    return kinds
+        return
+    for kind in sorted({*counts, *stated}):
+        if counts[kind] != stated.get(kind, 0):
+            message = f"{kind}: {counts[kind]}, but {stated.get(kind, 0)} in {index.INFO_FILE}"
+            yield Problem(file, "", message)
 
 
-ClassRows = dict[str, dict[int, tuple[str, int]]]
+ClassCounts = dict[str, dict[int, int]]
 
 
-def check_classes(info: index.DatasetInfo) -> tuple[ClassRows | None, list[Problem]]:
+def check_classes(
+    info: index.DatasetInfo,
+) -> tuple[dict[int, str], ClassCounts | None, list[Problem]]:
     """Checks that the rows of classes.parquet agree with each other.
 
     Returns:
-      A pair. Its first part is (name, count) by split and label, or None if the file cannot be
-      read. Its second part is the problems.
+      The class names by label; the number of images by split and label, or None if the file
+      cannot be read; and the problems.
     """
     file = index.CLASSES_FILE
-    try:
-        with storage.open_read(info.path(file)) as opened:
-            parquet = pq.ParquetFile(opened, page_checksum_verification=True, pre_buffer=False)
-            table = parquet.read(use_threads=False)
-        table.validate(full=True)  # finds text that is not UTF-8
-    except index.UNREADABLE as error:
-        return None, [unreadable(file, error)]
-    problems = [*check_columns(file, table.schema, index.CLASSES_SCHEMA)]
-    if problems:
-        return None, problems
-    classes: ClassRows = {split: {} for split in info.num_shards}
     names: dict[int, str] = {}
+    table, problems = read_parquet(info, file, index.CLASSES_SCHEMA)
+    if table is None:
+        return names, None, problems
+    counts: ClassCounts = {split: {} for split in info.num_shards}
     labels: dict[str, int] = {}
     for number, row in enumerate(table.to_pylist()):
         label, name, split = row["label"], row["name"], row["split"]
-        if None in row.values():
-            message = "an empty cell"
-        elif split not in classes:
-            message = f"there is no split {split!r}"
-        elif label in classes[split]:
-            message = f"label {label} is in {split} a second time"
+        if None in row.values() or split not in counts:
+            message = f"an empty cell, or an unknown split: {row}"
+        elif (
+            label in counts[split]
+            or names.setdefault(label, name) != name
+            or labels.setdefault(name, label) != label
+        ):
+            message = f"contradicts an earlier row: label {label}, {name!r}, {split}"
         else:
-            classes[split][label] = name, row["count"]
-            if names.setdefault(label, name) != name:
-                message = f"label {label} is {names[label]!r} and {name!r}"
-            elif labels.setdefault(name, label) != label:
-                message = f"{name!r} is label {labels[name]} and {label}"
-            else:
-                continue
+            counts[split][label] = row["count"]
+            continue
         problems.append(Problem(file, f"row {number}", message))
-    return classes, problems
+    return names, counts, problems
 
 
-def check_columns(file: str, schema: pa.Schema, expected: pa.Schema) -> Iterator[Problem]:
-    """Checks names, types and order of a Parquet file's columns."""
-    if not schema.equals(expected):
-        shown = [", ".join(f"{f.name} {f.type}" for f in fields) for fields in (schema, expected)]
-        yield Problem(file, "", f"its columns are {shown[0]}; expected {shown[1]}")
+def read_parquet(
+    info: index.DatasetInfo, file: str, expected: pa.Schema
+) -> tuple[pa.Table | None, list[Problem]]:
+    """Reads a Parquet file and checks names, types and order of its columns.
+
+    Returns:
+      The table, or None if it cannot be read or has other columns; and the problems.
+    """
+    try:
+        table = index.read_table(info.path(file))
+    except UsageError as error:
+        return None, [unreadable(file, error)]
+    if table.schema.equals(expected):
+        return table, []
+    shown = [", ".join(f"{f.name} {f.type}" for f in each) for each in (table.schema, expected)]
+    return None, [Problem(file, "", f"its columns are {shown[0]}; expected {shown[1]}")]

@@ -8,15 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 import google_crc32c
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import JpegImagePlugin
 
 from tripletmill.formats import tfds_layout
 from tripletmill.formats.records import DamagedRecord, decode_example, read_records
-from tripletmill.inspection.problem import Problem
+from tripletmill.inspection.problem import Problem, unreadable
 from tripletmill.storage import storage
 
-_FEATURES = frozenset(tfds_layout.features_json()["content"]["features"])
 _NUMBERS = ("image/class/label", "image/height", "image/width")
+_TYPES = {
+    name: int if name in _NUMBERS else bytes
+    for name in tfds_layout.features_json()["content"]["features"]
+}
 # Columns of the index, and the features of a record that must be equal to them.
 _IN_BOTH = {
     "label": "image/class/label",
@@ -26,6 +31,8 @@ _IN_BOTH = {
     "sha256": "image/key/sha256",
 }
 
+Rows = dict[int, dict[str, Any]]  # rows of the index by offset
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
@@ -33,16 +40,16 @@ class ShardTask:
 
     Attributes:
       path: path of the file.
-      size: bytes of the file; None where it is missing.
-      rows: the shard's rows of the index, each with its "number" in the index file; None where
-        they cannot be read.
-      names: class names of the split by label, as far as they are known.
-      crc32c: checksum of the whole file; None where dataset_info.json has none.
+      number: number of the shard in its split, from 0.
+      rows: all rows of the split's index, as `check_index` returns them; None if they cannot be
+        read.
+      names: class names by label, as far as they are known.
+      crc32c: checksum of the whole file; None if dataset_info.json has none.
     """
 
     path: str
-    size: int | None
-    rows: Sequence[Mapping[str, Any]] | None
+    number: int
+    rows: pa.Table | None
     names: Mapping[int, str]
     crc32c: int | None
 
@@ -57,135 +64,100 @@ def check_shard(task: ShardTask, on_image: Callable[[], None] = lambda: None) ->
     Returns:
       The problems in the order in which they were found; none if the shard is intact.
     """
-    check = _ShardCheck(task)
-    check.run(on_image)
-    return check.problems
+    rows: Rows | None = None
+    if task.rows is not None:
+        in_shard = task.rows.filter(pc.equal(task.rows["shard"], task.number))
+        rows = {row["offset"]: row for row in in_shard.to_pylist()}
+    file = task.path.rpartition("/")[2]
+    problems = []
+    try:
+        for offset, message in _check(task, rows, on_image):
+            where = [] if offset is None else [f"offset {offset}"]
+            if rows and offset in rows:
+                row = rows[offset]
+                where += [f"row {row['number']}", row["source_id"]]
+            problems.append(Problem(file, ", ".join(where), message))
+    except OSError as error:
+        problems.append(unreadable(file, error))
+    return problems
 
 
-class _ShardCheck:
-    def __init__(self, task: ShardTask) -> None:
-        self.task = task
-        self.problems: list[Problem] = []
-        self._rows = task.rows or ()
-        self._row_at = {row["offset"]: i for i, row in enumerate(self._rows)}
-        self._seen: set[int] = set()  # offsets of records, whole or damaged
-        self._is_damaged = False
-        self._label: int | None = None  # of the previous record
-        self._labels: set[int] = set()
+def _check(
+    task: ShardTask, rows: Rows | None, on_image: Callable[[], None]
+) -> Iterator[tuple[int | None, str]]:
+    """Yields problems with their offset, which is None for a problem of the whole file."""
+    offsets = sorted(rows or {})
+    seen: set[int] = set()
+    is_damaged = False
+    with storage.open_read(task.path) as file:
+        summed = _SummedFile(file)
+        for offset, record in _records(cast(BinaryIO, summed), offsets):
+            on_image()
+            seen.add(offset)
+            if isinstance(record, DamagedRecord):
+                is_damaged = True
+                yield offset, record.problem
+                continue
+            for message in _record_problems(record, offset, rows, task.names):
+                yield offset, message
+    for offset in offsets:
+        if offset not in seen:
+            yield offset, "no record starts here"
+    # Parts of a damaged file are skipped, so its checksum is not known.
+    if not is_damaged and task.crc32c not in (None, summed.crc32c):
+        yield None, f"its CRC-32C is {summed.crc32c}, in dataset_info.json {task.crc32c}"
 
-    def run(self, on_image: Callable[[], None]) -> None:
-        if self.task.size is None:
-            self._report(f"missing, with {len(self._rows):,} images")
-            return
+
+def _records(file: BinaryIO, offsets: Sequence[int]) -> Iterator[tuple[int, bytes | DamagedRecord]]:
+    """Yields every record; after a damaged one, the offsets of the index say where to continue."""
+    while True:
         try:
-            with storage.open_read(self.task.path) as file:
-                summed = _SummedFile(file)
-                for offset, payload in self._records(summed):
-                    on_image()
-                    self._seen.add(offset)
-                    self._check_record(offset, payload)
-        except OSError as error:
-            self._report(f"cannot be read: {error.strerror or error}")
+            yield from read_records(file)
             return
-        self._check_rows()
-        # Parts of a damaged file are skipped, so its checksum is not known.
-        if not self._is_damaged and self.task.crc32c not in (None, summed.crc32c):
-            message = f"its CRC-32C is {summed.crc32c}, in dataset_info.json {self.task.crc32c}"
-            self._report(message)
-
-    def _report(self, message: str, offset: int | None = None, row: int | None = None) -> None:
-        where = [] if offset is None else [f"offset {offset}"]
-        if row is None and offset is not None:
-            row = self._row_at.get(offset)
-        if row is not None:
-            where += [f"row {self._rows[row]['number']}", self._rows[row]["source_id"]]
-        file = self.task.path.rpartition("/")[2]
-        self.problems.append(Problem(file, ", ".join(where), message))
-
-    def _records(self, file: "_SummedFile") -> Iterator[tuple[int, bytes]]:
-        """Every record that can be read; after a damaged one the index says where to continue."""
-        offsets = sorted(self._row_at)
-        while True:
-            try:
-                yield from read_records(cast(BinaryIO, file))
+        except DamagedRecord as damage:
+            yield damage.offset, damage
+            later = bisect.bisect_right(offsets, damage.offset)
+            if later == len(offsets):
                 return
-            except DamagedRecord as damage:
-                self._is_damaged = True
-                self._seen.add(damage.offset)
-                unknown = "; without the index, the rest of the file cannot be checked"
-                problem = damage.problem + (unknown if self.task.rows is None else "")
-                self._report(problem, damage.offset)
-                later = bisect.bisect_right(offsets, damage.offset)
-                if later == len(offsets):
-                    return
-                file.seek(offsets[later])
+            file.seek(offsets[later])
 
-    def _check_rows(self) -> None:
-        """Reports rows without a record, and rows that are not in file order."""
-        before = -1
-        for i, row in enumerate(self._rows):
-            offset = row["offset"]
-            if offset not in self._seen:
-                self._report("no record starts here", offset, i)
-            if offset <= before:
-                message = f"comes in the index after the row of offset {before}: not in file order"
-                self._report(message, offset, i)
-            before = offset
 
-    def _check_record(self, offset: int, payload: bytes) -> None:
-        try:
-            features = _features(payload)
-        except ValueError as error:
-            self._report(str(error), offset)
-            return
-        if offset in self._row_at:
-            in_shard = {"length": len(payload)}
-            in_shard |= {name: features[feature] for name, feature in _IN_BOTH.items()}
-            row = self._rows[self._row_at[offset]]
-            for name, value in in_shard.items():
-                if value != row[name]:
-                    expected = _shown(row[name])
-                    message = f"{name} is {expected} in the index, {_shown(value)} in the shard"
-                    self._report(message, offset)
-        elif self.task.rows is not None:
-            message = f"record of {features['image/source_id']} without a row in the index"
-            self._report(message, offset)
-        for message in _image_problems(features):
-            self._report(message, offset)
-        label, text = features["image/class/label"], features["image/class/text"]
-        name = self.task.names.get(label, text)
-        if text != name:
-            message = f"class {text!r} here, label {label} is {name!r} in classes.parquet"
-            self._report(message, offset)
-        if label != self._label and label in self._labels:
-            message = f"more images of label {label}: the class is not in one piece"
-            self._report(message, offset)
-        self._label = label
-        self._labels.add(label)
+def _record_problems(
+    payload: bytes, offset: int, rows: Rows | None, names: Mapping[int, str]
+) -> Iterator[str]:
+    """Yields what is wrong with a record; `names` as in `ShardTask`."""
+    try:
+        features: dict[str, Any] = dict(decode_example(payload))
+    except ValueError as error:
+        yield str(error)
+        return
+    wrong = _TYPES.items() ^ {name: type(value) for name, value in features.items()}.items()
+    if wrong:
+        yield f"missing, unknown or of a wrong type: {', '.join(sorted(dict(wrong)))}"
+        return
+    for name in ("image/class/text", "image/format", "image/source_id"):
+        features[name] = features[name].decode("utf-8", "backslashreplace")
+    if rows is not None and offset not in rows:
+        yield f"record of {features['image/source_id']} without a row in the index"
+    elif rows is not None:
+        in_shard = {name: features[feature] for name, feature in _IN_BOTH.items()}
+        for name, value in {"length": len(payload), **in_shard}.items():
+            expected = rows[offset][name]
+            if value != expected:
+                yield f"{name} is {_shown(expected)} in the index, {_shown(value)} in the shard"
+    yield from _image_problems(features)
+    label, text = features["image/class/label"], features["image/class/text"]
+    if text != names.get(label, text):
+        yield f"class {text!r} here, label {label} is {names[label]!r} in classes.parquet"
 
 
 def _shown(value: Any) -> str:
     return f"{value.hex()[:16]}..." if isinstance(value, bytes) else str(value)
 
 
-def _features(payload: bytes) -> dict[str, Any]:
-    """Decodes the features of a record, text as str; raises ValueError unless all are right."""
-    features: dict[str, Any] = dict(decode_example(payload))
-    if missing := _FEATURES - features.keys():
-        raise ValueError(f"without {', '.join(sorted(missing))}")
-    if unknown := features.keys() - _FEATURES:
-        raise ValueError(f"with {', '.join(sorted(unknown))}")
-    for name, value in features.items():
-        if isinstance(value, int) != (name in _NUMBERS):
-            raise ValueError(f"{name} is {type(value).__name__}")
-    for name in ("image/class/text", "image/format", "image/source_id"):
-        features[name] = features[name].decode("utf-8", "backslashreplace")
-    return features
-
-
 def _image_problems(features: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is wrong with the image of a record."""
-    jpeg = features["image/encoded"]
+    jpeg, size = features["image/encoded"], (features["image/height"], features["image/width"])
     if features["image/format"] != "jpeg":
         yield f"image/format is {features['image/format']!r}"
     if hashlib.sha256(jpeg).digest() != features["image/key/sha256"]:
@@ -194,15 +166,13 @@ def _image_problems(features: Mapping[str, Any]) -> Iterator[str]:
         # Image.open limits the size, and it takes some JPEGs for other formats.
         with JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg)) as image:
             image.load()
-            mode, (width, height) = image.mode, image.size
     except Exception as error:  # damaged data can raise almost any exception
         yield f"the image does not decode: {error}"
         return
-    if mode != "RGB":
-        yield f"the image is {mode}, not RGB"
-    if (height, width) != (features["image/height"], features["image/width"]):
-        said = f"{features['image/height']} x {features['image/width']}"
-        yield f"the image is {height} x {width}, in the record {said}"
+    if image.mode != "RGB":
+        yield f"the image is {image.mode}, not RGB"
+    if (image.height, image.width) != size:
+        yield f"the image is {image.height} x {image.width}, in the record {size[0]} x {size[1]}"
 
 
 class _SummedFile:

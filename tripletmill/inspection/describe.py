@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tripletmill.cli.progress import byte_size
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 
@@ -51,39 +52,25 @@ def describe(directory: str) -> Iterator[str]:
 
 def escaped(text: str) -> str:
     """Escapes unprintable characters as in Python, because they could control the terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _splits(info: index.DatasetInfo, classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     first = [split for split in _FIRST_SPLITS if split in info.num_shards]
-    rows = [("split", "classes", "images", "shards", "size", "a class: min", "median", "max")]
+    rows = [["split", "classes", "images", "shards", "size", "a class: min", "median", "max"]]
     for split in [*first, *sorted({*info.num_shards} - {*first})]:
         counts = [row["count"] for row in classes if row["split"] == split and row["count"]]
-        rows.append(
-            (
-                split,
-                _number(info.num_classes[split]),
-                _number(info.num_images[split]),
-                _number(info.num_shards[split]),
-                _bytes(info.num_bytes[split]),
-                *_spread(counts),
-            )
-        )
+        numbers = (info.num_classes[split], info.num_images[split], info.num_shards[split])
+        size = byte_size(info.num_bytes[split])
+        rows.append([split, *map(_number, numbers), size, *_spread(counts)])
     yield from _table("<>>>>>>>", rows)
 
 
 def _sizes(info: index.DatasetInfo) -> Iterator[str]:
-    heights, widths = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    for split in info.num_shards:
-        table = index.read_index(info, split, ["height", "width"])
-        heights.append(table["height"].to_numpy())
-        widths.append(table["width"].to_numpy())
-    height, width = np.concatenate(heights), np.concatenate(widths)
-    spread = [("height", *_spread(height)), ("width", *_spread(width))]
-    yield from _table("<>>>", [("pixels", "min", "median", "max"), *spread])
+    sides = ["height", "width"]
+    tables = [index.read_index(info, split, sides) for split in info.num_shards]
+    rows = [(side, *_spread(np.hstack([[], *(t[side] for t in tables)]))) for side in sides]
+    yield from _table("<>>>", [("pixels", "min", "median", "max"), *rows])
 
 
 def _images_a_class(classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -133,7 +120,7 @@ def _left_out(info: index.DatasetInfo) -> Iterator[str]:
             examples.setdefault(row["reason"], row["source_id"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not written by tripletmill ({error!r})") from error
-    yield f"left out: {_counted(info.num_rejected, 'file') if info.num_rejected else 'nothing'}"
+    yield f"left out: {info.num_rejected:,} files" if info.num_rejected else "left out: nothing"
     width = max((len(_number(count)) for count in reasons.values()), default=0)
     for reason, count in reasons.most_common():
         yield _cut(f"  {_number(count):>{width}}  {escaped(reason)}")
@@ -190,26 +177,12 @@ def _cut(text: str, width: int = WIDTH) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _spread(values: Sequence[int] | np.ndarray) -> tuple[str, str, str]:
+def _spread(values: Sequence[int] | np.ndarray) -> list[str]:
     """Minimum, median and maximum; dashes if there are no values."""
     if not len(values):
-        return "-", "-", "-"
-    median = float(np.median(values))
-    return _number(np.min(values)), f"{median:,.1f}".removesuffix(".0"), _number(np.max(values))
+        return ["-"] * 3
+    return [f"{value:,.1f}".removesuffix(".0") for value in np.percentile(values, (0, 50, 100))]
 
 
-def _number(value: int | np.integer) -> str:
+def _number(value: int) -> str:
     return f"{value:,}"
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'s' * (count != 1)}"
-
-
-def _bytes(value: int) -> str:
-    size = float(value)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

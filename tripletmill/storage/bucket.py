@@ -6,6 +6,7 @@ version of the object that it replaces.
 """
 
 import base64
+import collections
 import contextlib
 import errno
 import functools
@@ -13,7 +14,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol, cast
 
 from tripletmill.errors import UsageError
@@ -109,11 +110,15 @@ def absolute(path: str) -> str:
     return path.rstrip("/")
 
 
-def stat(path: str) -> FileInfo:
+def _reloaded(path: str) -> Any:
     blob = _blob(path)
     with _errors(path):
         blob.reload(timeout=TIMEOUT_SECONDS, retry=_retry())
-    return _info(split(path)[0], blob)
+    return blob
+
+
+def stat(path: str) -> FileInfo:
+    return _info(split(path)[0], _reloaded(path))
 
 
 def _list(folder: str, *, delimiter: str | None = None, limit: int | None = None) -> Any:
@@ -251,98 +256,62 @@ def download(objects: Sequence[tuple[str, Sink]], *, watch: Callable[[], None]) 
     Raises:
       OSError: the bucket or the network fails in spite of retries.
     """
-    from google.cloud.storage import transfer_manager
+    waiting, errors = collections.deque(objects), list[BaseException]()
 
-    retry = _StoppableRetry([sink for _, sink in objects])
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            results = pool.submit(
-                transfer_manager.download_many,
-                [(_client().bucket(split(path)[0]).blob(split(path)[1]), s) for path, s in objects],
-                download_kwargs={
-                    # The library does not compare the checksum of a download that was resumed.
-                    "checksum": None,
-                    "timeout": TIMEOUT_SECONDS,
-                    "retry": retry,
-                },
-                worker_type=transfer_manager.THREAD,
-                max_workers=DOWNLOADED_AT_ONCE,
-            )
-            while not wait([results], WATCH_SECONDS).done:
-                watch()
-        finally:
-            retry.stopped.set()
-    for (path, _), result in zip(objects, results.result(), strict=True):
-        if isinstance(result, BaseException) and not isinstance(result, _Stopped):
-            with _errors(path):
-                raise result
-
-
-class _StoppableRetry:
-    """Takes the place of the library's Retry, so that a download can be ended at any time.
-
-    With the library's Retry, `download_many` waits for each of its threads until the thread has
-    worked through all its requests, even after an error or Ctrl+C. With this class, each request
-    runs in a thread of its own, and the thread of `download_many` stops waiting for that thread
-    once the download was stopped.
-
-    Attributes:
-      stopped: ends all waiting once it is set.
-    """
-
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self.stopped = threading.Event()
-        self._sinks = sinks
-
-    def __call__(self, request: Callable[[], Any]) -> Callable[[], Any]:
-        """Wraps a request; the library calls a Retry in this way."""
-
-        def call() -> Any:
-            answer: Future = Future()
-            if not self.stopped.is_set():
-                threading.Thread(target=self._fetch, args=(request, answer), daemon=True).start()
-            while not answer.done():
-                if self.stopped.is_set():
-                    raise _Stopped
-                wait([answer], WATCH_SECONDS)
-            if answer.exception():
-                self.stopped.set()
-            return answer.result()
-
-        return call
-
-    def _fetch(self, request: Callable[[], Any], answer: Future) -> None:
-        from google.api_core.exceptions import RetryError
-
-        try:
+    def fetch_waiting() -> None:
+        with contextlib.suppress(IndexError):  # nothing is waiting any more
             while True:
-                before = self._num_received()
+                path, sink = waiting.popleft()
                 try:
-                    answer.set_result(_retry()(request)())
-                    return
-                except RetryError:
-                    # The time limit of a Retry counts from its start, even if bytes have arrived.
-                    if self._num_received() == before:
-                        raise
-        except BaseException as error:
-            answer.set_exception(error)
+                    _fetch(path, sink, lambda: sum(each.tell() for _, each in objects))
+                except BaseException as error:
+                    errors.append(error)
+                    waiting.clear()
 
-    def _num_received(self) -> int:
-        return sum(sink.tell() for sink in self._sinks)
+    # After Ctrl+C, the program does not wait for these threads, which may wait for an answer.
+    num_threads = min(DOWNLOADED_AT_ONCE, len(objects))
+    threads = [threading.Thread(target=fetch_waiting, daemon=True) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive() and not errors:
+                thread.join(WATCH_SECONDS)
+                watch()
+    finally:
+        waiting.clear()
+    if errors:
+        raise errors[0]
 
 
-class _Stopped(Exception):  # noqa: N818
-    """The download was ended from outside, or by the error of another object."""
+def _fetch(path: str, sink: Sink, num_received: Callable[[], int]) -> None:
+    """Downloads an object; begins anew where it stopped as long as bytes of any object arrive."""
+    from google.api_core.exceptions import RetryError
+
+    bucket, name = split(path)
+    while True:
+        before = num_received()
+        try:
+            with _errors(path):
+                _client().bucket(bucket).blob(name).download_to_file(
+                    sink,
+                    start=sink.tell() or None,
+                    checksum=None,  # the library does not check a download that was resumed
+                    timeout=TIMEOUT_SECONDS,
+                    retry=_retry(),
+                )
+            return
+        except OSError as error:
+            # The time limit of a Retry counts from its start, even if bytes have arrived.
+            if not isinstance(error.__cause__, RetryError) or num_received() == before:
+                raise
 
 
 def version(path: str) -> str:
-    blob = _blob(path)
     try:
-        with _errors(path):
-            blob.reload(timeout=TIMEOUT_SECONDS, retry=_retry())
+        return str(_reloaded(path).generation)
     except FileNotFoundError:
         return ""
-    return str(blob.generation)
 
 
 @contextlib.contextmanager
@@ -369,5 +338,4 @@ def remove(path: str) -> None:
 
 def remove_tree(folder: str) -> None:
     with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
-        for _ in pool.map(remove, [info.path for info in list_tree(folder)]):
-            pass
+        list(pool.map(remove, [info.path for info in list_tree(folder)]))

@@ -35,13 +35,9 @@ def is_folder(path: str) -> bool:
 def list_files(folder: str) -> list[FileInfo]:
     try:
         with os.scandir(folder) as entries:
-            files = [(entry.path, entry.stat()) for entry in entries if entry.is_file()]
+            return [stat(path) for path in sorted(e.path for e in entries if e.is_file())]
     except FileNotFoundError:
         return []
-    return sorted(
-        (FileInfo(path, status.st_size, status.st_mtime_ns) for path, status in files),
-        key=lambda info: info.path,
-    )
 
 
 def is_empty(folder: str, *, but_for: str) -> bool:

@@ -11,12 +11,10 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from tripletmill.cli.progress import Progress, duration
+from tripletmill.cli.progress import Progress, byte_size, duration
 from tripletmill.errors import UsageError
 from tripletmill.storage import bucket, storage
 from tripletmill.storage.files import FileInfo
-
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def default_folder() -> str:
@@ -67,7 +65,10 @@ def stage_shards(
                     ),
                 )
                 held.enter_context(lock)
-                _remove_leftovers(target)
+                # A killed process had not completed these files.
+                for file in storage.list_files(target):
+                    if file.path.endswith(".partial"):
+                        storage.remove(file.path)
             missing = _missing(copies)
         if missing:
             _require_room(missing, target, if_no_room)
@@ -78,7 +79,7 @@ def stage_shards(
                 _require_room(_missing(missing), target, if_no_room)
                 raise
         progress.line(
-            f"staged {name}: {len(copies)} shards, {_amount(_size(copies))} in {target},"
+            f"staged {name}: {len(copies)} shards, {byte_size(_size(copies))} in {target},"
             f" {len(copies) - len(missing)} already there"
         )
     return [copy.path for copy in copies]
@@ -121,23 +122,20 @@ class _Copy:
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self.path}: nobody waits for it any more")
-            return self._take(data)
-
-    def _take(self, data: bytes) -> int:
-        with _writing(self.path, self._if_no_room):
-            # The file is opened late, because there may be more shards than can be open at once.
-            if self._file is None:
-                self._file = self._open_file.enter_context(storage.atomic_file(self.path))
-            self._file.write(data)
-        self.received += len(data)
-        self._received_crc32c = google_crc32c.extend(self._received_crc32c, data)
-        is_right = self.source.crc32c in (None, self._received_crc32c)
-        if self.received == self.source.size and is_right:
             with _writing(self.path, self._if_no_room):
-                self._open_file.close()
-            self.finished = True
-        elif self.received >= self.source.size:
-            self.require_finished()
+                # The file is opened late, because there may be more shards than can be open.
+                if self._file is None:
+                    self._file = self._open_file.enter_context(storage.atomic_file(self.path))
+                self._file.write(data)
+            self.received += len(data)
+            self._received_crc32c = google_crc32c.extend(self._received_crc32c, data)
+            is_right = self.source.crc32c in (None, self._received_crc32c)
+            if self.received == self.source.size and is_right:
+                with _writing(self.path, self._if_no_room):
+                    self._open_file.close()
+                self.finished = True
+            elif self.received >= self.source.size:
+                self.require_finished()
         return len(data)
 
     def require_finished(self) -> None:
@@ -184,8 +182,9 @@ def _download(
         rate = received / (time.monotonic() - start)
         left = duration((total - before - received) / rate) if rate else ""
         progress.update(
-            f"staging {name}: {_amount(before + received, of=total)}, {finished} of {len(copies)}"
-            " shards" + (f", {_amount(rate)}/s, {left} left" if rate else "")
+            f"staging {name}: {byte_size(before + received)} of {byte_size(total)},"
+            f" {finished} of {len(copies)} shards"
+            + (f", {byte_size(rate)}/s, {left} left" if rate else "")
         )
 
     try:
@@ -216,24 +215,9 @@ def _require_room(missing: Sequence[_Copy], target: str, if_no_room: str) -> Non
     """Raises UsageError if the disk has no room for the missing copies."""
     needed, free = _size(missing), shutil.disk_usage(target).free
     if needed > free:
-        text = f"{_amount(needed)} needed, {_amount(free)} free"
+        text = f"{byte_size(needed)} needed, {byte_size(free)} free"
         raise UsageError(f"{target}: {text}; {if_no_room}")
-
-
-def _remove_leftovers(target: str) -> None:
-    """Removes files that a killed process had not completed; the caller must hold the lock."""
-    for file in storage.list_files(target):
-        if file.path.endswith(".partial"):
-            storage.remove(file.path)
 
 
 def _size(copies: Sequence[_Copy]) -> int:
     return sum(copy.source.size for copy in copies)
-
-
-def _amount(size: float, *, of: float | None = None) -> str:
-    """Formats bytes as "8.0 GB", or as "1.2 of 8.0 GB"."""
-    whole = size if of is None else of
-    scale, unit = next(((scale, unit) for scale, unit in _UNITS if whole >= scale), _UNITS[-1])
-    part = "" if of is None else f"{size / scale:.1f} of "
-    return f"{part}{whole / scale:.1f} {unit}"

@@ -6,6 +6,7 @@ spite of retries a network or a bucket fails, another OSError with an errno and 
 """
 
 import contextlib
+import errno
 import types
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -77,10 +78,8 @@ def is_file(path: str) -> bool:
     """Whether there is a regular file, or an object, at this path."""
     try:
         stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     except OSError as error:
-        if error.strerror == NOT_REGULAR:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) or error.strerror == NOT_REGULAR:
             return False
         raise
     return True

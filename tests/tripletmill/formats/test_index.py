@@ -34,17 +34,6 @@ def test_info(data_set):
     assert info.path("a") == str(data_set / "a")
 
 
-def test_info_without_what_came_later(copy):
-    later = ("shard_crc32c", "columns", "group", "duplicates")
-    edit_info(copy, lambda content, extra: [extra.pop(name) for name in later])
-    edit_info(
-        copy, lambda c, e: [e.pop(f"classes_{name}") for name in ("left_out", "fallen_below")]
-    )
-    info = load_info(str(copy))
-    assert (info.shard_crc32c, info.columns, info.group, info.duplicates) == ({}, (), None, {})
-    assert (info.classes_left_out, info.classes_fallen_below) == ((), ())
-
-
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_index(data_set, slash):
     train = load_index(f"{data_set}{slash}", "train")
@@ -99,13 +88,6 @@ def test_errors(copy, tmp_path):
     assert is_finished(str(copy))
     path.unlink()
     assert not is_finished(str(copy))
-
-
-def test_damaged_classes(copy):
-    train = load_index(str(copy), "train")
-    (copy / index.CLASSES_FILE).write_bytes(b"")
-    with pytest.raises(UsageError, match=r"classes\.parquet: cannot be read"):
-        train.class_names()
 
 
 def test_lines(tmp_path):

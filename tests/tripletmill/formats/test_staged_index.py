@@ -47,11 +47,7 @@ def put(emulator, folder, *, seed=0):
         input_fingerprint="0" * 64,
         shard_crc32c={"train": [google_crc32c.value(shard) for shard in shards.values()]},
     )
-    columns = {field.name for field in dataclasses.fields(DatasetIndex)} - {
-        "info",
-        "split",
-        "shards",
-    }
+    columns = ("shard", "offset", "length", "label", "height", "width")
     rows = dict.fromkeys(columns, np.zeros(0, np.int32))
     paths = [info.path(name) for name in shards]
     return DatasetIndex(info=info, split="train", shards=paths, **rows), shards

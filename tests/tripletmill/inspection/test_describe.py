@@ -18,8 +18,8 @@ data set photos in {folder}
 
 split    classes  images  shards     size  a class: min  median  max
 train          3      11       3  11.3 kB             3       4    4
-query          2       2       1  2.03 kB             1       1    1
-gallery        1       2       1  2.02 kB             2       2    2
+query          2       2       1   2.0 kB             1       1    1
+gallery        1       2       1   2.0 kB             2       2    2
 
 pixels  min  median  max
 height   16      16   16

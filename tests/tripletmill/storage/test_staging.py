@@ -157,7 +157,7 @@ def test_faults_in_between(emulator, monkeypatch, tmp_path, capsys):
     assert updates
     for line in updates:
         assert re.fullmatch(
-            r"staging train: \d\.\d of 1\.2 MB, \d+ of 12 shards(, .*/s, .* left)?", line
+            r"staging train: \S+ \w+ of 1\.2 MB, \d+ of 12 shards(, .*/s, .* left)?", line
         )
     assert last.endswith("0 already there")
 
@@ -388,7 +388,7 @@ def test_a_disk_that_becomes_full(emulator, monkeypatch, tmp_path, free):
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     monkeypatch.setattr("tripletmill.storage.local.open", full, raising=False)
-    message = "No space left on device" if free else r"400\.0 kB needed, 0\.0 kB free"
+    message = "No space left on device" if free else r"400\.0 kB needed, 0 bytes free"
     with client_of(emulator, monkeypatch), pytest.raises(UsageError, match=message) as raised:
         stage(files, tmp_path)
     assert str(raised.value).endswith(IF_NO_ROOM)

@@ -9,13 +9,10 @@ pipeline.main made. IMAGES is a folder with one folder per class; a folder of im
 path may be a gs:// path. Options of Apache Beam, such as --runner, are passed on to Beam.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from pipeline.beam import command
-from tripletmill.cli.arguments import exit_code
-from tripletmill.cli.commandline import flag_bindings, parse_gin
 
 CONFIGURABLES = ("pipeline.embedding.job:embed", *command.INPUTS)
 
@@ -34,27 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--splits", metavar="NAMES", type=_names, help=text)
     text = "images in place of a data set: folder, manifest, tfrecord:PATTERN or tfds:NAME"
     parser.add_argument("--images", dest="input", metavar="PATH", help=text)
-    flags, beam_flags = parser.parse_known_args(arguments)
-    return exit_code(lambda: _embed(flags, beam_flags))
+    return command.run_job(
+        "embed",
+        parser,
+        arguments,
+        configurables=CONFIGURABLES,
+        required={"embed.model": "model_dir", "embed.output": "output"},
+        output_is="its embeddings are",
+        print_summary="pipeline.embedding.summary:print_summary",
+    )
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _embed(flags: argparse.Namespace, beam_flags: list[str]) -> None:
-    parse_gin(
-        CONFIGURABLES,
-        files=flags.gin_file,
-        bindings=flag_bindings("embed", flags),
-        required={"embed.model": "model_dir", "embed.output": "output"},
-        defaults=command.input_bindings("embed"),
-    )
-    outcome = command.run_job("embed", beam_flags, output_is="its embeddings are")
-    if outcome is not None:
-        from pipeline.embedding.summary import print_summary
-
-        print_summary(outcome)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,10 @@ label and, optionally, split; tfrecord:PATTERN for files of tf.Example records; 
 path may be a gs:// path. Options of Apache Beam, such as --runner, are passed on to Beam.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from pipeline.beam import command
-from tripletmill.cli.arguments import exit_code
-from tripletmill.cli.commandline import flag_bindings, parse_gin
 
 CONFIGURABLES = (
     "pipeline.preprocess.job:preprocess",
@@ -33,23 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", metavar="NAME", help=text)
     text = "what to do with exact duplicates: keep, drop or error"
     parser.add_argument("--duplicates", metavar="POLICY", help=text)
-    flags, beam_flags = parser.parse_known_args(arguments)
-    return exit_code(lambda: _preprocess(flags, beam_flags))
-
-
-def _preprocess(flags: argparse.Namespace, beam_flags: list[str]) -> None:
-    parse_gin(
-        CONFIGURABLES,
-        files=flags.gin_file,
-        bindings=flag_bindings("preprocess", flags),
+    return command.run_job(
+        "preprocess",
+        parser,
+        arguments,
+        configurables=CONFIGURABLES,
         required={"preprocess.input": "input", "preprocess.output": "output"},
-        defaults=["preprocess.splits = @HashSplits()", *command.input_bindings("preprocess")],
+        defaults=["preprocess.splits = @HashSplits()"],
+        output_is="its data set is",
+        print_summary="pipeline.preprocess.summary:print_summary",
     )
-    outcome = command.run_job("preprocess", beam_flags, output_is="its data set is")
-    if outcome is not None:
-        from pipeline.preprocess.summary import print_summary
-
-        print_summary(outcome)
 
 
 if __name__ == "__main__":

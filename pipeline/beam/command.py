@@ -1,9 +1,12 @@
 """What the programs of the two Beam jobs share: their common flags, and how a job is run."""
 
-from collections.abc import Sequence
-from typing import Any
+import pkgutil
+from collections.abc import Mapping, Sequence
 
-from tripletmill.cli.commandline import GinParser
+import gin
+
+from tripletmill.cli.arguments import exit_code
+from tripletmill.cli.commandline import GinParser, flag_bindings, parse_gin
 
 INPUTS = (
     "preprocessing.sources.folders:FolderInput",
@@ -36,33 +39,57 @@ def job_parser(
     return parser
 
 
-def input_bindings(job: str) -> list[str]:
-    """Returns the gin bindings by which a job gets the settings of its inputs."""
-    names = {"folder": "Folder", "manifest": "Manifest", "records": "Records", "tfds": "Tfds"}
-    return [f"{job}.{parameter} = @{name}Input()" for parameter, name in names.items()]
+def run_job(
+    job: str,
+    parser: GinParser,
+    arguments: Sequence[str] | None,
+    *,
+    configurables: Sequence[str],
+    required: Mapping[str, str],
+    defaults: Sequence[str] = (),
+    output_is: str,
+    print_summary: str,
+) -> int:
+    """Runs a job with its flags and with what gin has for it, and prints a summary.
 
-
-def run_job(job: str, beam_flags: Sequence[str], *, output_is: str) -> Any:
-    """Runs a job with what gin has for it.
+    The summary of a run that ends with something else than a finished job, such as a template, is
+    one line.
 
     Args:
       job: name of the configurable that runs the job.
-      beam_flags: options of Apache Beam.
+      parser: parser of the flags of the program.
+      arguments: the command line; None for that of this process.
+      configurables: "module:name" of what gin may configure.
+      required: gin parameters that must be set, with the flag that sets each.
+      defaults: gin bindings that flags and files may change.
       output_is: how to name the output of a job that goes on elsewhere, such as "its data set is".
+      print_summary: "module:name" of the function that prints the summary of a finished job.
 
     Returns:
-      The outcome of the job. None if the options of Beam ask for something else than a finished
-      job, such as a template; what came of it is printed.
+      The exit code.
     """
-    # Imported late, so that --help does not wait for Apache Beam.
-    import gin
+    flags, beam_flags = parser.parse_known_args(arguments)
+    names = {"folder": "Folder", "manifest": "Manifest", "records": "Records", "tfds": "Tfds"}
+    inputs = [f"{job}.{parameter} = @{name}Input()" for parameter, name in names.items()]
 
-    from pipeline.beam import runners
+    def run() -> None:
+        parse_gin(
+            configurables,
+            files=flags.gin_file,
+            bindings=flag_bindings(job, flags),
+            required=required,
+            defaults=[*defaults, *inputs],
+        )
+        # Imported late, so that --help does not wait for Apache Beam.
+        from pipeline.beam import runners
 
-    runner, options = runners.runner_and_options(beam_flags)
-    runners.stop_at_once_on_interrupt(runner)
-    with runners.clean_errors():
-        outcome = gin.get_configurable(job)(runner=runner, options=options)
-    if outcome is None:
-        print(runners.instead_of_output(options, output_is))
-    return outcome
+        runner, options = runners.runner_and_options(beam_flags)
+        runners.stop_at_once_on_interrupt(runner)
+        with runners.clean_errors():
+            outcome = gin.get_configurable(job)(runner=runner, options=options)
+        if outcome is None:
+            print(runners.instead_of_output(options, output_is))
+        else:
+            pkgutil.resolve_name(print_summary)(outcome)
+
+    return exit_code(run)

@@ -11,10 +11,10 @@ import apache_beam as beam
 from pipeline.beam.outputs import claim_output, inspect_output
 from pipeline.embedding.settings import IMAGES, RECORDS, Job
 from pipeline.embedding.tasks import ImagesTask, RecordsTask
-from pipeline.preprocess.listing import FileChunk, ListFiles, check_num_lost, sum_summaries
+from pipeline.preprocess.listing import FileChunk, check_num_lost, list_files
 from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.writing.claim import Claim
-from preprocessing.writing.plan import ClassSummary, summarize
+from preprocessing.writing.plan import ClassSummary, add_up, require_images, summarize
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.formats.model_card import ModelCard
@@ -28,19 +28,15 @@ class InputSummary:
     Attributes:
       description: what the info file of the embeddings says about the input: its kind, its
         fingerprint, and more.
-      num_images: number of images that can be read, as far as listing knows.
-      num_lost: number of images that cannot be read.
+      total: summary of all images, as far as listing knows.
       num_shards: number of files with embeddings, at least 1.
       versions: fingerprint of the modification times of the input files.
-      newest: latest modification time of an input file, nanoseconds.
     """
 
     description: Mapping[str, Any]
-    num_images: int
-    num_lost: int
+    total: ClassSummary
     num_shards: int
     versions: str = ""
-    newest: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +54,13 @@ def plan(input: InputSummary, job: Job) -> Planned:
       UsageError: the folder holds something else.
     """
     fingerprint = input.description["fingerprint"]
-    if inspect_output(job, fingerprint=fingerprint, newest=input.newest).finished:
+    if inspect_output(job, fingerprint=fingerprint, newest=input.total.newest).finished:
         return Planned(input, None)
     claim = claim_output(
         job,
         fingerprint=fingerprint,
         versions=input.versions,
-        num_images=input.num_images,
+        num_images=input.total.count,
         num_shards=input.num_shards,
     )
     return Planned(input, claim)
@@ -136,12 +132,8 @@ class DatasetRecords:
     ) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
         """Returns the tasks, the files that are left out unread, and one `Planned`."""
         tasks = self.tasks()
-        input = InputSummary(
-            description=self.description(),
-            num_images=sum(task.count for task in tasks),
-            num_lost=0,
-            num_shards=len(tasks),
-        )
+        total = ClassSummary({None: sum(task.count for task in tasks)})
+        input = InputSummary(self.description(), total, num_shards=len(tasks))
         planned = pipeline | "Input" >> beam.Create([input]) | "Plan" >> beam.Map(plan, job=job)
         spread = pipeline | "Shards" >> beam.Create(tasks) | "SpreadShards" >> beam.Reshuffle()
         left_out = pipeline | "NothingLeftOut" >> beam.Create([])
@@ -197,12 +189,12 @@ class ImageFiles:
         self, pipeline: beam.Pipeline, job: Job
     ) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
         """Returns the tasks, the files that are left out unread, and one `Planned`."""
-        chunks = pipeline | "List" >> ListFiles(self.source)
+        chunks = pipeline | "List" >> list_files(self.source)
         rejected = chunks | "Rejected" >> beam.FlatMap(lambda chunk: chunk.rejected)
         planned = (
             chunks
             | "Summarize" >> beam.Map(_summary)
-            | "SumUp" >> beam.CombineGlobally(sum_summaries)
+            | "SumUp" >> beam.CombineGlobally(add_up)
             | "Input" >> beam.Map(_input_summary, beam.pvalue.AsIter(rejected), job=job)
             | "Plan" >> beam.Map(plan, job=job)
         )
@@ -221,21 +213,17 @@ class ImageFiles:
 
 
 def _summary(chunk: FileChunk) -> ClassSummary:
-    return sum_summaries(summarize((*chunk.images, *chunk.rejected)).values())
+    return add_up(summarize((*chunk.images, *chunk.rejected)).values())
 
 
 def _input_summary(summary: ClassSummary, rejected: Iterable[Rejected], job: Job) -> InputSummary:
-    if not summary.count:
-        lost = f"; {summary.lost} cannot be used: {summary.example}" if summary.lost else ""
-        raise UsageError(f"no images in the input{lost}")
-    check_num_lost(summary.lost, summary.count, summary.example, rejected, job)
+    require_images(summary)
+    check_num_lost(summary, rejected, job)
     return InputSummary(
         description={"kind": IMAGES, "fingerprint": f"{summary.fingerprint:064x}"},
-        num_images=summary.count,
-        num_lost=summary.lost,
+        total=summary,
         num_shards=-(-summary.count // job.images_per_shard),
         versions=f"{summary.versions:064x}",
-        newest=summary.newest,
     )
 
 

@@ -14,7 +14,7 @@ from apache_beam.runners.runner import PipelineRunner
 from pipeline.beam.execution import check_paths, run_pipeline
 from pipeline.embedding.inputs import DatasetRecords, ImageFiles, open_records
 from pipeline.embedding.settings import Job, library_versions
-from pipeline.embedding.writing import Commit, WriteShards
+from pipeline.embedding.writing import commit_embeddings, write_shards
 from preprocessing.sources.folders import FolderInput
 from preprocessing.sources.inputs import InputOptions, open_source, path_of
 from preprocessing.sources.manifests import ManifestInput
@@ -140,5 +140,5 @@ def _open_images(
 def build(pipeline: beam.Pipeline, images: DatasetRecords | ImageFiles, job: Job) -> None:
     """Adds the steps of a job to a pipeline."""
     tasks, left_out, planned = images.expand(pipeline, job)
-    shards = tasks | "WriteShards" >> WriteShards(job, planned)
-    _ = shards | "Commit" >> Commit(job, planned=planned, left_out=left_out)
+    shards = tasks | "WriteShards" >> write_shards(job, planned)
+    _ = shards | "Commit" >> commit_embeddings(job, planned=planned, left_out=left_out)

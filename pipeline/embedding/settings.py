@@ -4,21 +4,21 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from pipeline.beam.job_settings import JobSettings, OutputKind
+from preprocessing.writing.commit import remove_output
 from tripletmill.errors import UsageError, require_positive
 from tripletmill.formats import embeddings
 from tripletmill.formats.index import REJECTED_FILE
 from tripletmill.formats.model_card import ModelCard
 from tripletmill.images import encoder_versions
-from tripletmill.storage import storage
 
 RECORDS, IMAGES = "records", "images"  # kinds of input
+SHARDS = r"embeddings-\d+-of-\d+\.parquet"  # pattern of the names of shards
 # Packages that provide TensorFlow.
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")
 
@@ -28,27 +28,14 @@ def _read(output: str) -> Mapping[str, Any]:
     return {"settings": info.settings, "input_fingerprint": info.input["fingerprint"]}
 
 
-def remove_shards(output: str, *, keep: set[str]) -> None:
-    """Removes the shards of embeddings from a folder, except those that are named."""
-    for info in storage.list_files(output):
-        file = info.path.rpartition("/")[2]
-        if re.fullmatch(r"embeddings-\d+-of-\d+\.parquet", file) and file not in keep:
-            storage.remove(info.path)
-
-
-def _remove(output: str, settings: Mapping[str, Any]) -> None:
-    # The info file is removed first, so that a folder with an info file is always complete.
-    for file in (embeddings.INFO_FILE, REJECTED_FILE):
-        storage.remove(storage.join(output, file))
-    remove_shards(output, keep=set())
-
-
 EMBEDDINGS = OutputKind(
     noun="embeddings",
     noun_with_article="embeddings",
     info_file=embeddings.INFO_FILE,
     read=_read,
-    remove=_remove,
+    remove=lambda output, settings: remove_output(
+        output, embeddings.INFO_FILE, REJECTED_FILE, shards=SHARDS
+    ),
 )
 
 
@@ -114,12 +101,7 @@ def library_versions(kind: str) -> dict[str, str]:
             "TensorFlow is missing, which the exported model needs; pip install -e '.[cpu]', or"
             " gpu or tpu in place of cpu"
         )
-    tensorflow = "unknown"
-    for name in TENSORFLOW:
-        try:
-            tensorflow = importlib.metadata.version(name)
-            break
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    packages = (p for name in TENSORFLOW for p in importlib.metadata.distributions(name=name))
+    tensorflow = next((package.version for package in packages), "unknown")
     encoders = encoder_versions() if kind == IMAGES else {}
     return {**encoders, "pyarrow": pa.__version__, "tensorflow": tensorflow}

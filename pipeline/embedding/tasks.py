@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from preprocessing.sources.references import ImageRef
 from preprocessing.writing.shards import ShardTask as ImagesOfShard
@@ -39,49 +39,39 @@ class Image:
     jpeg: bytes | str
 
 
-class Task(Protocol):
-    """The images of one shard of embeddings."""
-
-    @property
-    def number(self) -> int:
-        """Number of the shard."""
-
-    @property
-    def count(self) -> int:
-        """Number of images, including those that cannot be read."""
-
-    def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """Returns a fingerprint of the settings and the images."""
-
-    def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
-        """Yields every image, always in the same order.
-
-        Args:
-          image: settings of the canonical JPEGs, for images that are not records.
-          threads: number of images to decode at once.
-
-        Raises:
-          UsageError: the disk or the network failed.
-        """
-
-
 @dataclasses.dataclass(frozen=True)
 class ImagesTask:
-    """Image files, sorted by source id."""
+    """Image files, sorted by source id.
+
+    Attributes:
+      number: number of the shard of embeddings.
+      refs: the images.
+    """
 
     number: int
     refs: Sequence[ImageRef]
 
     @property
     def count(self) -> int:
+        """Number of images, including those that cannot be read."""
         return len(self.refs)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        """Returns a fingerprint of the settings and the images."""
         return ImagesOfShard("", self.number, [(-1, ref) for ref in self.refs]).fingerprint(
             settings
         )
 
     def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
+        """Yields every image in order, with its canonical JPEG.
+
+        Args:
+          image: settings of the canonical JPEGs.
+          threads: number of images to decode at once.
+
+        Raises:
+          UsageError: the disk or the network failed.
+        """
         results = map_ahead(lambda ref: read_canonical(ref, image), self.refs, threads=threads)
         for ref, result in zip(self.refs, results, strict=True):
             jpeg = result if isinstance(result, str) else result[1].jpeg
@@ -113,10 +103,16 @@ class RecordsTask:
     count: int
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        """Returns a fingerprint of the settings and the records."""
         row = [settings, self.shard_file.rpartition("/")[2], self.first_row, self.count]
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
     def read(self, image: ImageSettings, *, threads: int) -> Iterator[Image]:
+        """Yields the image of every record in order. The arguments are not needed for records.
+
+        Raises:
+          UsageError: the disk or the network failed.
+        """
         numbers = range(self.first_row, self.first_row + self.count)
         columns = ["shard", "offset", "label", "source_id"]
         rows = index.read_index_rows(self.index_file, numbers, columns).to_pylist()
@@ -134,6 +130,9 @@ class RecordsTask:
                 names = names or _class_names(self.data)
                 class_name = names[row["label"]]
             yield Image(row["source_id"], self.split, row["label"], class_name, jpeg)
+
+
+Task = ImagesTask | RecordsTask  # the images of one shard of embeddings
 
 
 def _read_record(file: io.BytesIO, offset: int, source_id: str) -> tuple[str | None, bytes | str]:

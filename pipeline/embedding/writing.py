@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import apache_beam as beam
 import numpy as np
@@ -12,37 +12,30 @@ from apache_beam.ml.inference.base import PredictionResult, RunInference
 from pipeline.beam.execution import count_images
 from pipeline.embedding.inputs import Planned
 from pipeline.embedding.model import EmbeddingHandler, LoadedShard
-from pipeline.embedding.settings import Job, remove_shards
+from pipeline.embedding.settings import SHARDS, Job
+from pipeline.embedding.tasks import Task
 from preprocessing.sources.references import Rejected
 from preprocessing.writing import commit, sidecars
 from tripletmill.formats import embeddings, index
 from tripletmill.storage import storage
 
 
-class WriteShards(beam.PTransform):
+@beam.ptransform_fn
+def write_shards(tasks: beam.PCollection, job: Job, planned: beam.PCollection) -> beam.PCollection:
     """Writes the shard of each task. The results are the file names of shards that were written.
 
     None of its steps shuffles, so that a worker writes a shard before it reads the next one.
     """
-
-    def __init__(self, job: Job, planned: beam.PCollection) -> None:
-        super().__init__()
-        self.job = job
-        self.planned = planned
-
-    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
-        handler = EmbeddingHandler(self.job.model, self.job.batch_size)
-        return (
-            tasks
-            | "Read"
-            >> beam.FlatMap(_read, planned=beam.pvalue.AsSingleton(self.planned), job=self.job)
-            | "RunInference" >> RunInference(handler.with_no_batching())
-            | "Write" >> beam.Map(_write, job=self.job)
-        )
+    handler = EmbeddingHandler(job.model, job.batch_size)
+    return (
+        tasks
+        | "Read" >> beam.FlatMap(_read, beam.pvalue.AsSingleton(planned), job)
+        | "RunInference" >> RunInference(handler.with_no_batching())
+        | "Write" >> beam.Map(_write, job)
+    )
 
 
-# The task is Any, not Task: Beam checks annotations, and cannot check a protocol with attributes.
-def _read(task: Any, planned: Planned, job: Job) -> Iterator[list[LoadedShard]]:
+def _read(task: Task, planned: Planned, job: Job) -> Iterator[list[LoadedShard]]:
     """Yields a batch of one shard, unless the shard is already finished."""
     if planned.claim is None:
         return
@@ -91,27 +84,14 @@ def _write(result: PredictionResult, job: Job) -> str:
     return shard.file_name
 
 
-class Commit(beam.PTransform):
+@beam.ptransform_fn
+def commit_embeddings(
+    shards: beam.PCollection, job: Job, *, planned: beam.PCollection, left_out: beam.PCollection
+) -> beam.PCollection:
     """Writes the rejected files, and embeddings_info.json last, when every shard is written."""
-
-    def __init__(self, job: Job, *, planned: beam.PCollection, left_out: beam.PCollection) -> None:
-        super().__init__()
-        self.job = job
-        self.planned = planned
-        self.left_out = left_out
-
-    def expand(self, shards: beam.PCollection) -> beam.PCollection:
-        return (
-            shards
-            | "AllShards" >> beam.combiners.ToList()
-            | "CommitEmbeddings"
-            >> beam.Map(
-                _commit,
-                planned=beam.pvalue.AsSingleton(self.planned),
-                left_out=beam.pvalue.AsIter(self.left_out),
-                job=self.job,
-            )
-        )
+    planned, left_out = beam.pvalue.AsSingleton(planned), beam.pvalue.AsIter(left_out)
+    all_shards = shards | "AllShards" >> beam.combiners.ToList()
+    return all_shards | "CommitEmbeddings" >> beam.Map(_commit, planned, left_out, job)
 
 
 def _commit(_: Sequence[str], planned: Planned, left_out: Iterable[Rejected], job: Job) -> None:
@@ -131,12 +111,12 @@ def _commit(_: Sequence[str], planned: Planned, left_out: Iterable[Rejected], jo
     storage.write_file(path, commit.rejected_lines(rejected))
     commit.check_rejected(
         [r for r in rejected if r.lost],
-        num_listed=input.num_images + input.num_lost,
+        num_listed=input.total.count + input.total.lost,
         max_share=job.max_rejected_share,
         output=job.output,
         empty="" if num_rows else "the input",
     )
-    remove_shards(job.output, keep={*files})
+    commit.remove_shards(job.output, SHARDS, keep=files)
     claim.check()
     info = embeddings.EmbeddingsInfo(
         directory=job.output,

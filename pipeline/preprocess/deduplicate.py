@@ -1,15 +1,14 @@
 """Finds exact duplicates, and leaves out those that the policy of the job removes."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
 from pipeline.preprocess.listing import FileChunk, ListedInput
-from pipeline.preprocess.repeated import FindRepeated, is_among, partitioned
+from pipeline.preprocess.repeated import find_repeated, is_among, partitioned
 from pipeline.preprocess.settings import Job
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.writing import duplicates
@@ -37,56 +36,47 @@ class DuplicateDecision:
     copies: frozenset[str]
 
 
-class Deduplicate(beam.PTransform):
+@beam.ptransform_fn
+def deduplicate(
+    chunks: beam.PCollection, job: Job, listed_input: beam.PCollection
+) -> tuple[beam.PCollection, beam.PCollection]:
     """Finds images whose files are equal; `preprocessing.writing.duplicates` says how.
 
     The results are the chunks, in which the copies that are left out are now among the rejected
     files, and one `DuplicateDecision`. Hashes are compared in arrays, so that only the references
     of likely copies are shuffled.
     """
-
-    def __init__(self, job: Job, listed_input: beam.PCollection) -> None:
-        super().__init__()
-        self.job = job
-        self.listed_input = listed_input
-
-    # The result has no annotation, because Beam warns of a result that is no single PCollection.
-    def expand(self, chunks):
-        listed_input = beam.pvalue.AsSingleton(self.listed_input)
-        sizes = (
-            chunks
-            | "Sizes" >> beam.FlatMap(_sizes, listed_input=listed_input)
-            | "EqualSizes" >> FindRepeated()
-        )
-        hashed = chunks | "HashMiddles" >> beam.Map(
-            _hash_middles,
-            repeated_sizes=beam.pvalue.AsSingleton(sizes),
-            listed_input=listed_input,
-            job=self.job,
-        )
-        hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> FindRepeated()
-        new_groups = (
-            hashed
-            | "LikelyCopies"
-            >> beam.FlatMap(_likely_copies, repeated_hashes=beam.pvalue.AsSingleton(hashes))
-            | "SpreadCopies" >> beam.Reshuffle()
-            | "HashWhole" >> beam.FlatMap(_by_content)
-            | "EqualContents" >> beam.GroupByKey()
-            | "Decide" >> beam.FlatMap(_decide, policy=self.job.duplicates)
-        )
-        known_groups = self.listed_input | "KnownCopies" >> beam.FlatMap(
-            lambda listed_input: listed_input.known_duplicates or ()
-        )
-        decision = (
-            (new_groups, known_groups)
-            | "AllCopies" >> beam.Flatten()
-            | "ListCopies" >> beam.combiners.ToList()
-            | "Decision" >> beam.Map(decide_all, job=self.job)
-        )
-        kept = chunks | "LeaveOutCopies" >> beam.Map(
-            leave_out_copies, decision=beam.pvalue.AsSingleton(decision)
-        )
-        return kept, decision
+    listed = beam.pvalue.AsSingleton(listed_input)
+    sizes = (
+        chunks
+        | "Sizes" >> beam.FlatMap(_sizes, listed_input=listed)
+        | "EqualSizes" >> find_repeated()
+    )
+    hashed = chunks | "HashMiddles" >> beam.Map(
+        _hash_middles, beam.pvalue.AsSingleton(sizes), listed_input=listed, job=job
+    )
+    hashes = hashed | "Hashes" >> beam.FlatMap(_hashes) | "EqualHashes" >> find_repeated()
+    new_groups = (
+        hashed
+        | "LikelyCopies" >> beam.FlatMap(_likely_copies, beam.pvalue.AsSingleton(hashes))
+        | "SpreadCopies" >> beam.Reshuffle()
+        | "HashWhole" >> beam.FlatMap(_by_content)
+        | "EqualContents" >> beam.GroupByKey()
+        | "Decide" >> beam.FlatMap(_decide, policy=job.duplicates)
+    )
+    known_groups = listed_input | "KnownCopies" >> beam.FlatMap(
+        lambda listed_input: listed_input.known_duplicates or ()
+    )
+    decision = (
+        (new_groups, known_groups)
+        | "AllCopies" >> beam.Flatten()
+        | "ListCopies" >> beam.combiners.ToList()
+        | "Decision" >> beam.Map(decide_all, job=job)
+    )
+    kept = chunks | "LeaveOutCopies" >> beam.Map(
+        leave_out_copies, decision=beam.pvalue.AsSingleton(decision)
+    )
+    return kept, decision
 
 
 def _sizes(chunk: FileChunk, listed_input: ListedInput) -> Iterator[tuple[int, np.ndarray]]:
@@ -106,28 +96,19 @@ def _hash_middles(
         sizes = np.array([ref.size for ref in chunk.images], np.uint64)
         size_is_repeated = is_among(sizes, repeated_sizes)
         to_hash = [i for i, ref in enumerate(chunk.images) if ref.md5 or size_is_repeated[i]]
-        values = _in_threads(duplicates.middle_hash, [chunk.images[i] for i in to_hash], job)
+        values = _middle_hashes([chunk.images[i] for i in to_hash], job)
         hashes[to_hash] = [NO_HASH if value is None else value for value in values]
     return chunk, hashes
 
 
-def _in_threads(
-    function: Callable[[ImageRef], Any], refs: Sequence[ImageRef], job: Job
-) -> list[Any]:
-    """Returns the result of a function for each reference, in order.
-
-    Each thread takes many references, because a call takes only microseconds.
-    """
-    if not any(storage.is_bucket(ref.path) for ref in refs):
-        return [function(ref) for ref in refs]  # A local disk is faster than starting threads.
-    threads = job.threads_here
-    slices = [refs[i::threads] for i in range(threads)]
-    results: list[Any] = [None] * len(refs)
-    with ThreadPoolExecutor(threads) as pool:
-        of_slices = pool.map(lambda refs: [function(ref) for ref in refs], slices)
-        for i, values in enumerate(of_slices):
-            results[i::threads] = values
-    return results
+def _middle_hashes(refs: Sequence[ImageRef], job: Job) -> list[int | None]:
+    """Returns the hash of each file; None for a file that cannot be read."""
+    # Threads help only where a bucket must be asked. They are slower than a local disk, and a known
+    # checksum needs no reading.
+    if all(ref.md5 or not storage.is_bucket(ref.path) for ref in refs):
+        return [duplicates.middle_hash(ref) for ref in refs]
+    with ThreadPoolExecutor(job.threads_here) as pool:
+        return [*pool.map(duplicates.middle_hash, refs)]
 
 
 def _hashes(chunk_and_hashes: tuple[FileChunk, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
@@ -175,15 +156,10 @@ def decide_all(groups: Sequence[DuplicateGroup], job: Job) -> DuplicateDecision:
             f"{len(groups)} images occur more than once ({', '.join(counts)}), such as"
             f" {first.source_id} and {second.source_id}; see {path}, or set --duplicates=drop"
         )
-    return DuplicateDecision(
-        groups,
-        {c.source_id: duplicates.reason(g) for g in groups for c in g.copies if not c.kept},
-        frozenset(c.source_id for g in groups for c in g.copies if c.kept and _several_stay(g)),
-    )
-
-
-def _several_stay(group: DuplicateGroup) -> bool:
-    return sum(copy.kept for copy in group.copies) > 1
+    reasons = {c.source_id: duplicates.reason(g) for g in groups for c in g.copies if not c.kept}
+    staying = [[copy.source_id for copy in group.copies if copy.kept] for group in groups]
+    copies = frozenset(name for names in staying if len(names) > 1 for name in names)
+    return DuplicateDecision(groups, reasons, copies)
 
 
 def leave_out_copies(chunk: FileChunk, decision: DuplicateDecision) -> FileChunk:

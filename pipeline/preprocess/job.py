@@ -12,10 +12,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from pipeline.beam.execution import check_paths, run_pipeline
-from pipeline.preprocess.deduplicate import Deduplicate
-from pipeline.preprocess.listing import AssignSplits, ListFiles, SummarizeInput
+from pipeline.preprocess.deduplicate import deduplicate
+from pipeline.preprocess.listing import assign_splits, list_files, summarize_input
 from pipeline.preprocess.settings import Job
-from pipeline.preprocess.writing import Commit, MakePlan, WriteShards
+from pipeline.preprocess.writing import commit_data_set, plan_shards, write_shards
 from preprocessing.sources.folders import FolderInput
 from preprocessing.sources.inputs import InputOptions, open_source, path_of
 from preprocessing.sources.manifests import ManifestInput
@@ -128,14 +128,16 @@ def preprocess(
 
 def build(pipeline: beam.Pipeline, source: Source, job: Job) -> None:
     """Adds the steps of a job to a pipeline."""
-    files = pipeline | "List" >> ListFiles(source)
-    listed_input = files | "Listing" >> SummarizeInput(job)
-    images = files | "Splits" >> AssignSplits(listed_input)
-    kept_images, decision = images | "Deduplicate" >> Deduplicate(job, listed_input)
-    planned = kept_images | "Plan" >> MakePlan(job, listed_input, decision)
-    shards = kept_images | "WriteShards" >> WriteShards(job, planned)
-    commit = Commit(job, kept_images, listed_input=listed_input, decision=decision, planned=planned)
-    _ = shards | "Commit" >> commit
+    files = pipeline | "List" >> list_files(source)
+    listed_input = files | "Listing" >> summarize_input(job)
+    listed = beam.pvalue.AsSingleton(listed_input)
+    images = files | "Splits" >> beam.FlatMap(assign_splits, listed)
+    kept, decision = images | "Deduplicate" >> deduplicate(job, listed_input)
+    planned = kept | "Plan" >> plan_shards(job, listed_input, decision)
+    shards = kept | "WriteShards" >> write_shards(job, planned)
+    _ = shards | "Commit" >> commit_data_set(
+        job, kept, listed_input=listed_input, decision=decision, planned=planned
+    )
 
 
 def _data_set_name(name: str | None, output: str) -> str:

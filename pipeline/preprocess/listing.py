@@ -1,7 +1,6 @@
 """Lists every file of the input, and assigns each class to a split. No image is read."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,14 +11,14 @@ import numpy as np
 
 from pipeline.beam.job_settings import JobSettings
 from pipeline.beam.outputs import inspect_output
-from pipeline.preprocess.repeated import FindRepeated, is_among, partitioned
+from pipeline.preprocess.repeated import find_repeated, is_among, partitioned
 from pipeline.preprocess.settings import Job
 from preprocessing.sources.manifests import ManifestSource
 from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.writing import duplicates
 from preprocessing.writing.claim import Claim, work_folder
 from preprocessing.writing.commit import rejected_lines
-from preprocessing.writing.plan import ClassSummary, Listing, add, make_listing, summarize
+from preprocessing.writing.plan import ClassSummary, Listing, add_up, make_listing, summarize
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 from tripletmill.storage import storage
@@ -39,31 +38,25 @@ class FileChunk:
     rejected: Sequence[Rejected] = ()
 
 
-class ListFiles(beam.PTransform):
+@beam.ptransform_fn
+def list_files(pipeline: beam.Pipeline, source: Source) -> beam.PCollection:
     """Lists every file of a source, in chunks, without reading any of them.
 
     Source ids tell images apart. If a feature of the records gives the source ids, and repeats one
     of them, the step raises UsageError.
     """
-
-    def __init__(self, source: Source) -> None:
-        super().__init__()
-        self.source = source
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        chunks = (
-            pipeline
-            | "Input" >> beam.Create([self.source])
-            | "Parts" >> beam.FlatMap(_parts)
-            | "SpreadParts" >> beam.Reshuffle()
-            | "ListPart" >> beam.FlatMap(_list_part)
-        )
-        if self.source.named_by is None:
-            return chunks
-        repeated = chunks | "Names" >> beam.FlatMap(_name_hashes) | "EqualNames" >> FindRepeated()
-        return chunks | "RequireUnique" >> beam.Map(
-            _require_unique, beam.pvalue.AsSingleton(repeated), named_by=self.source.named_by
-        )
+    chunks = (
+        pipeline
+        | "Input" >> beam.Create([source])
+        | "Parts" >> beam.FlatMap(_parts)
+        | "SpreadParts" >> beam.Reshuffle()
+        | "ListPart" >> beam.FlatMap(_list_part)
+    )
+    if source.named_by is None:
+        return chunks
+    hashes = chunks | "Names" >> beam.FlatMap(lambda chunk: partitioned(_hashes(chunk)))
+    repeated = beam.pvalue.AsSingleton(hashes | "EqualNames" >> find_repeated())
+    return chunks | "RequireUnique" >> beam.Map(_require_unique, repeated, source.named_by)
 
 
 # The source is Any, not Source: Beam checks annotations, and cannot check a protocol with
@@ -88,10 +81,6 @@ def _hashes(chunk: FileChunk) -> np.ndarray:
     """Returns a uint64 hash of each source id."""
     hashes = [hashlib.blake2b(r.source_id.encode(), digest_size=8).digest() for r in chunk.images]
     return np.frombuffer(b"".join(hashes), np.uint64)
-
-
-def _name_hashes(chunk: FileChunk) -> Iterator[tuple[int, np.ndarray]]:
-    yield from partitioned(_hashes(chunk))
 
 
 def _require_unique(chunk: FileChunk, repeated: np.ndarray, named_by: str) -> FileChunk:
@@ -119,70 +108,56 @@ class ListedInput:
     known_duplicates: Sequence[duplicates.DuplicateGroup] | None
 
 
-class SummarizeInput(beam.PTransform):
+@beam.ptransform_fn
+def summarize_input(chunks: beam.PCollection, job: Job) -> beam.PCollection:
     """Sums up chunks, and assigns classes to splits. The result is one `ListedInput`.
 
     The step raises UsageError if too many images cannot be used, or if the output folder holds a
     data set of other images, finished or not.
     """
-
-    def __init__(self, job: Job) -> None:
-        super().__init__()
-        self.job = job
-
-    def expand(self, chunks: beam.PCollection) -> beam.PCollection:
-        rejected = chunks | "Rejected" >> beam.FlatMap(lambda chunk: chunk.rejected)
-        return (
-            chunks
-            | "Summarize" >> beam.FlatMap(_summaries)
-            | "SumClasses" >> beam.CombinePerKey(sum_summaries)
-            | "AllClasses" >> beam.combiners.ToDict()
-            | "MakeListing" >> beam.Map(_listed_input, beam.pvalue.AsIter(rejected), job=self.job)
-        )
+    rejected = chunks | "Rejected" >> beam.FlatMap(lambda chunk: chunk.rejected)
+    return (
+        chunks
+        | "Summarize" >> beam.FlatMap(_summaries)
+        | "SumClasses" >> beam.CombinePerKey(add_up)
+        | "AllClasses" >> beam.combiners.ToDict()
+        | "MakeListing" >> beam.Map(_listed_input, beam.pvalue.AsIter(rejected), job=job)
+    )
 
 
 def _summaries(chunk: FileChunk) -> Iterable[tuple[str, ClassSummary]]:
     return summarize((*chunk.images, *chunk.rejected)).items()
 
 
-def sum_summaries(summaries: Iterable[ClassSummary]) -> ClassSummary:
-    """Returns the sum of summaries; an empty summary if there are none."""
-    return functools.reduce(add, summaries, ClassSummary())
-
-
 def _listed_input(
     classes: Mapping[str, ClassSummary], rejected: Iterable[Rejected], job: Job
 ) -> ListedInput:
     listing = make_listing(classes, job.splits)
-    check_num_lost(listing.num_lost, listing.num_images, listing.example, rejected, job)
-    state = inspect_output(job, fingerprint=listing.fingerprint, newest=listing.newest)
+    check_num_lost(listing.total, rejected, job)
+    state = inspect_output(job, fingerprint=listing.fingerprint, newest=listing.total.newest)
     known = None if state.finished else _known_duplicates(state.unfinished_plan, listing, job)
     return ListedInput(listing, finished=state.finished, known_duplicates=known)
 
 
-def check_num_lost(
-    num_lost: int, num_images: int, example: str, rejected: Iterable[Rejected], job: JobSettings
-) -> None:
+def check_num_lost(total: ClassSummary, rejected: Iterable[Rejected], job: JobSettings) -> None:
     """Raises UsageError if listing alone shows that too many images cannot be used.
 
     Args:
-      num_lost: number of images that cannot be used.
-      num_images: number of the other images.
-      example: why one of the images cannot be used.
+      total: summary of all images.
       rejected: all files that listing leaves out. They are written to the work folder before the
         error is raised.
       job: settings of the job.
     """
-    total = num_images + num_lost
-    if num_lost <= job.max_rejected_share * total:
+    num_listed = total.count + total.lost
+    if total.lost <= job.max_rejected_share * num_listed:
         return
     # The output folder may hold the rejected.jsonl of a finished output, which must stay.
     path = storage.join(work_folder(job.output), index.REJECTED_FILE)
     storage.make_folder(work_folder(job.output))
     storage.write_file(path, rejected_lines(rejected))
     raise UsageError(
-        f"{num_lost} of {total} images in the input cannot be used (at most"
-        f" {job.max_rejected_share:.0%} may be), one of them: {example}; see {path}"
+        f"{total.lost} of {num_listed} images in the input cannot be used (at most"
+        f" {job.max_rejected_share:.0%} may be), one of them: {total.example}; see {path}"
     )
 
 
@@ -198,20 +173,8 @@ def _known_duplicates(
         return None
 
 
-class AssignSplits(beam.PTransform):
+def assign_splits(chunk: FileChunk, listed_input: ListedInput) -> Iterator[FileChunk]:
     """Gives each image its split. If the output is already finished, nothing comes out."""
-
-    def __init__(self, listed_input: beam.PCollection) -> None:
-        super().__init__()
-        self.listed_input = listed_input
-
-    def expand(self, chunks: beam.PCollection) -> beam.PCollection:
-        return chunks | "AssignSplits" >> beam.FlatMap(
-            _assign_splits, listed_input=beam.pvalue.AsSingleton(self.listed_input)
-        )
-
-
-def _assign_splits(chunk: FileChunk, listed_input: ListedInput) -> Iterator[FileChunk]:
     if not listed_input.finished:
         images = tuple(listed_input.listing.with_split(ref) for ref in chunk.images)
         yield FileChunk(images, chunk.rejected)

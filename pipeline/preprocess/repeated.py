@@ -13,16 +13,15 @@ import numpy as np
 PARTITIONS = 16
 
 
-class FindRepeated(beam.PTransform):
+@beam.ptransform_fn
+def find_repeated(numbers: beam.PCollection) -> beam.PCollection:
     """(partition, [n] uint64) -> one sorted array of the numbers that occur more than once."""
-
-    def expand(self, numbers: beam.PCollection) -> beam.PCollection:
-        return (
-            numbers
-            | "Count" >> beam.CombinePerKey(_RepeatedFn())
-            | "Arrays" >> beam.Values()
-            | "Join" >> beam.CombineGlobally(_join)
-        )
+    return (
+        numbers
+        | "Count" >> beam.CombinePerKey(_RepeatedFn())
+        | "Arrays" >> beam.Values()
+        | "Join" >> beam.CombineGlobally(_join)
+    )
 
 
 class _RepeatedFn(beam.CombineFn):
@@ -53,7 +52,7 @@ def _join(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def partitioned(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields numbers [n] in the form that `FindRepeated` takes; nothing if there are none."""
+    """Yields numbers [n] in the form that `find_repeated` takes; nothing if there are none."""
     partition = numbers % PARTITIONS
     for number in np.unique(partition):
         yield int(number), numbers[partition == number]

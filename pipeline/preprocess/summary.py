@@ -18,11 +18,8 @@ def print_summary(outcome: Outcome) -> None:
     info = outcome.info
     print(f"\ndata set {info.name} in {info.directory}")
     print(f"  {'split':10} {'classes':>10} {'images':>12} {'shards':>8}")
-    usual = ("train", "val", "test")
-    for split in [
-        *(s for s in usual if s in info.num_shards),
-        *sorted({*info.num_shards} - {*usual}),
-    ]:
+    usual = [split for split in ("train", "val", "test") if split in info.num_shards]
+    for split in [*usual, *sorted({*info.num_shards} - {*usual})]:
         classes, images = info.num_classes[split], info.num_images[split]
         print(f"  {split:10} {classes:>10,} {images:>12,} {info.num_shards[split]:>8,}")
     if outcome.images_reused:

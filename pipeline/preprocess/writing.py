@@ -30,51 +30,47 @@ ShardImages = tuple[tuple[Shard, int], list[LabelledImage]]
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A plan, and the claim to write it. Both are None if the data set is already finished."""
+    """A plan, and the claim to write it.
 
-    plan: Plan | None
+    If the data set is already finished, the plan is empty and the claim is None.
+    """
+
+    plan: Plan
     claim: Claim | None
 
 
-class MakePlan(beam.PTransform):
+@beam.ptransform_fn
+def plan_shards(
+    chunks: beam.PCollection, job: Job, listed_input: beam.PCollection, decision: beam.PCollection
+) -> beam.PCollection:
     """Counts the images that are left in each class, and plans labels and shards: one `Planned`.
 
     From this step on the output folder belongs to the job. What the folder held before is removed.
     """
+    decided = beam.pvalue.AsSingleton(decision)
+    listed = beam.pvalue.AsSingleton(listed_input)
+    return (
+        chunks
+        | "CountKept" >> beam.FlatMap(_kept_images, decided)
+        | "SumKept" >> beam.CombinePerKey(_sum_kept)
+        | "AllKept" >> beam.combiners.ToDict()
+        | "MakePlan" >> beam.Map(_make_plan, listed, decided, job)
+    )
 
-    def __init__(
-        self, job: Job, listed_input: beam.PCollection, decision: beam.PCollection
-    ) -> None:
-        super().__init__()
-        self.job = job
-        self.listed_input = listed_input
-        self.decision = decision
 
-    def expand(self, chunks: beam.PCollection) -> beam.PCollection:
-        decision = beam.pvalue.AsSingleton(self.decision)
-        return (
-            chunks
-            | "CountKept" >> beam.FlatMap(_kept_images, decision=decision)
-            | "SumKept" >> beam.CombinePerKey(_sum_kept)
-            | "AllKept" >> beam.combiners.ToDict()
-            | "MakePlan"
-            >> beam.Map(
-                _make_plan,
-                listed_input=beam.pvalue.AsSingleton(self.listed_input),
-                decision=decision,
-                job=self.job,
-            )
-        )
+def _by_class(chunk: FileChunk) -> dict[ClassAndSplit, list[ImageRef]]:
+    refs_by_class: dict[ClassAndSplit, list[ImageRef]] = {}
+    for ref in chunk.images:
+        refs_by_class.setdefault((ref.class_name, str(ref.split)), []).append(ref)
+    return refs_by_class
 
 
 def _kept_images(
     chunk: FileChunk, decision: DuplicateDecision
 ) -> Iterator[tuple[ClassAndSplit, KeptImages]]:
-    names_by_class: dict[ClassAndSplit, list[str]] = {}
-    for ref in chunk.images:
-        names_by_class.setdefault((ref.class_name, str(ref.split)), []).append(ref.source_id)
-    for class_and_split, names in names_by_class.items():
-        yield class_and_split, KeptImages(len(names), decision.copies.intersection(names))
+    for class_and_split, refs in _by_class(chunk).items():
+        copies = decision.copies.intersection(ref.source_id for ref in refs)
+        yield class_and_split, KeptImages(len(refs), copies)
 
 
 def _sum_kept(images: Iterable[KeptImages]) -> KeptImages:
@@ -88,7 +84,7 @@ def _make_plan(
     job: Job,
 ) -> Planned:
     if listed_input.finished:
-        return Planned(None, None)
+        return Planned(Plan({}, {}, {}, {}), None)
     plan = make_plan(
         kept, splits=job.splits, images_per_shard=job.images_per_shard, min_images=job.min_images
     )
@@ -104,64 +100,47 @@ def _make_plan(
     return Planned(plan, claim)
 
 
-class WriteShards(beam.PTransform):
+@beam.ptransform_fn
+def write_shards(chunks: beam.PCollection, job: Job, planned: beam.PCollection) -> beam.PCollection:
     """Collects the references of each shard and writes the shard. The results are file names."""
-
-    def __init__(self, job: Job, planned: beam.PCollection) -> None:
-        super().__init__()
-        self.job = job
-        self.planned = planned
-
-    def expand(self, chunks: beam.PCollection) -> beam.PCollection:
-        planned = beam.pvalue.AsSingleton(self.planned)
-        whole = chunks | "WholeClasses" >> beam.FlatMap(_whole_classes, planned=planned)
-        parts = (
-            chunks
-            | "PartsOfClasses" >> beam.FlatMap(_parts_of_classes, planned=planned)
-            | "GatherClasses" >> beam.GroupByKey()
-            | "PlaceImages" >> beam.FlatMap(_place_images, planned=planned)
-        )
-        claim = self.planned | "Claim" >> beam.Map(lambda planned: planned.claim)
-        return (
-            (whole, parts)
-            | "AllImages" >> beam.Flatten()
-            | "GatherShards" >> beam.GroupByKey()
-            | "WriteShard"
-            >> beam.Map(_write_shard, claim=beam.pvalue.AsSingleton(claim), job=self.job)
-        )
-
-
-def _by_class(chunk: FileChunk, plan: Plan) -> dict[ClassAndSplit, list[ImageRef]]:
-    refs_by_class: dict[ClassAndSplit, list[ImageRef]] = {}
-    for ref in chunk.images:
-        if ref.class_name in plan.classes:
-            refs_by_class.setdefault((ref.class_name, str(ref.split)), []).append(ref)
-    return refs_by_class
+    plan = beam.pvalue.AsSingleton(planned)
+    whole = chunks | "WholeClasses" >> beam.FlatMap(_whole_classes, plan)
+    parts = (
+        chunks
+        | "PartsOfClasses" >> beam.FlatMap(_parts_of_classes, plan)
+        | "GatherClasses" >> beam.GroupByKey()
+        | "PlaceImages" >> beam.FlatMap(_place_images, plan)
+    )
+    claim = planned | "Claim" >> beam.Map(lambda planned: planned.claim)
+    return (
+        (whole, parts)
+        | "AllImages" >> beam.Flatten()
+        | "GatherShards" >> beam.GroupByKey()
+        | "WriteShard" >> beam.Map(_write_shard, beam.pvalue.AsSingleton(claim), job)
+    )
 
 
 def _whole_classes(chunk: FileChunk, planned: Planned) -> Iterator[ShardImages]:
     """Yields the images of classes that are in one shard, which need not be brought together."""
-    assert planned.plan is not None
-    for (name, split), refs in _by_class(chunk, planned.plan).items():
-        shard = planned.plan.whole_shard(name, split)
-        if shard is not None:
-            yield _labelled((split, shard), name, refs, planned.plan)
+    for (name, split), refs in _by_class(chunk).items():
+        if name in planned.plan.classes:
+            shard = planned.plan.whole_shard(name, split)
+            if shard is not None:
+                yield _labelled((split, shard), name, refs, planned.plan)
 
 
 def _parts_of_classes(
     chunk: FileChunk, planned: Planned
 ) -> Iterator[tuple[ClassAndSplit, list[ImageRef]]]:
     """Yields the images of the other classes. Their order in the class decides on the shard."""
-    assert planned.plan is not None
-    for (name, split), refs in _by_class(chunk, planned.plan).items():
-        if planned.plan.whole_shard(name, split) is None:
+    for (name, split), refs in _by_class(chunk).items():
+        if name in planned.plan.classes and planned.plan.whole_shard(name, split) is None:
             yield (name, split), refs
 
 
 def _place_images(
     of_class: tuple[ClassAndSplit, Iterable[list[ImageRef]]], planned: Planned
 ) -> Iterator[ShardImages]:
-    assert planned.plan is not None
     (name, split), parts = of_class
     refs = list(itertools.chain.from_iterable(parts))
     for shard, placed in planned.plan.place(name, split, refs):
@@ -181,67 +160,43 @@ def _write_shard(
     assert claim is not None
     ((split, number), num_shards), parts = of_shard
     images = itertools.chain.from_iterable(parts)
-    written = write_shard(
-        ShardTask(
-            file_name=index.shard_file(job.name, split, number, num_shards),
-            shard=number,
-            images=sorted(images, key=lambda image: (image[0], image[1].source_id)),
-            columns=job.columns,
-        ),
-        claim=claim,
-        settings=job.settings(),
-        image=job.image,
-        threads=job.threads_here,
+    task = ShardTask(
+        file_name=index.shard_file(job.name, split, number, num_shards),
+        shard=number,
+        images=sorted(images, key=lambda image: (image[0], image[1].source_id)),
+        columns=job.columns,
     )
-    count_images(read=written.read, reused=written.reused)
-    return written.file_name
+    settings, threads = job.settings(), job.threads_here
+    read = write_shard(task, claim=claim, settings=settings, image=job.image, threads=threads)
+    count_images(read=read, reused=len(task.images) - read)
+    return task.file_name
 
 
-class Commit(beam.PTransform):
+@beam.ptransform_fn
+def commit_data_set(
+    shards: beam.PCollection,
+    job: Job,
+    chunks: beam.PCollection,
+    *,
+    listed_input: beam.PCollection,
+    decision: beam.PCollection,
+    planned: beam.PCollection,
+) -> beam.PCollection:
     """Writes the index, the classes and the rejected files when every shard is written.
 
     dataset_info.json is written last.
     """
-
-    def __init__(
-        self,
-        job: Job,
-        chunks: beam.PCollection,
-        *,
-        listed_input: beam.PCollection,
-        decision: beam.PCollection,
-        planned: beam.PCollection,
-    ) -> None:
-        super().__init__()
-        self.job = job
-        self.chunks = chunks
-        self.listed_input = listed_input
-        self.decision = decision
-        self.planned = planned
-
-    def expand(self, shards: beam.PCollection) -> beam.PCollection:
-        planned = beam.pvalue.AsSingleton(self.planned)
-        left_out = self.chunks | "LeftOut" >> beam.FlatMap(_left_out, planned=planned, job=self.job)
-        return (
-            shards
-            | "AllShards" >> beam.combiners.ToList()
-            | "CommitDataSet"
-            >> beam.Map(
-                _commit,
-                listed_input=beam.pvalue.AsSingleton(self.listed_input),
-                decision=beam.pvalue.AsSingleton(self.decision),
-                planned=planned,
-                left_out=beam.pvalue.AsIter(left_out),
-                job=self.job,
-            )
-        )
+    plan = beam.pvalue.AsSingleton(planned)
+    left_out = beam.pvalue.AsIter(chunks | "LeftOut" >> beam.FlatMap(_left_out, plan, job))
+    listed, decided = beam.pvalue.AsSingleton(listed_input), beam.pvalue.AsSingleton(decision)
+    all_shards = shards | "AllShards" >> beam.combiners.ToList()
+    return all_shards | "CommitDataSet" >> beam.Map(_commit, listed, decided, plan, left_out, job)
 
 
 def _left_out(chunk: FileChunk, planned: Planned, job: Job) -> Iterator[Rejected]:
     yield from chunk.rejected
-    too_small = planned.plan.too_small if planned.plan is not None else {}
     for ref in chunk.images:
-        if ref.class_name in too_small:
+        if ref.class_name in planned.plan.too_small:
             reason = f"class with fewer than {job.min_images} images"
             yield Rejected(ref.source_id, ref.class_name, reason, lost=False)
 
@@ -254,20 +209,15 @@ def _commit(
     left_out: Iterable[Rejected],
     job: Job,
 ) -> None:
-    if planned.plan is None or planned.claim is None:
-        return
-    if index.is_finished(job.output):
-        # A runner may run a step twice.
+    # A runner may run a step twice.
+    if planned.claim is None or index.is_finished(job.output):
         return
     assert len(shards) == sum(planned.plan.num_shards.values()), "a shard was not written"
-    info = commit.CommitInfo(
-        name=job.name,
-        settings=job.settings(),
-        input_fingerprint=listed_input.listing.fingerprint,
-        columns=job.columns,
-        group=job.group,
-        num_listed=listed_input.listing.num_images + listed_input.listing.num_lost,
+    commit.commit(
+        planned.plan,
+        planned.claim,
+        left_out=left_out,
+        groups=decision.groups,
+        num_listed=listed_input.listing.total.count + listed_input.listing.total.lost,
         max_rejected_share=job.max_rejected_share,
-        min_images=job.min_images,
     )
-    commit.commit(planned.plan, planned.claim, info, left_out=left_out, groups=decision.groups)

@@ -4,7 +4,7 @@ import dataclasses
 import posixpath
 from collections.abc import Iterator
 
-from preprocessing.sources.references import ImageRef, Rejected
+from preprocessing.sources.references import ImageRef, Rejected, Source
 from preprocessing.sources.trees import HIDDEN_FILE, HIDDEN_FOLDER, NOT_IN_A_CLASS, open_tree
 from tripletmill.errors import UsageError
 from tripletmill.storage.files import FileInfo
@@ -30,7 +30,7 @@ class FolderInput:
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSource:
+class FolderSource(Source):
     """A folder with one folder per class.
 
     Hidden files, and files that lie in no class folder, are listed as rejected.
@@ -39,19 +39,12 @@ class FolderSource:
     root: str
     options: FolderInput = FolderInput()
 
-    columns = ()
-    group = None
-    named_by = None
-
-    @property
-    def _shape(self) -> str:
-        return f"{self.root}/{'SPLIT/' * self.options.split_folders}CLASS/IMAGE"
-
     def check(self) -> None:
         for top in self._tops():
             if open_tree(self.root).folders(top)[0]:
                 return
-        raise UsageError(f"input {self.root}: no class folders in it; expected {self._shape}")
+        expected = f"{self.root}/{'SPLIT/' * self.options.split_folders}CLASS/IMAGE"
+        raise UsageError(f"input {self.root}: no class folders in it; expected {expected}")
 
     def parts(self) -> Iterator[Part]:
         """Yields split folders, each with some of its class folders.
@@ -98,14 +91,10 @@ class FolderSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class FlatFolderSource:
+class FlatFolderSource(Source):
     """A folder of images without classes. Hidden files are listed as rejected."""
 
     root: str
-
-    columns = ()
-    group = None
-    named_by = None
 
     def check(self) -> None:
         """Checks nothing. An empty folder is an error when it is listed."""

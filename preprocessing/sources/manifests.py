@@ -224,7 +224,7 @@ class _Scan:
     def _checked_source_id(self, row: Row) -> str:
         where = f"input {self.path}, line {row.line}"
         for column, value in row.values.items():
-            if not _is_plain(column, value):
+            if not _is_plain(column + (value or "")):
                 raise UsageError(f"{where}: {column!r} has characters that are not text")
         name = _text(row, self.options.path)
         if not name:
@@ -245,17 +245,13 @@ class _Scan:
             lines[source_id] = row.line
 
 
-def _is_plain(*texts: str | None) -> bool:
-    """Whether texts can be names of files and be written: no NUL, no half of a surrogate pair."""
-    for text in texts:
-        if text and "\0" in text:
-            return False
-        if text and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                return False
-    return True
+def _is_plain(text: str) -> bool:
+    """Whether a text can be a file name and be written: no NUL, no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _text(row: Row, column: str) -> str:

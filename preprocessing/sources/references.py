@@ -1,6 +1,7 @@
 """References to images, which a job moves between its steps in place of pixels."""
 
 import dataclasses
+import operator
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -42,18 +43,10 @@ class ImageRef:
     def __reduce__(self) -> tuple[Any, ...]:
         # A job pickles each reference about a dozen times. The default for a frozen dataclass takes
         # ten times as long as this.
-        return ImageRef, (
-            self.source_id,
-            self.path,
-            self.class_name,
-            self.size,
-            self.modified,
-            self.split,
-            self.md5,
-            self.offset,
-            self.feature,
-            self.extra,
-        )
+        return ImageRef, _values(self)
+
+
+_values = operator.attrgetter(*(field.name for field in dataclasses.fields(ImageRef)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,13 +78,16 @@ class Source(Protocol):
     """
 
     @property
-    def columns(self) -> Sequence[str]: ...
+    def columns(self) -> Sequence[str]:
+        return ()
 
     @property
-    def group(self) -> str | None: ...
+    def group(self) -> str | None:
+        return None
 
     @property
-    def named_by(self) -> str | None: ...
+    def named_by(self) -> str | None:
+        return None
 
     def check(self) -> None:
         """Raises UsageError if the input cannot be listed. It is called before a job starts."""

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from preprocessing.sources.references import ImageRef, Rejected, shortened
 from preprocessing.sources.tfrecords import (
     RecordsInput,
+    RecordsSource,
     check_features,
-    checked_columns,
     list_records,
     read_names,
 )
@@ -51,8 +51,7 @@ class TfdsInput:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        check_features(self, "image", "label", "group", optional=True)
-        object.__setattr__(self, "columns", checked_columns(self))
+        check_features(self, optional=("image", "label", "group"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ class _Feature:
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsSource:
+class TfdsSource(RecordsSource):
     """The images of a data set in TFDS_DIR/NAME[/CONFIG]/VERSION. A source id is FILE@OFFSET.
 
     Attributes:
@@ -105,16 +104,6 @@ class TfdsSource:
     tfds_dir: str
     options: TfdsInput = TfdsInput()
     labelled: bool = True
-
-    named_by = None
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return self.options.columns
-
-    @property
-    def group(self) -> str | None:
-        return self.options.group
 
     def check(self) -> None:
         """Raises UsageError if the data set, a file or a feature is missing, or cannot be read."""
@@ -165,8 +154,6 @@ class TfdsSource:
         match = NAME.fullmatch(self.name)
         if not match:
             raise self._error("expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0")
-        if not self.tfds_dir:
-            raise self._error("set --tfds_dir to the folder in which it lies")
         name, config, version = match["name"], match["config"], match["version"]
         folder = storage.join(self.tfds_dir, name)
         folders = _folders(folder)

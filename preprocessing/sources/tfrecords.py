@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from preprocessing.sources.record_features import RecordFeatures
-from preprocessing.sources.references import ImageRef, Rejected, printable, shortened
+from preprocessing.sources.references import ImageRef, Rejected, Source, printable, shortened
 from tripletmill.errors import UsageError
 from tripletmill.formats.records import DamagedRecord, read_record, read_records
 from tripletmill.images import BadImage
@@ -50,46 +50,56 @@ class RecordsInput:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        check_features(self, "image", "label")
-        check_features(self, "source_id", "split", "group", optional=True)
-        object.__setattr__(self, "columns", checked_columns(self))
+        check_features(self, required=("image", "label"), optional=("source_id", "split", "group"))
 
 
-def check_features(options: Any, *names: str, optional: bool = False) -> None:
-    """Raises UsageError for options that are not the name of a feature.
+def check_features(
+    options: Any, *, required: Sequence[str] = (), optional: Sequence[str] = ()
+) -> None:
+    """Checks the features of RecordsInput or TfdsInput, and adds `group` to `columns`.
 
     Args:
-      options: RecordsInput or TfdsInput.
-      names: the attributes to check.
-      optional: whether the attributes may be None.
-    """
-    for name in names:
-        value = getattr(options, name)
-        if not (isinstance(value, str) and value) and not (value is None and optional):
-            raise UsageError(
-                f"{type(options).__name__}.{name} must be the name of a feature, not {value!r}"
-            )
-
-
-def checked_columns(options: Any) -> tuple[str, ...]:
-    """`columns` of RecordsInput or TfdsInput, together with `group`.
+      options: the options, as they are created.
+      required: attributes that must be the name of a feature.
+      optional: attributes that may be None, too.
 
     Raises:
-      UsageError: `columns` is not a list of different names.
+      UsageError: an attribute is not the name of a feature, or `columns` is not a list of different
+        names.
     """
+    kind = type(options).__name__
+    for name in (*required, *optional):
+        value = getattr(options, name)
+        if not (_is_name(value) or (value is None and name in optional)):
+            raise UsageError(f"{kind}.{name} must be the name of a feature, not {value!r}")
     columns, group = options.columns, options.group
-    are_names = isinstance(columns, list | tuple) and all(
-        isinstance(column, str) and column for column in columns
-    )
+    are_names = isinstance(columns, list | tuple) and all(map(_is_name, columns))
     if not are_names or len({*columns}) < len(columns):
-        raise UsageError(
-            f"{type(options).__name__}.columns must be different names of features, not {columns!r}"
-        )
-    return (*columns, group) if group is not None and group not in columns else tuple(columns)
+        raise UsageError(f"{kind}.columns must be different names of features, not {columns!r}")
+    added = () if group is None or group in columns else (group,)
+    object.__setattr__(options, "columns", (*columns, *added))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+class RecordsSource(Source):
+    """A source whose options say which features of records are read."""
+
+    options: Any
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return self.options.columns
+
+    @property
+    def group(self) -> str | None:
+        return self.options.group
 
 
 @dataclasses.dataclass(frozen=True)
-class TFRecordSource:
+class TFRecordSource(RecordsSource):
     """The images in one or several TFRecord files.
 
     A source id is FILE@OFFSET, unless a feature holds a better name.
@@ -104,14 +114,6 @@ class TFRecordSource:
     path: str
     options: RecordsInput = RecordsInput()
     labelled: bool = True
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return self.options.columns
-
-    @property
-    def group(self) -> str | None:
-        return self.options.group
 
     @property
     def named_by(self) -> str | None:
@@ -282,11 +284,8 @@ def _compression(file: BinaryIO) -> str:
     """Says how a file seems to be compressed, or "" if it does not seem to be."""
     file.seek(0)
     head = file.read(2)
-    kind = ""
-    if head == b"\x1f\x8b":
-        kind = "GZIP"
-    elif head[:1] == b"\x78" and int.from_bytes(head, "big") % 31 == 0:
-        kind = "ZLIB"
+    is_zlib = head[:1] == b"\x78" and int.from_bytes(head, "big") % 31 == 0
+    kind = "GZIP" if head == b"\x1f\x8b" else "ZLIB" if is_zlib else ""
     advice = "write it without compression, so that each image can be read on its own"
     return f"{COMPRESSED}{kind}; {advice}" if kind else ""
 

@@ -37,15 +37,22 @@ def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-class LocalTree:
+class _Rooted:
+    """A tree that knows its root folder."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def _path(self, relative: str) -> str:
+        return storage.join(self._root, relative) if relative else self._root
+
+
+class LocalTree(_Rooted):
     """A folder on a local disk.
 
     Links to files are followed. `folders` lists links to folders like folders, unless they lead
     back into the tree. `files` does not follow the links to folders that it meets.
     """
-
-    def __init__(self, root: str) -> None:
-        self._root = root
 
     def folders(self, folder: str) -> tuple[list[str], list[Unusable]]:
         names, others = [], []
@@ -97,9 +104,6 @@ class LocalTree:
         root, target = os.path.realpath(self._root), os.path.realpath(link)
         return os.path.commonpath([root, target]) in (root, target)
 
-    def _path(self, relative: str) -> str:
-        return os.path.join(self._root, relative) if relative else self._root
-
     def _relative(self, path: str) -> str:
         return path[len(self._root) :].lstrip("/")
 
@@ -116,11 +120,8 @@ def _reason(error: OSError) -> str:
     return reason_unreadable(error.filename, error)
 
 
-class BucketTree:
+class BucketTree(_Rooted):
     """A folder in a bucket. Names are taken as they are: `..` and `//` have no special meaning."""
-
-    def __init__(self, root: str) -> None:
-        self._root = root
 
     def folders(self, folder: str) -> tuple[list[str], list[Unusable]]:
         folders, files = bucket.list_folder(self._path(folder))
@@ -138,9 +139,6 @@ class BucketTree:
                 yield relative, HIDDEN_FILE
             else:
                 yield relative, info
-
-    def _path(self, relative: str) -> str:
-        return storage.join(self._root, relative) if relative else self._root
 
     def _relative(self, path: str) -> str:
         return path.removeprefix(self._root.rstrip("/") + "/")

@@ -34,7 +34,7 @@ class Claim:
     @property
     def path(self) -> str:
         """The path of the plan file."""
-        return storage.join(work_folder(self.output), PLAN_FILE)
+        return _plan_path(self.output)
 
     @property
     def folder(self) -> str:
@@ -75,11 +75,15 @@ def work_folder(output: str) -> str:
 def read_plan(output: str) -> Mapping[str, Any] | None:
     """The content of an output's plan file, or None if there is no plan file."""
     try:
-        return json.loads(storage.read(storage.join(work_folder(output), PLAN_FILE)))
+        return json.loads(storage.read(_plan_path(output)))
     except FileNotFoundError:
         return None
 
 
 def plan_version(output: str) -> str | None:
     """The version of an output's plan file, for `Claim.take`."""
-    return storage.version(storage.join(work_folder(output), PLAN_FILE))
+    return storage.version(_plan_path(output))
+
+
+def _plan_path(output: str) -> str:
+    return storage.join(work_folder(output), PLAN_FILE)

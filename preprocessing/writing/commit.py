@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -24,31 +24,6 @@ from tripletmill.formats import index, tfds_layout
 from tripletmill.storage import storage
 
 REASONS_SHOWN = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class CommitInfo:
-    """What a commit must know in addition to the plan.
-
-    Attributes:
-      name: the first part of the file names.
-      settings: all settings that decide the bytes. They are kept in dataset_info.json.
-      input_fingerprint: the fingerprint of all listed images.
-      columns: the names of the additional values that images carry.
-      group: the column that says which images belong together, or None.
-      num_listed: how many images were listed, including those that listing could not use.
-      max_rejected_share: the share of the listed images that may be rejected, 0 to 1.
-      min_images: how many images a class must have.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    input_fingerprint: str
-    columns: Sequence[str]
-    group: str | None
-    num_listed: int
-    max_rejected_share: float
-    min_images: int
 
 
 @dataclasses.dataclass
@@ -81,79 +56,82 @@ class _Written:
 def commit(
     plan: Plan,
     claim: Claim,
-    info: CommitInfo,
     *,
     left_out: Iterable[Rejected],
     groups: Iterable[duplicates.DuplicateGroup],
+    num_listed: int,
+    max_rejected_share: float,
 ) -> None:
     """Turns finished shards into a finished data set.
 
     Args:
       plan: says which shards there are.
-      claim: the job's claim, which names the folders of the data set and of the sidecars.
-      info: what dataset_info.json says about the job.
+      claim: the job's claim, which has the settings of the job and names the folders of the data
+        set and of the sidecars.
       left_out: the files that were left out before any image was read.
       groups: the exact duplicates.
+      num_listed: how many images were listed, including those that listing could not use.
+      max_rejected_share: the share of the listed images that may be rejected, 0 to 1.
 
     Raises:
       UsageError: more images were rejected than allowed; a split has no readable image; a shard is
         missing or incomplete; or another job has begun to write into this output.
     """
-    output, groups = claim.output, list(groups)
-    written = _write_indices(plan, claim, info, left_out)
+    output, name, groups = claim.output, claim.content["settings"]["name"], list(groups)
+    written = _write_indices(plan, claim, left_out)
     _write(output, index.REJECTED_FILE, rejected_lines(written.rejected))
     empty = [f"split {split}" for split in written.splits if not written.images_in(split)]
     check_rejected(
         [rejected for rejected in written.rejected if rejected.lost],
-        num_listed=info.num_listed,
-        max_share=info.max_rejected_share,
+        num_listed=num_listed,
+        max_share=max_rejected_share,
         output=output,
         empty=empty[0] if empty else "",
     )
     _write(output, index.DUPLICATES_FILE, duplicates.write_groups(groups))
     _write_classes(output, plan, written)
     _write(output, index.FEATURES_FILE, _json(tfds_layout.features_json()))
-    extra = _dataset_info(plan, info, written, groups)
-    _remove_files(output, info.name, keep=written.files)
+    extra = _dataset_info(plan, claim, written, groups)
+    remove_shards(output, _shards_pattern(name), keep=written.files)
     claim.check()
-    content = tfds_layout.dataset_info_json(name=info.name, splits=written.splits, extra=extra)
+    content = tfds_layout.dataset_info_json(name=name, splits=written.splits, extra=extra)
     _write(output, index.INFO_FILE, _json(content))
     remove_work(output)
 
 
 def _dataset_info(
-    plan: Plan, info: CommitInfo, written: _Written, groups: Sequence[duplicates.DuplicateGroup]
+    plan: Plan, claim: Claim, written: _Written, groups: Sequence[duplicates.DuplicateGroup]
 ) -> dict[str, Any]:
     """What dataset_info.json says beyond the fields of TensorFlow Datasets."""
+    settings = claim.content["settings"]
     return {
         "format_version": index.FORMAT_VERSION,
-        "classes_fallen_below": _fallen_below(plan, written, info.min_images),
+        "classes_fallen_below": _fallen_below(plan, written, settings["min_images"]),
         "classes_left_out": list(plan.too_small),
-        "columns": [f"x_{name}" for name in info.columns],
+        "columns": [f"x_{name}" for name in settings["columns"]],
         "duplicates": {
             kind: sum(group.kind == kind for group in groups) for kind in duplicates.KINDS
         },
-        "group": info.group and f"x_{info.group}",
-        "input_fingerprint": info.input_fingerprint,
+        "group": settings["group"] and f"x_{settings['group']}",
+        "input_fingerprint": claim.content["input_fingerprint"],
         "num_classes": {split: written.classes_in(split) for split in written.splits},
         "num_images": {split: written.images_in(split) for split in written.splits},
         "num_rejected": len(written.rejected),
         "num_shards": dict(plan.num_shards),
-        "settings": info.settings,
+        "settings": settings,
         "shard_crc32c": written.checksums,
     }
 
 
-def _write_indices(
-    plan: Plan, claim: Claim, info: CommitInfo, left_out: Iterable[Rejected]
-) -> _Written:
+def _write_indices(plan: Plan, claim: Claim, left_out: Iterable[Rejected]) -> _Written:
     """Writes the index of every split and adds up what the sidecars say."""
+    name, columns = claim.content["settings"]["name"], claim.content["settings"]["columns"]
     written = _Written(list(left_out))
     for split, num_shards in plan.num_shards.items():
-        shards = [index.shard_file(info.name, split, i, num_shards) for i in range(num_shards)]
-        index_file = index.index_file(info.name, split)
+        shards = [index.shard_file(name, split, i, num_shards) for i in range(num_shards)]
+        index_file = index.index_file(name, split)
         path = storage.join(claim.output, index_file)
-        _write_index(path, read_sidecars(claim, shards), info.columns, split, written)
+        _write_index(path, read_sidecars(claim, shards), columns, split, written)
         written.files |= {index_file, *shards}
     return written
 
@@ -254,25 +232,35 @@ def remove_work(output: str) -> None:
 
 
 def remove_data_set(output: str, name: str) -> None:
-    """Removes the files of a data set, finished or not. Its work folder stays.
-
-    dataset_info.json is removed first, so that an incomplete data set never looks finished.
-    """
-    for file in (
+    """Removes the files of a data set, finished or not. Its work folder stays."""
+    remove_output(
+        output,
         index.INFO_FILE,
         index.FEATURES_FILE,
         index.CLASSES_FILE,
         index.REJECTED_FILE,
         index.DUPLICATES_FILE,
-    ):
+        shards=_shards_pattern(name),
+    )
+
+
+def _shards_pattern(name: str) -> str:
+    return rf"{re.escape(name)}-\w+\.(tfrecord-\d+-of-\d+|index\.parquet)"
+
+
+def remove_output(output: str, info_file: str, *files: str, shards: str) -> None:
+    """Removes the files of an output, and the files whose whole names match the pattern `shards`.
+
+    The info file is removed first, so that an incomplete output never looks finished.
+    """
+    for file in (info_file, *files):
         storage.remove(storage.join(output, file))
-    _remove_files(output, name, keep=set())
+    remove_shards(output, shards)
 
 
-def _remove_files(output: str, name: str, *, keep: set[str]) -> None:
-    """Removes the shards and index files of a data set, except those to keep."""
-    pattern = re.compile(rf"{re.escape(name)}-\w+\.(tfrecord-\d+-of-\d+|index\.parquet)")
+def remove_shards(output: str, pattern: str, *, keep: Collection[str] = ()) -> None:
+    """Removes the files whose whole names match a pattern, except those to keep."""
     for info in storage.list_files(output):
         file = info.path.rpartition("/")[2]
-        if pattern.fullmatch(file) and file not in keep:
+        if re.fullmatch(pattern, file) and file not in keep:
             storage.remove(info.path)

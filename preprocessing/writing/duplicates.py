@@ -9,7 +9,7 @@ read.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from preprocessing.sources.references import ImageRef, reason_unreadable
@@ -23,6 +23,7 @@ WITHIN_CLASS, ACROSS_CLASSES, ACROSS_SPLITS = KINDS = (
     "across classes",
     "across splits",
 )
+COPY_KEYS = ("source_id", "class", "split", "kept")  # in duplicates.jsonl
 MIDDLE_BYTES = 16 * 1024  # a file that is not longer is hashed as a whole
 
 
@@ -47,30 +48,6 @@ class DuplicateGroup:
 
     kind: str
     copies: Sequence[Copy]
-
-    def to_json(self) -> dict[str, Any]:
-        """The group as a row of duplicates.jsonl."""
-        return {
-            "kind": self.kind,
-            "images": [
-                {
-                    "source_id": copy.source_id,
-                    "class": copy.class_name,
-                    "split": copy.split,
-                    "kept": copy.kept,
-                }
-                for copy in self.copies
-            ],
-        }
-
-    @staticmethod
-    def from_json(row: Mapping[str, Any]) -> "DuplicateGroup":
-        """The group that `to_json` turned into this row."""
-        copies = [
-            Copy(image["source_id"], image["class"], image["split"], image["kept"])
-            for image in row["images"]
-        ]
-        return DuplicateGroup(row["kind"], copies)
 
 
 def decide(copies: Iterable[Copy], policy: str) -> DuplicateGroup:
@@ -114,13 +91,21 @@ def reason(group: DuplicateGroup) -> str:
 
 def read_groups(data: bytes) -> list[DuplicateGroup]:
     """Parses the content of duplicates.jsonl."""
-    return [DuplicateGroup.from_json(json.loads(line)) for line in data.splitlines()]
+    groups = []
+    for row in map(json.loads, data.splitlines()):
+        copies = [Copy(*(image[key] for key in COPY_KEYS)) for image in row["images"]]
+        groups.append(DuplicateGroup(row["kind"], copies))
+    return groups
 
 
 def write_groups(groups: Iterable[DuplicateGroup]) -> bytes:
     """The content of duplicates.jsonl: one line per group, sorted by the first source id."""
-    ordered = sorted(groups, key=lambda group: group.copies[0].source_id)
-    lines = [json.dumps(group.to_json(), ensure_ascii=False) + "\n" for group in ordered]
+    lines = []
+    for group in sorted(groups, key=lambda group: group.copies[0].source_id):
+        values = map(dataclasses.astuple, group.copies)
+        images = [dict(zip(COPY_KEYS, copy, strict=True)) for copy in values]
+        row = {"kind": group.kind, "images": images}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines).encode("utf-8", "surrogatepass")
 
 

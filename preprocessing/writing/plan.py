@@ -1,5 +1,6 @@
 """Decides class ids, splits and shards. Everything here is pure and deterministic."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -78,19 +79,27 @@ def _number(text: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def add(one: ClassSummary, other: ClassSummary) -> ClassSummary:
-    """The summary of the images of both summaries."""
+def add_up(summaries: Iterable[ClassSummary]) -> ClassSummary:
+    """The summary of the images of all summaries; an empty summary if there are none."""
+    parts = [*summaries]
+    counts: collections.Counter[str | None] = collections.Counter()
+    for part in parts:
+        counts.update(part.counts)
     return ClassSummary(
-        counts={
-            split: one.counts.get(split, 0) + other.counts.get(split, 0)
-            for split in {**one.counts, **other.counts}
-        },
-        fingerprint=(one.fingerprint + other.fingerprint) % 2**256,
-        versions=(one.versions + other.versions) % 2**256,
-        newest=max(one.newest, other.newest),
-        lost=one.lost + other.lost,
-        example=max(one.example, other.example),
+        counts=counts,
+        fingerprint=sum(part.fingerprint for part in parts) % 2**256,
+        versions=sum(part.versions for part in parts) % 2**256,
+        newest=max((part.newest for part in parts), default=0),
+        lost=sum(part.lost for part in parts),
+        example=max((part.example for part in parts), default=""),
     )
+
+
+def require_images(total: ClassSummary) -> None:
+    """Raises UsageError if the summary of the whole input has no image that can be read."""
+    if not total.count:
+        lost = f"; {total.lost} cannot be used: {total.example}" if total.lost else ""
+        raise UsageError(f"no images in the input{lost}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +110,13 @@ class Listing:
       split_of: the split of each class, by class name; None if the input names the images' splits.
       fingerprint: a hexadecimal hash of all images without their times of change.
       versions: a hexadecimal hash of all images with their times of change.
-      newest: the latest time of change of an image file, in nanoseconds.
-      num_images: how many images can be read, as far as the listing can tell.
-      num_lost: how many images cannot be read.
-      example: the reason for one of the lost images, "" if there is none.
+      total: the summary of all images.
     """
 
     split_of: Mapping[str, str | None]
     fingerprint: str
     versions: str
-    newest: int
-    num_images: int
-    num_lost: int
-    example: str
+    total: ClassSummary
 
     def with_split(self, ref: ImageRef) -> ImageRef:
         """The image with its split. Classes are not yet divided into query and gallery."""
@@ -133,23 +136,16 @@ def make_listing(classes: Mapping[str, ClassSummary], rule: SplitRule) -> Listin
         gallery; some images of a class have a split and others have none; or the name of a split
         has other characters than letters, digits and underscores.
     """
-    names = sorted(name for name, summary in classes.items() if summary.count)
-    num_lost = sum(summary.lost for summary in classes.values())
-    example = max((summary.example for summary in classes.values()), default="")
-    if not names:
-        lost = f"; {num_lost} cannot be used: {example}" if num_lost else ""
-        raise UsageError(f"no images in the input{lost}")
-    ordered = [(name, classes[name]) for name in names]
+    total = add_up(classes.values())
+    require_images(total)
+    ordered = [(name, classes[name]) for name in sorted(classes) if classes[name].count]
     return Listing(
-        split_of=_assign_splits({name: {*classes[name].counts} for name in names}, rule),
+        split_of=_assign_splits({name: {*summary.counts} for name, summary in ordered}, rule),
         fingerprint=_digest(
             [name, summary.count, summary.fingerprint] for name, summary in ordered
         ),
         versions=_digest([name, summary.versions] for name, summary in ordered),
-        newest=max(summary.newest for _, summary in ordered),
-        num_images=sum(summary.count for _, summary in ordered),
-        num_lost=num_lost,
-        example=example,
+        total=total,
     )
 
 
@@ -242,11 +238,6 @@ class PlannedClass:
     pieces: Mapping[str, Piece]
     copies: frozenset[str] = frozenset()
 
-    @property
-    def count(self) -> int:
-        """How many images the class has in all splits."""
-        return sum(piece.count for piece in self.pieces.values())
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -295,21 +286,16 @@ class Plan:
         """
         planned = self.classes[name]
         by_name = {ref.source_id: ref for ref in refs}
-        split_of = dict.fromkeys(by_name, split)
-        if self._is_divided(split):
-            assert self.division is not None
-            ordered = self.division.order(list(by_name), planned.copies)
+        names_by_split = {split: [*by_name]}
+        if self.division is not None and self._is_divided(split):
+            ordered = self.division.order([*by_name], planned.copies)
             queries = planned.pieces[QUERY].count if QUERY in planned.pieces else 0
-            split_of = {
-                source_id: QUERY if i < queries else GALLERY for i, source_id in enumerate(ordered)
-            }
+            names_by_split = {QUERY: ordered[:queries], GALLERY: ordered[queries:]}
         placed: dict[tuple[str, int], list[ImageRef]] = {}
-        position = dict.fromkeys(planned.pieces, 0)
-        for source_id in sorted(by_name):
-            target = split_of[source_id]
-            shard = self._shard(planned.pieces[target], target, position[target])
-            placed.setdefault((target, shard), []).append(by_name[source_id])
-            position[target] += 1
+        for target, names in names_by_split.items():
+            for position, source_id in enumerate(sorted(names)):
+                shard = self._shard(planned.pieces[target], target, position)
+                placed.setdefault((target, shard), []).append(by_name[source_id])
         return list(placed.items())
 
     def _is_divided(self, split: str) -> bool:

@@ -47,21 +47,6 @@ class ShardTask:
         return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """A finished shard.
-
-    Attributes:
-      file_name: the file name of the shard.
-      read: how many images were read for the shard now.
-      reused: how many images were in the shard already, because it was finished before.
-    """
-
-    file_name: str
-    read: int
-    reused: int
-
-
 def index_schema(columns: Iterable[str]) -> pa.Schema:
     """The schema of an index whose images carry additional values in these columns."""
     return pa.schema([*INDEX_SCHEMA, *((f"x_{name}", pa.string()) for name in columns)])
@@ -74,7 +59,7 @@ def write_shard(
     settings: Mapping[str, Any],
     image: ImageSettings,
     threads: int,
-) -> Written:
+) -> int:
     """Writes a shard and its sidecar, unless a finished shard with this content is there.
 
     Args:
@@ -84,6 +69,9 @@ def write_shard(
       image: how images are made canonical.
       threads: how many images are read and decoded at the same time.
 
+    Returns:
+      How many images were read: all images of the shard, or 0 if the shard was finished before.
+
     Raises:
       UsageError: another job has begun to write into this output, or a disk or network fails.
     """
@@ -92,57 +80,37 @@ def write_shard(
     if sidecars.is_finished(claim, task.file_name, fingerprint):
         with sidecars.progress(claim.folder, task.file_name) as progress:
             progress(count)
-        return Written(task.file_name, read=0, reused=count)
+        return 0
 
     def content(file: BinaryIO) -> tuple[pa.Table, Sequence[Rejected]]:
         rows: list[dict[str, Any]] = []
         rejected: list[Rejected] = []
         writer = RecordWriter(file)
-        results = map_ahead(lambda item: _read(*item, image), task.images, threads=threads)
+        results = map_ahead(
+            lambda item: _read(*item, task.columns, image), task.images, threads=threads
+        )
         with sidecars.progress(claim.folder, task.file_name) as progress:
             for (label, ref), result in zip(task.images, results, strict=True):
                 if isinstance(result, str):
                     rejected.append(Rejected(ref.source_id, ref.class_name, result))
                 else:
-                    offset = writer.write(result.payload)
-                    rows.append(_row(task, label, ref, offset, result))
+                    payload, values = result
+                    offset = writer.write(payload)
+                    rows.append({"shard": task.shard, "offset": offset, "label": label, **values})
                 progress(1)
         return pa.Table.from_pylist(rows, schema=index_schema(task.columns)), rejected
 
     sidecars.write(claim, task.file_name, fingerprint, content)
-    return Written(task.file_name, read=count, reused=0)
+    return count
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Record:
-    """A record that is to be written, with the values that the index holds about it."""
+def _read(
+    label: int, ref: ImageRef, columns: Sequence[str], settings: ImageSettings
+) -> tuple[bytes, dict[str, Any]] | str:
+    """The record of an image and its values in the index, or why the image cannot be used.
 
-    payload: bytes
-    height: int
-    width: int
-    sha256: bytes
-    source_sha256: bytes
-
-
-def _row(
-    task: ShardTask, label: int, ref: ImageRef, offset: int, record: _Record
-) -> dict[str, Any]:
-    return {
-        "shard": task.shard,
-        "offset": offset,
-        "length": len(record.payload),
-        "label": label,
-        "height": record.height,
-        "width": record.width,
-        "source_id": ref.source_id,
-        "sha256": record.sha256,
-        "source_sha256": record.source_sha256,
-        **{f"x_{name}": value for name, value in zip(task.columns, ref.extra, strict=True)},
-    }
-
-
-def _read(label: int, ref: ImageRef, settings: ImageSettings) -> _Record | str:
-    """The record of an image, or the reason why the image cannot be used."""
+    The values lack the place of the record: its label, shard and offset.
+    """
     result = read_canonical(ref, settings)
     if isinstance(result, str):
         return result
@@ -160,7 +128,15 @@ def _read(label: int, ref: ImageRef, settings: ImageSettings) -> _Record | str:
             "image/key/sha256": sha256,
         }
     )
-    return _Record(payload, image.height, image.width, sha256, hashlib.sha256(data).digest())
+    return payload, {
+        "length": len(payload),
+        "height": image.height,
+        "width": image.width,
+        "source_id": ref.source_id,
+        "sha256": sha256,
+        "source_sha256": hashlib.sha256(data).digest(),
+        **{f"x_{name}": value for name, value in zip(columns, ref.extra, strict=True)},
+    }
 
 
 def read_canonical(ref: ImageRef, settings: ImageSettings) -> tuple[bytes, CanonicalImage] | str:

@@ -54,11 +54,6 @@ def sidecar_path(work: str, file_name: str) -> str:
     return storage.join(work, f"{file_name}.sidecar.parquet")
 
 
-def progress_path(work: str, file_name: str) -> str:
-    """The path of a local file whose size in bytes is the number of images that are done."""
-    return storage.join(work, f"{file_name}.progress")
-
-
 def read_sidecar(work: str, file_name: str) -> Sidecar | None:
     """The sidecar of a shard, or None if there is no sidecar."""
     try:
@@ -68,13 +63,8 @@ def read_sidecar(work: str, file_name: str) -> Sidecar | None:
     # Arrow's threads can outlive Python and then abort the process, so none are started.
     table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     content = json.loads(table.schema.metadata[METADATA_KEY])
-    return Sidecar(
-        rows=table.replace_schema_metadata(None),
-        rejected=[Rejected(**row) for row in content["rejected"]],
-        fingerprint=content["fingerprint"],
-        num_bytes=content["num_bytes"],
-        crc32c=content["crc32c"],
-    )
+    content["rejected"] = [Rejected(**row) for row in content["rejected"]]
+    return Sidecar(rows=table.replace_schema_metadata(None), **content)
 
 
 def read_sidecars(claim: Claim, files: Sequence[str]) -> Iterator[Sidecar]:
@@ -184,6 +174,8 @@ class _Checksummed:
 def progress(work: str, file_name: str) -> Iterator[Callable[[int], None]]:
     """Gives a function that adds a number of images to a shard's progress file.
 
+    The size of the file in bytes is the number of images that are done.
+
     The file is written at most once in PROGRESS_SECONDS, and at the end. In a bucket there is no
     such file, and the function does nothing.
     """
@@ -191,7 +183,7 @@ def progress(work: str, file_name: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: None
         return
     unwritten, written_at = 0, time.monotonic()
-    with open(progress_path(work, file_name), "wb", buffering=0) as file:
+    with open(storage.join(work, f"{file_name}.progress"), "wb", buffering=0) as file:
 
         def add(count: int) -> None:
             nonlocal unwritten, written_at

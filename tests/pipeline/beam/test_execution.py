@@ -203,59 +203,38 @@ def worker_python(template, bucket, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job_server(tmp_path_factory) -> Iterator[str]:
-    """Beam's own job server, which clients and workers use like those of Flink and Spark."""
+def job_server(images, tmp_path_factory) -> Iterator[list[str]]:
+    """The flags of a job on Beam's own job server, which is used like those of Flink and Spark."""
     module = "apache_beam.runners.portability.local_job_service_main"
     folder = f"--staging_dir={tmp_path_factory.mktemp('staging')}"
     with server_process(lambda p: [sys.executable, "-m", module, f"--port={p}", folder]) as port:
-        yield f"localhost:{port}"
+        endpoint = f"--job_endpoint=localhost:{port}"
+        yield ["--runner=PortableRunner", endpoint, f"--input={images}"]
 
 
-def test_job_server_with_an_external_worker(
-    command, images, data_set, job_server, worker_python, tmp_path
-):
+def test_job_server_with_an_external_worker(command, data_set, job_server, worker_python, tmp_path):
     module = "apache_beam.runners.worker.worker_pool_main"
     # The pool starts `python` in its own working folder.
     script = 'cd "$0" && PATH="$1:$PATH" && shift && exec "$@"'
     away = ["sh", "-c", script, str(tmp_path), str(worker_python.parent)]
     pool = [*away, "python", "-m", module]
+    flags = [f"--output={tmp_path / 'data'}", "--environment_type=EXTERNAL"]
     with server_process(lambda p: [*pool, f"--service_port={p}"]) as port:
-        done = command(
-            f"--input={images}",
-            f"--output={tmp_path / 'data'}",
-            "--runner=PortableRunner",
-            f"--job_endpoint={job_server}",
-            "--environment_type=EXTERNAL",
-            f"--environment_config=localhost:{port}",
-        )
+        done = command(*job_server, *flags, f"--environment_config=localhost:{port}")
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "data") == data_set
 
 
-def test_job_server_without_a_worker(command, images, job_server, tmp_path):
-    done = command(
-        f"--input={images}",
-        f"--output={tmp_path / 'data'}",
-        "--runner=PortableRunner",
-        f"--job_endpoint={job_server}",
-        "--environment_type=EXTERNAL",
-        "--environment_config=localhost:1",
-    )
-    error = error_of(done)
+def test_job_server_without_a_worker(command, job_server, tmp_path):
+    flags = [f"--output={tmp_path / 'data'}", "--environment_type=EXTERNAL"]
+    error = error_of(command(*job_server, *flags, "--environment_config=localhost:1"))
     assert error.startswith("the job failed: ")
     assert "failed to connect to all addresses" in error
 
 
-def test_an_error_comes_back_from_a_job_server(command, images, job_server, tmp_path):
-    done = command(
-        f"--input={images}",
-        f"--output={tmp_path / 'data'}",
-        "--runner=PortableRunner",
-        f"--job_endpoint={job_server}",
-        "--environment_type=LOOPBACK",
-        *NOTHING_REJECTED,
-    )
-    assert error_of(done).startswith("1 of 31 images rejected")
+def test_an_error_comes_back_from_a_job_server(command, job_server, tmp_path):
+    flags = [f"--output={tmp_path / 'data'}", "--environment_type=LOOPBACK", *NOTHING_REJECTED]
+    assert error_of(command(*job_server, *flags)).startswith("1 of 31 images rejected")
 
 
 @pytest.mark.slow

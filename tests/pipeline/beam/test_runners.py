@@ -101,13 +101,12 @@ def test_wrong_flags(flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--runner=FlinkRunner", "--flink_job_server_jar=no.jar"],
-            '--runner=FlinkRunner: cannot start the job: Unable to parse jar URL "no.jar"',
-        ),
-        (
-            ["--runner=SparkRunner", "--spark_job_server_jar=no.jar"],
-            '--runner=SparkRunner: cannot start the job: Unable to parse jar URL "no.jar"',
+        *(
+            (
+                [f"--runner={name}Runner", f"--{name.lower()}_job_server_jar=no.jar"],
+                f'--runner={name}Runner: cannot start the job: Unable to parse jar URL "no.jar"',
+            )
+            for name in ("Flink", "Spark")
         ),
         (
             ["--runner=FlinkRunner", "--environment_type=EXTERNAL"],

@@ -8,6 +8,7 @@ from pipeline.embedding.inputs import InputSummary, Planned, open_records, place
 from pipeline.preprocess.listing import FileChunk
 from preprocessing.sources.references import ImageRef
 from preprocessing.writing.claim import Claim
+from preprocessing.writing.plan import ClassSummary
 from tests.fixtures.datasets import small_data_set
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import load_info
@@ -16,7 +17,9 @@ IMAGES = [ImageRef(f"{i}.png", f"/no/{i}.png", "", size=1) for i in range(400)]
 
 
 def test_an_image_is_placed_by_its_name_alone():
-    planned = Planned(InputSummary({}, len(IMAGES), 0, num_shards=4), Claim("/out", {}))
+    planned = Planned(
+        InputSummary({}, ClassSummary({None: len(IMAGES)}), num_shards=4), Claim("/out", {})
+    )
     shards = collections.defaultdict(set)
     for images in (IMAGES[:100], IMAGES[:99:-1]):
         for number, placed in place_images(FileChunk(images), planned):

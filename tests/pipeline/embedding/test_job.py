@@ -334,9 +334,6 @@ def test_records_made_otherwise_are_told(model, photos, data_set, tmp_path):
         ({"data": "DATA", "model": "no"}, "model no: no such folder; export one"),
         ({"data": "DATA", "model": "IMAGES"}, "no model_card.json in it"),
         ({"data": "DATA", "batch_size": 0}, "embed.batch_size 0: 1 or more"),
-        ({"data": "DATA", "images_per_shard": 0}, "embed.images_per_shard 0: 1 or more"),
-        ({"data": "DATA", "threads": 0}, "embed.threads 0: 1 or more"),
-        ({"data": "DATA", "max_rejected_share": 2}, "max_rejected_share 2: 0 to 1"),
     ],
 )
 def test_wrong_arguments(photos, model, tmp_path, arguments, message):

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedding import model as models
-from preprocessing.writing import commit, sidecars
-from preprocessing.writing.claim import Claim
 from tests.fixtures import exported, jobs
 from tests.fixtures.datasets import make_data_set
 from tests.fixtures.embedding_jobs import BATCH, MODULE, run
@@ -114,13 +112,6 @@ def test_nothing_finished_is_embedded_again(photos, model, of_images, tmp_path, 
     assert content(tmp_path / "out") == content(of_images)
 
 
-def test_a_shard_that_lost_its_end_is_made_again(photos, model, of_images, tmp_path, monkeypatch):
-    break_off(monkeypatch, model, tmp_path / "out", input=photos / "images")
-    os.truncate(tmp_path / "out" / min(sidecars_in(tmp_path / "out")), 100)
-    run(model, tmp_path / "out", input=photos / "images")
-    assert content(tmp_path / "out") == content(of_images)
-
-
 def other_model(model: Path, folder: Path) -> Path:
     shutil.copytree(model, folder)
     exported.write_card(folder, fingerprint="3" * 64)
@@ -209,32 +200,6 @@ def test_preprocessing_leaves_embeddings_alone(photos, model, of_images, tmp_pat
         with pytest.raises(UsageError, match="no data set of tripletmill"):
             jobs.run(photos / "images", output, overwrite=True)
         assert content(output) == before
-
-
-def test_a_second_job_is_kept_out(photos, model, tmp_path, monkeypatch):
-    def start_another(*_, **__):
-        run(model, tmp_path / "out", input=photos / "images")
-
-    monkeypatch.setattr(commit, "check_rejected", start_another)
-    with pytest.raises(UsageError, match="another process is writing there"):
-        run(model, tmp_path / "out", input=photos / "images")
-
-
-def test_a_worker_whose_job_was_overtaken_stops(photos, model, tmp_path, monkeypatch):
-    """A worker stops when the output has the plan of another job.
-
-    A worker on another machine does not see the lock.
-    """
-    write = sidecars.write
-
-    def overtaken(claim, *arguments):
-        Claim(claim.output, {**claim.content, "num_shards": 99}).take(replaces=None)
-        write(claim, *arguments)
-
-    monkeypatch.setattr(sidecars, "write", overtaken)
-    with pytest.raises(UsageError, match="another job has begun to write there"):
-        run(model, tmp_path / "out", input=photos / "images")
-    assert not list((tmp_path / "out").glob("embeddings-*"))
 
 
 def test_a_worker_with_another_library_stops(photos, model, tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 from pipeline.preprocess.deduplicate import (
-    Deduplicate,
     DuplicateDecision,
     decide_all,
+    deduplicate,
     leave_out_copies,
 )
 from pipeline.preprocess.listing import FileChunk, ListedInput
@@ -58,7 +58,7 @@ def run(folder: Path, check_chunks, check_decision, *, known=None, **settings) -
         chunks = pipeline | beam.Create([FileChunk(refs[::2]), FileChunk(refs[1::2])])
         known_input = pipeline | "Known" >> beam.Create([listed_input])
         job = job_settings(folder / "out", **settings)
-        kept, decision = chunks | Deduplicate(job, known_input)
+        kept, decision = chunks | deduplicate(job, known_input)
         assert_that(kept, check_chunks)
         assert_that(decision, check_decision, label="decision")
 

@@ -18,22 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.beam.runners import clean_errors
-from pipeline.preprocess.job import preprocess
-from tests.fixtures import corpus
+from tests.fixtures import corpus, jobs
 from tests.fixtures.corpus import Kept, LeftOut
 from tests.fixtures.images import corners, encode, rotated
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import load_index, load_info
 from tripletmill.formats.records import decode_example, read_record
-
-ROOT = Path(__file__).parents[3]
 
 # tripletmill.images sets this filter when it is imported; pytest puts its own filters in front of
 # it.
@@ -57,14 +51,7 @@ class Alternating:
 
 
 def run(input: Path, output: Path, **arguments: Any) -> None:
-    preprocess(
-        input=str(input),
-        output=str(output),
-        name="toy",
-        runner=FnApiRunner(),
-        options=PipelineOptions([]),
-        **{"splits": Alternating(), "max_rejected_share": 1.0, **arguments},
-    )
+    jobs.run(input, output, **{"splits": Alternating(), "max_rejected_share": 1.0, **arguments})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +293,7 @@ def test_a_disk_in_trouble_leaves_nothing_out(tmp_path, monkeypatch, function):
         return working(path, *arguments, **options)
 
     monkeypatch.setattr(os, function, failing)
-    with clean_errors(), pytest.raises(UsageError, match=r"images/a.*: Input/output error"):
+    with pytest.raises(UsageError, match=r"images/a.*: Input/output error"):
         run(tmp_path / "images", tmp_path / "data", short_side=16)
     assert not (tmp_path / "data/rejected.jsonl").exists()
 
@@ -317,13 +304,9 @@ def test_too_many_bad_images_are_one_line(tmp_path):
         (tmp_path / "images" / name).write_bytes(encode("RGB"))
     (tmp_path / "images/b/cut\n.png").write_bytes(encode("RGB")[:100])
     (tmp_path / "images/b/empty.png").write_bytes(b"")
-    command = [
-        *(sys.executable, "-m", "pipeline.main", "--name=toy"),
-        *(f"--input={tmp_path / 'images'}", f"--output={tmp_path / 'data'}"),
-        "--gin_param=preprocess.splits = @SortedSplits()",
-        "--gin_param=preprocess.short_side = 16",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    flags = ["--name=toy", "--gin_param=preprocess.splits = @SortedSplits()"]
+    paths = [f"--input={tmp_path / 'images'}", f"--output={tmp_path / 'data'}"]
+    done = jobs.command(*flags, *paths, "--gin_param=preprocess.short_side = 16")
     assert done.returncode == 2
     assert done.stdout == ""
     *progress, line = done.stderr.splitlines()

@@ -27,7 +27,7 @@ from tests.fixtures.cloud.faults import (
 )
 from tests.fixtures.cloud.tensorflow_bridge import tensorflow_bridge
 from tests.fixtures.folders import class_folder
-from tests.fixtures.jobs import ROOT, SETTINGS, content, run, start
+from tests.fixtures.jobs import SETTINGS, command, content, run, start
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import load_index
 from tripletmill.storage import bucket as bucket_storage
@@ -227,14 +227,8 @@ def test_errors_of_use(emulator, images, tmp_path, input, output, message):
 
 
 def test_no_credentials(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.main", "--input=gs://pictures/x", "--output=o"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "none.json")},
-        timeout=60,
-    )
+    environment = {**os.environ, "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "none.json")}
+    done = command("--input=gs://pictures/x", "--output=o", env=environment)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert "no credentials found" in line

@@ -18,7 +18,7 @@ from preprocessing.writing import commit, shards
 from preprocessing.writing.claim import Claim
 from preprocessing.writing.sidecars import Sidecar
 from tests.fixtures.folders import class_folder
-from tests.fixtures.jobs import ROOT, SETTINGS, command, content, run, sidecars_in, start
+from tests.fixtures.jobs import ROOT, command, content, run, sidecars_in, start
 from tripletmill.errors import UsageError
 from tripletmill.formats import index
 
@@ -286,9 +286,3 @@ def test_a_worker_whose_job_was_overtaken_stops(images, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="another job has begun to write there"):
         run(images, tmp_path / "data")
     assert not list((tmp_path / "data").glob("toy-*"))
-
-
-def test_settings_on_the_command_line_are_those_of_run(images, data_set, tmp_path):
-    done = command(f"--input={images}", f"--output={tmp_path / 'data'}", *SETTINGS)
-    assert done.returncode == 0, done.stderr
-    assert content(tmp_path / "data") == content(data_set)

@@ -11,13 +11,12 @@ from apache_beam.testing.util import assert_that
 
 from pipeline.preprocess import listing
 from pipeline.preprocess.listing import (
-    AssignSplits,
     FileChunk,
     ListedInput,
-    ListFiles,
-    SummarizeInput,
+    assign_splits,
     check_num_lost,
-    sum_summaries,
+    list_files,
+    summarize_input,
 )
 from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.writing.plan import ClassSummary, make_listing, summarize
@@ -59,13 +58,13 @@ def test_every_file_is_listed_in_chunks(monkeypatch):
         assert [row for chunk in chunks for row in chunk.rejected] == [HIDDEN]
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        assert_that(pipeline | ListFiles(Source(named_by="name")), check)
+        assert_that(pipeline | list_files(Source(named_by="name")), check)
 
 
 def test_a_repeated_name_is_an_error_if_a_feature_names_images():
     message = "feature 'name': 1 names occur more than once, such as a/0.png; each image needs"
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    pipeline | ListFiles(Source(named_by="name", repeated=True))
+    pipeline | list_files(Source(named_by="name", repeated=True))
     with pytest.raises(UsageError, match=message):
         pipeline.run()
 
@@ -78,9 +77,9 @@ def test_the_input_is_summarized(tmp_path):
         assert results == [ListedInput(expected, finished=False, known_duplicates=None)]
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        summary = pipeline | beam.Create(chunks) | SummarizeInput(job_settings(tmp_path))
+        summary = pipeline | beam.Create(chunks) | summarize_input(job_settings(tmp_path))
         assert_that(summary, check)
-    assert (expected.num_images, expected.num_lost) == (9, 0)
+    assert (expected.total.count, expected.total.lost) == (9, 0)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -97,24 +96,18 @@ def test_splits_are_assigned_unless_the_output_is_finished(finished):
         assert assigned.rejected == [HIDDEN]
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        known = pipeline | "Known" >> beam.Create([listed_input])
-        assert_that(pipeline | beam.Create([chunk]) | AssignSplits(known), check)
+        assigned = pipeline | beam.Create([chunk]) | beam.FlatMap(assign_splits, listed_input)
+        assert_that(assigned, check)
 
 
 def test_too_many_lost_images_are_an_error_and_listed(tmp_path):
     job = job_settings(tmp_path)  # a tenth of the images may be lost
-    check_num_lost(1, 9, "no reason", [LOST, HIDDEN], job)
+    check_num_lost(ClassSummary({None: 9}, lost=1), [LOST, HIDDEN], job)
     assert not [*tmp_path.iterdir()]
     message = (
         r"2 of 10 images in the input cannot be used \(at most 10% may be\), one of them: link"
     )
     with pytest.raises(UsageError, match=message):
-        check_num_lost(2, 8, "link to nowhere", [LOST, HIDDEN], job)
+        check_num_lost(ClassSummary({None: 8}, lost=2, example=LOST.reason), [LOST, HIDDEN], job)
     lines = (tmp_path / ".work/rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["source_id"] for line in lines] == ["a/.hidden", "a/link.png"]
-
-
-def test_sum_of_summaries():
-    assert sum_summaries([]) == ClassSummary()
-    parts = [summarize(IMAGES[:2])["a"], summarize([IMAGES[2], LOST])["a"]]
-    assert sum_summaries(parts) == summarize([*IMAGES[:3], LOST])["a"]

@@ -8,7 +8,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
-from pipeline.preprocess.repeated import PARTITIONS, FindRepeated, is_among, partitioned
+from pipeline.preprocess.repeated import PARTITIONS, find_repeated, is_among, partitioned
 
 
 def is_one_array(expected: list[int]):
@@ -27,7 +27,7 @@ def test_repeated_numbers(count):
     counts = collections.Counter(number for array in arrays for number in array.tolist())
     expected = sorted(number for number, times in counts.items() if times > 1)
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        found = pipeline | beam.Create(arrays) | beam.FlatMap(partitioned) | FindRepeated()
+        found = pipeline | beam.Create(arrays) | beam.FlatMap(partitioned) | find_repeated()
         assert_that(found, is_one_array(expected))
 
 

@@ -58,12 +58,6 @@ def test_folder(tmp_path):
     ]
 
 
-def test_name_that_is_no_utf8(tmp_path):
-    touch(tmp_path / "a/1.png")
-    os.close(os.open(os.fsencode(tmp_path / "a") + b"/\xff.png", os.O_CREAT))
-    assert listed(tmp_path)[1] == [("a/\\xff.png", "file name is not valid UTF-8", True)]
-
-
 def test_nested(tmp_path):
     for name in ["dog/poodle/1.png", "dog/poodle/toy/2.png", "dog/3.png", "cat/4.png", "5.png"]:
         touch(tmp_path / name)

@@ -510,29 +510,20 @@ def test_feature_that_comes_later(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        ({"image": ""}, "RecordsInput.image must be the name of a feature, not ''"),
-        ({"label": None}, "RecordsInput.label must be the name of a feature, not None"),
-        ({"split": 3}, "RecordsInput.split must be the name of a feature, not 3"),
-        ({"group": ""}, "RecordsInput.group must be the name of a feature, not ''"),
-        (
-            {"columns": "year"},
-            "RecordsInput.columns must be different names of features, not 'year'",
-        ),
-        (
-            {"columns": [1]},
-            r"RecordsInput.columns must be different names of features, not \[1\]",
-        ),
-        (
-            {"columns": ["a", "a"]},
-            "RecordsInput.columns must be different names of features, not .*",
-        ),
-    ],
+    ("name", "value"), [("image", ""), ("label", None), ("split", 3), ("group", "")]
 )
-def test_wrong_options(options, problem):
-    with pytest.raises(UsageError, match=f"^{problem}$"):
-        RecordsInput(**options)
+def test_a_feature_needs_a_name(name, value):
+    problem = f"^RecordsInput.{name} must be the name of a feature, not {value!r}$"
+    with pytest.raises(UsageError, match=problem):
+        RecordsInput(**{name: value})
+
+
+@pytest.mark.parametrize("columns", ["year", [1], ["a", "a"]])
+def test_columns_need_different_names(columns):
+    with pytest.raises(UsageError) as caught:
+        RecordsInput(columns=columns)
+    problem = f"RecordsInput.columns must be different names of features, not {columns!r}"
+    assert str(caught.value) == problem
 
 
 def test_group_is_a_column_once():

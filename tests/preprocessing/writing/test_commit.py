@@ -11,7 +11,6 @@ from preprocessing.sources.references import ImageRef, Rejected
 from preprocessing.splits import SortedSplits
 from preprocessing.writing.claim import Claim
 from preprocessing.writing.commit import (
-    CommitInfo,
     check_rejected,
     commit,
     rejected_lines,
@@ -31,6 +30,7 @@ KEPT = {key: KeptImages(2) for key in (("a", "train"), ("b", "test"), ("c", "tra
 PLAN = make_plan(KEPT, splits=SortedSplits(), images_per_shard=2)
 LEFT_OUT = [Rejected("z/hidden", "", "hidden file", lost=False)]
 DUPLICATES = [decide([Copy("a/0", "a", "train"), Copy("a/1", "a", "train")], "keep")]
+SETTINGS = {"name": "toy", "columns": ["camera"], "group": "camera", "min_images": 2}
 FILES = {
     "classes.parquet",
     "dataset_info.json",
@@ -51,7 +51,8 @@ class Job:
     def __init__(self, folder: Path, *, broken: str = "") -> None:
         """Makes a file that is no image of each source id that begins with `broken`, if any."""
         self.folder = folder
-        self.claim = Claim(str(folder / "data"), {})
+        content = {"settings": SETTINGS, "input_fingerprint": "00ff"}
+        self.claim = Claim(str(folder / "data"), content)
         self.claim.take(replaces=None)
         for label, (name, split) in enumerate(KEPT):
             images = []
@@ -77,17 +78,14 @@ class Job:
         return self.folder / "data"
 
     def commit(self, *, max_rejected_share: float = 0.5) -> index.DatasetInfo:
-        info = CommitInfo(
-            name="toy",
-            settings={"quality": 90},
-            input_fingerprint="00ff",
-            columns=("camera",),
-            group="camera",
+        commit(
+            PLAN,
+            self.claim,
+            left_out=iter(LEFT_OUT),
+            groups=iter(DUPLICATES),
             num_listed=6,
             max_rejected_share=max_rejected_share,
-            min_images=2,
         )
-        commit(PLAN, self.claim, info, left_out=iter(LEFT_OUT), groups=iter(DUPLICATES))
         return index.load_info(str(self.data))
 
 
@@ -98,7 +96,7 @@ def test_a_finished_data_set(tmp_path):
     assert (info.num_shards, info.num_images) == ({"test": 1, "train": 2}, {"test": 2, "train": 3})
     assert (info.num_classes, info.shard_lengths["train"]) == ({"test": 1, "train": 2}, [2, 1])
     assert (info.num_rejected, info.classes_fallen_below) == (2, ["c"])
-    assert (info.settings, info.input_fingerprint) == ({"quality": 90}, "00ff")
+    assert (info.settings, info.input_fingerprint) == (SETTINGS, "00ff")
     assert (list(info.columns), info.group) == (["x_camera"], "x_camera")
     assert info.duplicates == {"within class": 1, "across classes": 0, "across splits": 0}
     rejected = (job.data / "rejected.jsonl").read_text().splitlines()

@@ -9,7 +9,7 @@ from preprocessing.splits import HashSplits, QueryGallery, SortedSplits
 from preprocessing.writing.plan import (
     ClassSummary,
     KeptImages,
-    add,
+    add_up,
     make_listing,
     make_plan,
     summarize,
@@ -39,11 +39,11 @@ def test_shards(counts, images_per_shard):
     share = total / shards
     in_order = []
     for name, planned in plan.classes.items():
-        placed = plan.place(name, "train", images(name, planned.count)[::-1])
+        placed = plan.place(name, "train", images(name, planned.pieces["train"].count)[::-1])
         places = [shard for (_, shard), refs in placed for _ in refs]
         names = [ref.source_id for _, refs in placed for ref in refs]
         assert names == sorted(names)
-        if planned.count <= share:
+        if planned.pieces["train"].count <= share:
             assert len(set(places)) == 1  # each class lies in one shard
         whole = plan.whole_shard(name, "train")
         assert whole is None if len(set(places)) > 1 else whole in (None, places[0])
@@ -115,7 +115,7 @@ def test_fingerprint_sees_every_image_and_no_order():
     one = listing(files)
     assert one == listing(files[::-1])
     parts = [summarize(files[:2]), summarize(files[2:])]
-    assert add(parts[0]["x"], parts[1]["x"]) == summarize(files)["x"]
+    assert add_up([parts[0]["x"], parts[1]["x"]]) == summarize(files)["x"]
     for other in (
         files[1:],
         [*files[1:], ImageRef("x/000.png", "", "x", 2)],
@@ -126,13 +126,13 @@ def test_fingerprint_sees_every_image_and_no_order():
     later = listing(images("x", 3) + images("y", 2, modified=6))
     assert later.fingerprint == one.fingerprint
     assert later.versions != one.versions
-    assert (one.newest, later.newest) == (5, 6)
+    assert (one.total.newest, later.total.newest) == (5, 6)
 
 
 def test_what_is_lost_is_counted():
     files = [*images("x", 3), Rejected("a", "x", "bad"), Rejected("b", "", "hidden", lost=False)]
-    found = listing(files)
-    assert (found.num_images, found.num_lost, found.example) == (3, 1, "bad")
+    total = listing(files).total
+    assert (total.count, total.lost, total.example) == (3, 1, "bad")
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,5 @@ def test_errors(files, rule, message):
 
 
 def test_empty_summary():
+    assert add_up([]) == ClassSummary()
     assert ClassSummary().count == 0

@@ -140,7 +140,7 @@ def test_a_shard_is_incomplete(claim, damage):
 @pytest.mark.parametrize("seconds", [0, 1000])
 def test_progress_is_one_byte_per_image(tmp_path, monkeypatch, seconds):
     monkeypatch.setattr(sidecars, "PROGRESS_SECONDS", seconds)
-    path = Path(sidecars.progress_path(str(tmp_path), "shard"))
+    path = tmp_path / "shard.progress"
     with sidecars.progress(str(tmp_path), "shard") as progress:
         progress(2)
         progress(3)

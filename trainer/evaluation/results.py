@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from trainer.retrieval.confidence import confidence_intervals
 from trainer.retrieval.metrics import (
@@ -72,8 +73,11 @@ class Results:
             "num_without_match": trained.num_without_match,
             "num_gallery": trained.num_gallery,
             "num_damaged": self.num_damaged,
-            "results": {name: _json_means(metrics) for name, metrics in self.metrics.items()},
-            "intervals": {name: _json_intervals(metrics) for name, metrics in self.metrics.items()},
+            "results": {name: _without_nan(each.mean) for name, each in self.metrics.items()},
+            "intervals": {
+                name: _without_nan(confidence_intervals(each))
+                for name, each in self.metrics.items()
+            },
             "classes": self._classes(),
         }
         write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
@@ -192,15 +196,6 @@ def _print_row(name: str, values: Mapping[str, float]) -> None:
     print(f"  {name:26}" + "".join(f"{values[column]:>10.3f}" for column in COLUMNS))
 
 
-# JSON has no NaN, so a mean or an interval that is NaN becomes None.
-
-
-def _json_means(metrics: RetrievalMetrics) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in metrics.mean.items()}
-
-
-def _json_intervals(metrics: RetrievalMetrics) -> dict[str, list[float] | None]:
-    return {
-        name: None if math.isnan(ends[0]) else list(ends)
-        for name, ends in confidence_intervals(metrics).items()
-    }
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts None in place of NaN, which JSON does not have."""
+    return {name: None if np.isnan(value).any() else value for name, value in values.items()}

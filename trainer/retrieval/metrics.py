@@ -108,14 +108,11 @@ def retrieval_metrics(
       progress_name: what the progress line calls the work; None for no progress line.
 
     Raises:
-      ValueError: shapes do not fit, labels are not integers, rows are not finite, or K or a tile
-        size is below 1.
+      ValueError: shapes do not fit, labels are not integers, rows are not finite, or K is below 1.
     """
     cutoffs = sorted(set(recall_at))
     if cutoffs and cutoffs[0] < 1:
         raise ValueError(f"recall_at has {cutoffs[0]}, must be at least 1")
-    if query_tile < 1:
-        raise ValueError(f"query_tile is {query_tile}, must be at least 1")
     query_rows = as_embeddings(embeddings)
     labels = as_labels(labels, len(query_rows))
     gallery_rows, of_gallery = query_rows, None

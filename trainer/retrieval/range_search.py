@@ -6,7 +6,7 @@ outside the range, which are nearly all rows. It takes half the time of a float6
 run it at full speed.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,8 +19,7 @@ _MIN_SUBNORMAL, _MAX_FLOAT = 2.0**-149, float(np.finfo(np.float32).max)
 _DENSE = 0.1  # Share of candidates in a tile from which computing the whole tile is faster.
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Gallery rows that may lie in the range of distances of some queries.
 
     Attributes:
@@ -54,21 +53,21 @@ class RangeSearch:
       tile: gallery rows at a time; the first tiles are smaller.
 
     Raises:
-      ValueError: `tile` is below 1, or the numbers of dimensions differ.
+      ValueError: the numbers of dimensions differ.
 
     Attributes:
       tiles: slices of positions in the order of the search.
     """
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray, *, tile: int) -> None:
-        if tile < 1:
-            raise ValueError(f"gallery_tile is {tile}, must be at least 1")
         size, dim = gallery.shape
         if queries.shape[1] != dim:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {dim}")
         self._queries, self._gallery = queries, gallery
         self._centre = gallery.mean(axis=0, dtype=np.float64) if size else np.zeros(dim)
-        largest = max(_largest(queries), _largest(gallery))
+        largest = max(
+            float(max(rows.max(initial=0), -rows.min(initial=0))) for rows in (queries, gallery)
+        )
         self._scale = 2.0 ** -int(np.frexp(largest)[1])
         unit_sum = (dim + 12) * _UNIT
         self._relative_error = unit_sum / (1 - unit_sum)
@@ -165,8 +164,7 @@ class RangeSearch:
         return rescaled, norms.astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class QueryTile:
+class QueryTile(NamedTuple):
     """Queries on a device.
 
     Attributes:
@@ -198,11 +196,6 @@ def _select(
     nearer = products < low[:, None]
     within = (products <= high[:, None]) & ~nearer
     return tf.reduce_sum(tf.cast(nearer, tf.int32), axis=1), tf.where(within)
-
-
-def _largest(rows: np.ndarray) -> float:
-    """The largest magnitude of a number in rows [n, D]; 0 where there is none."""
-    return max(abs(float(rows.min())), abs(float(rows.max()))) if rows.size else 0.0
 
 
 def _rounded(values: np.ndarray, towards: float) -> np.ndarray:

@@ -8,7 +8,7 @@ depth.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from trainer.retrieval.range_search import RangeSearch
 LARGE_CLASS = 64  # Rows of a class from which a matmul is faster than pairs of rows.
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
+class Blocks(NamedTuple):
     """Blocks of rows at one distance from a query, at least one of them a match; nearest first.
 
     The blocks of a query are its first one, and all that begin among its R nearest rows, where R is

@@ -36,8 +36,7 @@ class Embedded:
         """Values [M] of a column of the index; None where no column is given."""
         if column is None:
             return None
-        values = self.images.index.column(column).to_pylist()
-        return [values[row] for row in self.rows.tolist()]
+        return self.images.index.column(column).take(self.rows).to_pylist()
 
 
 def measure(

@@ -75,16 +75,13 @@ def nearest_places(
       where fewer are left.
     """
     within = gallery is queries
+    searched = None if within else (gallery.labels, gallery.groups(group))
     neighbours = nearest_neighbours(
         queries.embeddings,
         num,
         queries=places,
         gallery=None if within else gallery.embeddings,
-        matches=Matches(
-            queries.labels,
-            queries.groups(group),
-            None if within else (gallery.labels, gallery.groups(group)),
-        ),
+        matches=Matches(queries.labels, queries.groups(group), searched),
     )
     return [rows[rows >= 0] for rows in neighbours.rows]
 

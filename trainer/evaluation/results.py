@@ -110,17 +110,14 @@ class Results:
     def _classes(self) -> list[dict[str, Any]]:
         """The trained model's metrics of each class."""
         trained, names = self.metrics[TRAINED], self.queries.class_names()
-        return [
-            {
-                "label": label,
-                "class": names[label],
-                "num_queries": count,
-                **{name: float(values[i]) for name, values in trained.of_classes.items()},
-            }
-            for i, (label, count) in enumerate(
-                zip(trained.class_labels.tolist(), trained.class_counts.tolist(), strict=True)
-            )
-        ]
+        labels = trained.class_labels.tolist()
+        columns = {
+            "label": labels,
+            "class": [names[label] for label in labels],
+            "num_queries": trained.class_counts.tolist(),
+            **{name: values.tolist() for name, values in trained.of_classes.items()},
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def results_name(model_dir: str, info: DatasetInfo, queries: str, gallery: str | None) -> str:

@@ -37,8 +37,6 @@ class RetrievalMetrics:
       of_queries: name -> float64 [M].
       of_classes: name -> float64 [C], means over the queries of each class.
       queries: int64 [M], row numbers of these queries, ascending.
-      labels: [M], labels of these queries.
-      num_matches: int64 [M], number of matches R of each.
       class_labels: [C], distinct labels of these queries, ascending.
       class_counts: int64 [C], number of these queries in each class.
       num_without_match: number of queries left out, since no row of the gallery is a match.
@@ -49,8 +47,6 @@ class RetrievalMetrics:
     of_queries: Mapping[str, np.ndarray]
     of_classes: Mapping[str, np.ndarray]
     queries: np.ndarray
-    labels: np.ndarray
-    num_matches: np.ndarray
     class_labels: np.ndarray
     class_counts: np.ndarray
     num_without_match: int
@@ -127,7 +123,7 @@ def retrieval_metrics(
     values = np.zeros((len(query_rows), len(names)))
 
     def measure(queries: np.ndarray) -> None:
-        blocks = tied_blocks(range_search, query_rows, gallery_rows, matches, queries)
+        blocks = tied_blocks(range_search, matches, queries)
         values[queries] = expected(blocks, matches.num_matches[queries], cutoffs)
 
     queries = np.flatnonzero(matches.num_matches)
@@ -157,8 +153,6 @@ def _aggregate(
             for name, column in of_queries.items()
         },
         queries=queries,
-        labels=labels[queries],
-        num_matches=matches.num_matches[queries],
         class_labels=class_labels,
         class_counts=counts,
         num_without_match=len(labels) - len(queries),

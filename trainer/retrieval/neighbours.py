@@ -84,11 +84,10 @@ def nearest_neighbours(
         result.distances[tile] = nearest.distances
 
     if k:
+        places = np.arange(len(queries))
+        tiles = [places[s : s + query_tile] for s in range(0, len(queries), query_tile)]
         if matches is not None:
             tiles = matches.query_tiles(queries, query_tile)
-        else:
-            places = np.arange(len(queries))
-            tiles = [places[s : s + query_tile] for s in range(0, len(queries), query_tile)]
         for_each_tile(strategy, tiles, search, progress_name)
     return Neighbours(*(merge_workers(strategy, part) for part in result))
 
@@ -103,13 +102,14 @@ def _nearest(
     nearest = Neighbours(
         np.full((len(queries), k), NO_ROW), np.full((len(queries), k), np.inf, np.float32)
     )
+    nothing = np.zeros(len(queries), np.float32)
     on_device = range_search.query_tile(queries)
     position = range_search.positions(row)
     for number, part in enumerate(range_search.tiles):
         in_tile = (part.start <= position) & (position < part.stop)
         left_out = np.stack([place[in_tile], position[in_tile]], axis=1)
         farthest = nearest.distances[:, -1]
-        candidates = range_search.within(on_device, number, None, farthest, left_out)
+        candidates = range_search.within(on_device, number, nothing, farthest, left_out)
         if len(candidates.row):
             distance = range_search.distances(queries, number, candidates)
             _add(nearest, candidates.query, candidates.row, distance)

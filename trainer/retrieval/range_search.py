@@ -56,6 +56,8 @@ class RangeSearch:
       ValueError: the numbers of dimensions differ.
 
     Attributes:
+      queries: the queries.
+      gallery: the gallery.
       tiles: slices of positions in the order of the search.
     """
 
@@ -63,7 +65,7 @@ class RangeSearch:
         size, dim = gallery.shape
         if queries.shape[1] != dim:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {dim}")
-        self._queries, self._gallery = queries, gallery
+        self.queries, self.gallery = queries, gallery
         self._centre = gallery.mean(axis=0, dtype=np.float64) if size else np.zeros(dim)
         largest = max(
             float(max(rows.max(initial=0), -rows.min(initial=0))) for rows in (queries, gallery)
@@ -99,15 +101,13 @@ class RangeSearch:
         """
         part = self.tiles[tile]
         if len(candidates.row) < _DENSE * len(queries) * (part.stop - part.start):
-            return distances(
-                self._queries, self._gallery, queries[candidates.query], candidates.row
-            )
-        whole_tile = all_distances(self._queries[queries], self._gallery[self._order[part]])
+            return distances(self.queries, self.gallery, queries[candidates.query], candidates.row)
+        whole_tile = all_distances(self.queries[queries], self.gallery[self._order[part]])
         return whole_tile[candidates.query, self._position[candidates.row] - part.start]
 
     def query_tile(self, queries: np.ndarray) -> "QueryTile":
         """Puts queries, by their row numbers [q], on the current device."""
-        rows, norms = self._rescaled(self._queries[queries])
+        rows, norms = self._rescaled(self.queries[queries])
         left = np.column_stack([-2 * rows, norms, np.ones_like(norms)])
         return QueryTile(tf.constant(left), np.sqrt(norms[:, 0], dtype=np.float64))
 
@@ -115,7 +115,7 @@ class RangeSearch:
         self,
         queries: "QueryTile",
         tile: int,
-        min_distance: np.ndarray | None,
+        min_distance: np.ndarray,
         max_distance: np.ndarray,
         left_out: np.ndarray,
     ) -> Candidates:
@@ -124,7 +124,7 @@ class RangeSearch:
         Args:
           queries: result of `query_tile`, q queries.
           tile: number of the gallery tile.
-          min_distance: float32 [q]; None for 0.
+          min_distance: float32 [q].
           max_distance: float32 [q], not below min_distance.
           left_out: int64 [n, 2], pairs of a query and of a position in this tile that do not count.
         """
@@ -133,29 +133,20 @@ class RangeSearch:
             self._relative_error * (queries.lengths + self._max_lengths[tile]) ** 2
             + 2 * _MIN_NORMAL * (self._right.shape[1])
         )
+        # A product below the lower bound is certainly nearer than the range, and one above the
+        # upper bound farther. The margin also covers the rounding of distances to float32, except
+        # for the smallest numbers.
+        lowest = np.minimum(min_distance.astype(np.float64), _MAX_FLOAT) - _MIN_SUBNORMAL
+        highest = max_distance.astype(np.float64) + _MIN_SUBNORMAL
         nearer, pairs = _select(
             queries.left,
             tf.constant(self._right[part]),
-            self._lower_bound(min_distance, margin),
-            self._upper_bound(max_distance, margin),
+            _rounded(lowest * self._scale**2 - margin, -np.inf),
+            _rounded(highest * self._scale**2 + margin, np.inf),
             tf.constant(left_out - [0, part.start]),
         )
         query, place = pairs.numpy().T
         return Candidates(nearer.numpy().astype(np.int64), query, self._order[place + part.start])
-
-    # A product below the lower bound is certainly nearer than the range, and one above the upper
-    # bound farther. The margin also covers the rounding of distances to float32, except for the
-    # smallest numbers.
-
-    def _lower_bound(self, distance: np.ndarray | None, margin: np.ndarray) -> np.ndarray:
-        if distance is None:
-            return np.full(len(margin), -np.inf, np.float32)
-        lowest = np.minimum(distance.astype(np.float64), _MAX_FLOAT) - _MIN_SUBNORMAL
-        return _rounded(lowest * self._scale**2 - margin, -np.inf)
-
-    def _upper_bound(self, distance: np.ndarray, margin: np.ndarray) -> np.ndarray:
-        highest = distance.astype(np.float64) + _MIN_SUBNORMAL
-        return _rounded(highest * self._scale**2 + margin, np.inf)
 
     def _rescaled(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centred and scaled rows float32 [n, D], and their squared lengths [n, 1]."""

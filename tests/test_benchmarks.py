@@ -1,18 +1,23 @@
 """Tests of what the benchmarks share, and that each benchmark runs and prints its rows."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.memory import peak_bytes
 from benchmarks.mining.comparison import rotate
 from benchmarks.mining.worker import random_batch, turn
+from benchmarks.preprocess.commands import run, started
+from benchmarks.preprocess.photos import KINDS, photos
 from benchmarks.processes import CommandError
 from benchmarks.tables import print_columns
 from benchmarks.timing import turns
@@ -77,13 +82,31 @@ def test_print_columns_formats_numbers_text_and_none(capsys):
     assert lines[1:] == [["row", "1,234", "-"], ["other", "0.10", "absent"]]
 
 
-def mining(*flags: str) -> str:
-    """Returns what `python -m benchmarks.mining` prints."""
-    command = [sys.executable, "-m", "benchmarks.mining", "--rounds", "1", *flags]
+def benchmark(name: str, *flags: str) -> str:
+    """Returns what `python -m benchmarks.NAME` prints."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "failed" not in done.stdout
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        *(("input", flag) for flag in ("--parts=sped", "--classes=5", "--read=1", "--images=/no")),
+        *(("preprocess", flag) for flag in ("--parts=sped", "--images=0", "--folder=/nowhere")),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(name, flag):
+    command = [sys.executable, "-m", f"benchmarks.{name}", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def mining(*flags: str) -> str:
+    return benchmark("mining", "--rounds", "1", *flags)
 
 
 @pytest.mark.slow
@@ -103,16 +126,11 @@ def test_mining_of_shares_and_memory(tmp_path):
 
 def batches_by_offset(folder: Path, *flags: str) -> str:
     """Returns what `python -m benchmarks.input` prints for small data sets."""
-    command = [sys.executable, "-m", "benchmarks.input", f"--folder={folder}", "--sides", "32"]
     data = ["--images_per_class=4", "--records=160", "--class_files=32"]
     turns = ["--read=384", "--rounds=1"]
     plans = ["--plan_classes", "64", "--plan_images=8", "--plan_seconds=.01"]
-    done = subprocess.run(
-        [*command, *data, *turns, *plans, *flags], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "failed" not in done.stdout
-    return done.stdout
+    where = [f"--folder={folder}", "--sides", "32"]
+    return benchmark("input", *where, *data, *turns, *plans, *flags)
 
 
 def test_input_speed_and_plans(tmp_path):
@@ -130,14 +148,6 @@ def test_input_speed_and_plans(tmp_path):
     assert (index.height[row], index.width[row]) == (32, 43)
 
 
-@pytest.mark.parametrize("flag", ["--parts=sped", "--classes=5", "--read=1", "--images=/nowhere"])
-def test_input_refuses_wrong_flags_in_one_line(flag):
-    command = [sys.executable, "-m", "benchmarks.input", flag]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-
-
 @pytest.mark.slow
 def test_input_all_parts(tmp_path):
     printed = batches_by_offset(tmp_path, "--classes", "32", "64", f"--peers={tmp_path}")
@@ -146,12 +156,8 @@ def test_input_all_parts(tmp_path):
 
 
 def retrieval(data: Path, *flags: str) -> str:
-    """Returns what `python -m benchmarks.retrieval` prints."""
-    command = [sys.executable, "-m", "benchmarks.retrieval", f"--data_dir={data}", "--steps=2"]
     batch = ["--classes=4", "--images=2", "--seeds=1"]
-    done = subprocess.run([*command, *batch, *flags], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return benchmark("retrieval", f"--data_dir={data}", "--steps=2", *batch, *flags)
 
 
 @pytest.mark.slow
@@ -172,28 +178,17 @@ def test_retrieval_within_and_over_replicas(tmp_path):
 
 
 def test_search():
-    command = [sys.executable, "-m", "benchmarks.search", "--rows=2000", "--dim=16"]
-    done = subprocess.run(
-        [*command, "--kinds", "flat", "hnsw"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    rows = {
-        line.rsplit(maxsplit=4)[0].strip(): line.split()
-        for line in done.stdout.splitlines()
-        if line
-    }
+    printed = benchmark("search", "--rows=2000", "--dim=16", "--kinds", "flat", "hnsw")
+    lines = filter(None, printed.splitlines())
+    rows = {line.rsplit(maxsplit=4)[0].strip(): line.split() for line in lines}
     assert rows["exact"][1:3] == ["1.000", "1.000"]
     assert 0.5 < float(rows["efSearch = 16"][3]) <= float(rows["efSearch = 512"][3]) <= 1
 
 
 def test_evaluation(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.evaluation", "--sizes=200", "--dim=8"]
-    done = subprocess.run(
-        [*command, f"--peers={tmp_path}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("200 x 200") == 4
-    assert done.stdout.count("absent") == 2
+    printed = benchmark("evaluation", "--sizes=200", "--dim=8", f"--peers={tmp_path}")
+    assert printed.count("200 x 200") == 4
+    assert printed.count("absent") == 2
 
 
 def test_forward_flops_of_a_convolution_match_a_count_by_hand():
@@ -201,3 +196,50 @@ def test_forward_flops_of_a_convolution_match_a_count_by_hand():
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(image))
     assert forward_flops(model) == 2 * 4 * 4 * 5 * 3 * 3 * 3
+
+
+def preprocess(folder: Path, *flags: str) -> str:
+    """Returns what `python -m benchmarks.preprocess` prints, which leaves the folder empty."""
+    printed = benchmark("preprocess", "--rounds=1", f"--folder={folder}", *flags)
+    assert not os.listdir(folder)
+    return printed
+
+
+def test_photos_differ_and_links_repeat(tmp_path):
+    for links, distinct in ((False, 310), (True, KINDS["small"].distinct)):
+        with photos(tmp_path, KINDS["small"], 310, links=links) as folder:
+            files = [*folder.rglob("*.jpg")]
+            assert len(files) == 310
+            assert len({hashlib.sha256(file.read_bytes()).digest() for file in files}) == distinct
+            with Image.open(files[-1]) as image:
+                assert image.size == (170, 128)
+        assert not os.listdir(tmp_path)
+
+
+def test_a_command_that_fails_says_why():
+    with pytest.raises(CommandError, match="the following arguments are required: folder"):
+        run("benchmarks.preprocess.pool")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux only")
+def test_a_command_and_its_processes_end_with_the_block(tmp_path):
+    with photos(tmp_path, KINDS["small"], 400) as folder, tempfile.TemporaryFile("w+") as log:
+        flags = (str(folder), "--short_side=128", "--processes")
+        with started(log, "benchmarks.preprocess.pool", *flags) as process:
+            session = process.pid
+            time.sleep(0.3)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(session, 0)
+
+
+def test_preprocess_many(tmp_path):
+    printed = preprocess(tmp_path, "--parts=many", "--many=20")
+    assert "20 images, no two alike: 170 x 128 to short side 128" in printed
+
+
+@pytest.mark.slow
+def test_preprocess_small_images_in_all_parts(tmp_path):
+    flags = ("--kinds=small", "--images=200", "--memory", "20", "40", "--many=20")
+    printed = preprocess(tmp_path, *flags)
+    for row in ("bare thread pool", "pipeline.main, multi_processing", "TFDS", "all finished"):
+        assert row in printed

@@ -32,16 +32,8 @@ WITHIN = {
         "formats": ("errors", "images", "storage", "cli"),
         "inspection": ("errors", "images", "storage", "cli", "formats"),
     },
-    "preprocessing": {
-        "splits": (),
-        "sources": (),
-        "writing": ("sources", "splits"),
-    },
-    "pipeline": {
-        "beam": (),
-        "preprocess": ("beam",),
-        "embedding": ("beam", "preprocess"),
-    },
+    "preprocessing": {"splits": (), "sources": (), "writing": ("sources", "splits")},
+    "pipeline": {"beam": (), "preprocess": ("beam",), "embedding": ("beam", "preprocess")},
     "trainer": {
         "workarounds": (),
         "data": ("workarounds",),

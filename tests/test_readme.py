@@ -82,6 +82,11 @@ def test_links_in_the_docs_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), (page.name, target)
 
 
+def make(*words: str) -> str:
+    command = ["make", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(
     "target", ["train", "evaluate", "export", "embed", "index", "search", "report", "serve"]
 )
@@ -89,10 +94,7 @@ def test_make_hands_names_on_whatever_is_in_them(target):
     model, data = "runs/it's my $HOME, so", 'dat"a `x'
     # In make a dollar sign is written twice.
     variables = [f"MODEL={model.replace('$', '$$')}", f"DATA={data}", f"IMAGES={data}"]
-    shown = subprocess.run(
-        ["make", "--dry-run", "VENV=a", "--old-file=setup", target, *variables],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    shown = make("--dry-run", "VENV=a", "--old-file=setup", target, *variables)
     [command] = [line for line in shown.replace("\\\n", " ").splitlines() if " -m " in line]
     words = shlex.split(command)
     of = {
@@ -109,9 +111,7 @@ def test_make_hands_names_on_whatever_is_in_them(target):
 
 
 def test_make_help_lists_every_target():
-    help_text = subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    help_text = make("help")
     for target in (
         *("setup", "demo", "preprocess", "train", "evaluate", "export", "embed", "index", "search"),
         *("report", "serve"),

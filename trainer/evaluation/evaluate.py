@@ -21,17 +21,12 @@ from trainer.evaluation.inference import (
 )
 from trainer.evaluation.measure import Embedded, has_queries, measure, raw_pixels
 from trainer.evaluation.neighbour_sheet import write_sheet
-from trainer.evaluation.results import (
-    TRAINED,
-    Results,
-    results_name,
-    results_path,
-    worse,
-)
+from trainer.evaluation.results import TRAINED, Results, results_name, results_path, worse
+from trainer.retrieval.metrics import RetrievalMetrics
 from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.write_errors import naming_write_errors
 from tripletmill.errors import UsageError, require_positive
-from tripletmill.formats.index import DatasetIndex, DatasetInfo, load_index, load_info
+from tripletmill.formats.index import DatasetIndex, load_index, load_info
 from tripletmill.formats.splits import default_splits
 from tripletmill.storage.storage import require_local
 
@@ -85,12 +80,19 @@ def evaluate(
         no image of the split has a match.
       WorkerLostError: another worker does not answer.
     """
-    _check_arguments(model_dir, central_share, batch_size, num_queries, num_neighbours)
     reading = checked(reading, "evaluate.reading")
-    info = load_info(data_dir)
-    splits, group = _splits_and_group(info, split, gallery, group)
-    indexes = [reading.open(data_dir, name) for name in splits]
-    _require_queries(data_dir, indexes, group)
+    indexes, group = check_evaluation(
+        data_dir=data_dir,
+        model_dir=model_dir,
+        split=split,
+        gallery=gallery,
+        group=group,
+        central_share=central_share,
+        batch_size=batch_size,
+        num_queries=num_queries,
+        num_neighbours=num_neighbours,
+    )
+    indexes = [reading.bring(index) for index in indexes]
     if not Checkpoints.exist(model_dir):
         raise UsageError(f"model_dir {model_dir}: no checkpoint to evaluate; train first")
     strategy = make_strategy()
@@ -101,7 +103,7 @@ def evaluate(
             return build_model(**changes)
 
     with naming_lost_workers(strategy):
-        require_agreement(strategy, configuration, info)
+        require_agreement(strategy, configuration, indexes[0].info)
         model = untrained()
         images = [
             SplitImages(
@@ -134,7 +136,7 @@ def check_evaluation(
     num_neighbours: int = 8,
     reading: Reading | None = None,
     **_: Any,
-) -> None:
+) -> tuple[list[DatasetIndex], str | None]:
     """Checks before a long training that `evaluate` will have what it needs from a data set.
 
     Reads the indexes of the splits, but no images and no checkpoint.
@@ -142,43 +144,32 @@ def check_evaluation(
     Args: those of `evaluate`, so that both can be called with the same ones; the arguments that
     `evaluate` has beside these are not checked.
 
+    Returns:
+      The index of the queries' split and, if it is another one, of the gallery; the column of the
+      groups.
+
     Raises:
       UsageError: an argument is out of range, the data set or a split is missing, or no image of
         the split has a match.
     """
-    _check_arguments(model_dir, central_share, batch_size, num_queries, num_neighbours)
-    checked(reading, "evaluate.reading")
-    splits, group = _splits_and_group(load_info(data_dir), split, gallery, group)
-    _require_queries(data_dir, [load_index(data_dir, name) for name in splits], group)
-
-
-def _check_arguments(
-    model_dir: str, central_share: float, batch_size: int, num_queries: int, num_neighbours: int
-) -> None:
     require_local(model_dir, "model_dir")
     require_positive(
         "evaluate", batch_size=batch_size, num_queries=num_queries, num_neighbours=num_neighbours
     )
     check_central_share(central_share)
-
-
-def _splits_and_group(
-    info: DatasetInfo, split: str | None, gallery: str | None, group: str | None
-) -> tuple[list[str], str | None]:
-    """The queries' split and, if it is another one, the gallery's; the column of the groups."""
+    checked(reading, "evaluate.reading")
+    info = load_info(data_dir)
     if split is None:
         split, default_gallery = default_splits(info.num_images)
         gallery = gallery or default_gallery
+    group = info.group if group == OF_DATA else group
     splits = [split] if gallery is None or gallery == split else [split, gallery]
-    return splits, info.group if group == OF_DATA else group
-
-
-def _require_queries(data_dir: str, indexes: Sequence[DatasetIndex], group: str | None) -> None:
-    if has_queries(*indexes, group=group):
-        return
-    lacking = "has two images" if len(indexes) == 1 else f"is in {indexes[1].split} too"
-    apart = f", with another {group}" if group else ""
-    raise UsageError(f"data_dir {data_dir}: no class of {indexes[0].split} {lacking}{apart}")
+    indexes = [load_index(data_dir, name) for name in splits]
+    if not has_queries(*indexes, group=group):
+        lacking = "has two images" if len(indexes) == 1 else f"is in {gallery} too"
+        apart = f", with another {group}" if group else ""
+        raise UsageError(f"data_dir {data_dir}: no class of {split} {lacking}{apart}")
+    return indexes, group
 
 
 def _measure_models(
@@ -201,24 +192,20 @@ def _measure_models(
       The results, and the trained model's embeddings of `images`.
     """
     strategy = images[0].strategy
+    metrics: dict[str, RetrievalMetrics] = {}
 
-    def embedded(forward: Forward, name: str) -> list[Embedded]:
-        return [Embedded(split, *embed(forward, split, name)) for split in images]
+    def measured(name: str, forward: Forward) -> list[Embedded]:
+        embedded = [Embedded(split, *embed(forward, split, name)) for split in images]
+        metrics[name] = measure(*embedded, group=group, progress_name=name)
+        return embedded
 
     forward = forward_function(strategy, model)
-    baselines = {
-        "raw pixels": compile_on_replicas(strategy, raw_pixels),
-        "backbone before training": forward_function(strategy, backbone),
-        "model before training": forward,
-    }
-    metrics = {
-        name: measure(*embedded(baseline, name), group=group, progress_name=name)
-        for name, baseline in baselines.items()
-    }
+    measured("raw pixels", compile_on_replicas(strategy, raw_pixels))
+    measured("backbone before training", forward_function(strategy, backbone))
+    measured("model before training", forward)
     step = Checkpoints(model_dir, model).restore_best()
     require_same(strategy, step, f"the step of the model in model_dir {model_dir}")
-    trained = embedded(forward, TRAINED)
-    metrics[TRAINED] = measure(*trained, group=group, progress_name=TRAINED)
+    trained = measured(TRAINED, forward)
     results = Results(
         queries=images[0].index,
         gallery=images[1].index if len(images) > 1 else None,
@@ -246,9 +233,7 @@ def _write(
         results.write(table)
     write_sheet(sheet, trained[0], trained[-1], num_queries, num_neighbours, group=results.group)
     results.show()
-    if warning := worse(
-        name, {model: metrics.map_at_r for model, metrics in results.metrics.items()}
-    ):
+    if warning := worse(name, {model: each.map_at_r for model, each in results.metrics.items()}):
         print(warning)
     command = f"python -m trainer.main --mode=evaluate --model_dir={shlex.quote(model_dir)}"
     print(f"next: the same on other images: {command} --data_dir=OTHER")

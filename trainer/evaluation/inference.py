@@ -157,8 +157,6 @@ def images_as_evaluated(
     side = images.image_size if side is None else min(side, images.image_size)
 
     def shrink(batch: tf.Tensor) -> tf.Tensor:
-        if side == images.image_size:
-            return tf.identity(batch)
         small = tf.image.resize(tf.cast(batch, tf.float32), [side, side], method="area")
         return tf.cast(tf.round(small), tf.uint8)
 

@@ -36,8 +36,7 @@ class Embedded:
         """Values [M] of a column of the index; None where no column is given."""
         if column is None:
             return None
-        values = self.images.index.column(column).to_pylist()
-        return [values[row] for row in self.rows.tolist()]
+        return self.images.index.column(column).take(self.rows).to_pylist()
 
 
 def measure(
@@ -71,12 +70,11 @@ def has_queries(
     queries: DatasetIndex, gallery: DatasetIndex | None = None, *, group: str | None
 ) -> bool:
     """Whether any image of the queries' split has a match, see `measure`."""
-
-    def labels_and_groups(index: DatasetIndex) -> tuple[np.ndarray, list[str | None] | None]:
-        return index.label, None if group is None else index.column(group).to_pylist()
-
-    other_split = None if gallery is None else labels_and_groups(gallery)
-    return bool(Matches(*labels_and_groups(queries), other_split).num_matches.any())
+    splits = [
+        (index.label, None if group is None else index.column(group).to_pylist())
+        for index in ([queries] if gallery is None else [queries, gallery])
+    ]
+    return bool(Matches(*splits[0], *splits[1:]).num_matches.any())
 
 
 def raw_pixels(images: tf.Tensor) -> tf.Tensor:

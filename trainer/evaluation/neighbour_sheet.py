@@ -32,19 +32,14 @@ def write_sheet(
     """
     places = choose_queries(queries.labels, num=num_queries)
     query_rows = queries.rows[places].tolist()
-    neighbour_rows = [
-        gallery.rows[nearest].tolist()
-        for nearest in nearest_places(queries, gallery, places, num_neighbours, group)
-    ]
-    all_neighbours = [row for rows in neighbour_rows for row in rows]
+    nearest = nearest_places(queries, gallery, places, num_neighbours, group)
+    neighbour_rows = [gallery.rows[each].tolist() for each in nearest]
+    query_pictures = _pictures(queries.images, queries.rows[places])
+    gallery_pictures = _pictures(gallery.images, gallery.rows[np.concatenate(nearest)])
     query_index, gallery_index = queries.images.index, gallery.images.index
-    if gallery is queries:
-        query_pictures = _pictures(queries.images, np.array(query_rows + all_neighbours, np.int64))
-        gallery_pictures, title = query_pictures, query_index.split
-    else:
-        query_pictures = _pictures(queries.images, np.array(query_rows, np.int64))
-        gallery_pictures = _pictures(gallery.images, np.array(all_neighbours, np.int64))
-        title = f"{query_index.split} in {gallery_index.split}"
+    title = query_index.split
+    if gallery is not queries:
+        title += f" in {gallery_index.split}"
     names = query_index.class_names()
 
     def neighbour(row: int, query: int) -> Tile:
@@ -80,16 +75,13 @@ def nearest_places(
       where fewer are left.
     """
     within = gallery is queries
+    searched = None if within else (gallery.labels, gallery.groups(group))
     neighbours = nearest_neighbours(
         queries.embeddings,
         num,
         queries=places,
         gallery=None if within else gallery.embeddings,
-        matches=Matches(
-            queries.labels,
-            queries.groups(group),
-            None if within else (gallery.labels, gallery.groups(group)),
-        ),
+        matches=Matches(queries.labels, queries.groups(group), searched),
     )
     return [rows[rows >= 0] for rows in neighbours.rows]
 

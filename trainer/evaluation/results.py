@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from trainer.retrieval.confidence import confidence_intervals
 from trainer.retrieval.metrics import (
@@ -72,8 +73,11 @@ class Results:
             "num_without_match": trained.num_without_match,
             "num_gallery": trained.num_gallery,
             "num_damaged": self.num_damaged,
-            "results": {name: _json_means(metrics) for name, metrics in self.metrics.items()},
-            "intervals": {name: _json_intervals(metrics) for name, metrics in self.metrics.items()},
+            "results": {name: _without_nan(each.mean) for name, each in self.metrics.items()},
+            "intervals": {
+                name: _without_nan(confidence_intervals(each))
+                for name, each in self.metrics.items()
+            },
             "classes": self._classes(),
         }
         write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
@@ -106,17 +110,14 @@ class Results:
     def _classes(self) -> list[dict[str, Any]]:
         """The trained model's metrics of each class."""
         trained, names = self.metrics[TRAINED], self.queries.class_names()
-        return [
-            {
-                "label": label,
-                "class": names[label],
-                "num_queries": count,
-                **{name: float(values[i]) for name, values in trained.of_classes.items()},
-            }
-            for i, (label, count) in enumerate(
-                zip(trained.class_labels.tolist(), trained.class_counts.tolist(), strict=True)
-            )
-        ]
+        labels = trained.class_labels.tolist()
+        columns = {
+            "label": labels,
+            "class": [names[label] for label in labels],
+            "num_queries": trained.class_counts.tolist(),
+            **{name: values.tolist() for name, values in trained.of_classes.items()},
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def results_name(model_dir: str, info: DatasetInfo, queries: str, gallery: str | None) -> str:
@@ -192,15 +193,6 @@ def _print_row(name: str, values: Mapping[str, float]) -> None:
     print(f"  {name:26}" + "".join(f"{values[column]:>10.3f}" for column in COLUMNS))
 
 
-# JSON has no NaN, so a mean or an interval that is NaN becomes None.
-
-
-def _json_means(metrics: RetrievalMetrics) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in metrics.mean.items()}
-
-
-def _json_intervals(metrics: RetrievalMetrics) -> dict[str, list[float] | None]:
-    return {
-        name: None if math.isnan(ends[0]) else list(ends)
-        for name, ends in confidence_intervals(metrics).items()
-    }
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts None in place of NaN, which JSON does not have."""
+    return {name: None if np.isnan(value).any() else value for name, value in values.items()}

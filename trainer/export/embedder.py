@@ -69,13 +69,11 @@ class Embedder:
           For each file its embedding, float32 [D], or the reason why it has none.
         """
         with ThreadPoolExecutor() as pool:
-            canonical = list(pool.map(self._canonical, images))
-        jpegs = {place: image for place, image in enumerate(canonical) if isinstance(image, bytes)}
-        results: list[Any] = [*canonical]
-        places = [*jpegs]
+            results: list[Any] = list(pool.map(self._canonical, images))
+        places = [place for place, image in enumerate(results) if isinstance(image, bytes)]
         for start in range(0, len(places), self._batch_size):
             part = places[start : start + self._batch_size]
-            embeddings = self._serve(encoded=self._constant([jpegs[place] for place in part]))
+            embeddings = self._serve(encoded=self._constant([results[place] for place in part]))
             for place, embedding in zip(part, embeddings["embedding"].numpy(), strict=True):
                 results[place] = embedding
         return results

@@ -69,17 +69,17 @@ def export(
     step = Checkpoints(model_dir, trained).restore_best()
     model = portable(trained)
     metrics, outdated = read_metrics(model_dir, step)
-    card = make_card(
-        fingerprint=fingerprint(model, central_share=central_share, preprocessing=preprocessing),
-        embedding_dim=int(model.output_shape[-1]),
-        image_size=int(model.input_shape[1]),
-        central_share=central_share,
-        preprocessing=preprocessing,
-        data={"name": data["settings"]["name"], "fingerprint": data["input_fingerprint"]},
-        step=step,
-        metrics=metrics,
-        gin=configuration,
-    )
+    used: dict[str, Any] = {"central_share": central_share, "preprocessing": preprocessing}
+    facts = {
+        "fingerprint": fingerprint(model, **used),
+        "embedding_dim": int(model.output_shape[-1]),
+        "image_size": int(model.input_shape[1]),
+        **used,
+        "data": {"name": data["settings"]["name"], "fingerprint": data["input_fingerprint"]},
+        "step": step,
+        "metrics": metrics,
+    }
+    card = make_card(facts, gin=configuration)
     lock = exclusive(os.path.join(model_dir, LOCK_FILE), f"export of {model_dir}")
     with naming_write_errors(target), lock, atomic_folder(target) as folder:
         _write(folder, model, card, tflite=tflite)
@@ -123,9 +123,9 @@ def _require_ours(target: str) -> None:
     """Raises UsageError if files that are no export would be replaced."""
     if not os.path.lexists(target):
         return
-    names = {*os.listdir(target)} if os.path.isdir(target) else set()
-    empty = os.path.isdir(target) and not names
-    if os.path.islink(target) or not (empty or os.path.isfile(os.path.join(target, CARD_FILE))):
+    is_folder = os.path.isdir(target) and not os.path.islink(target)
+    names = {*os.listdir(target)} if is_folder else set()
+    if not is_folder or (names and not os.path.isfile(os.path.join(target, CARD_FILE))):
         raise UsageError(f"{target}: this is no export, since it has no {CARD_FILE}; move it away")
     others = sorted(names - _FILES)
     if others:

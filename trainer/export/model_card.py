@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -80,92 +80,69 @@ def read_metrics(model_dir: str, step: int) -> tuple[dict[str, Any], list[str]]:
       The results of this step by the name of the evaluation, such as "test"; the paths of results
       of other steps.
     """
-    folder = os.path.join(model_dir, EVALUATION_FOLDER)
     tables, outdated = {}, []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        path = os.path.join(folder, name)
-        if not name.endswith(".json"):
-            continue
-        table = read_results(path)
+    for path in sorted(Path(model_dir, EVALUATION_FOLDER).glob("*.json")):
+        table = read_results(str(path))
         if table is None:
             continue  # Another JSON file.
-        if table.get("step") == step:
+        if table["step"] == step:
             table.pop("classes", None)  # One entry for each class: too long for a card.
-            tables[name.removesuffix(".json")] = table
+            tables[path.stem] = table
         else:
-            outdated.append(path)
+            outdated.append(str(path))
     return tables, outdated
 
 
-def make_card(
-    *,
-    fingerprint: str,
-    embedding_dim: int,
-    image_size: int,
-    central_share: float,
-    preprocessing: Mapping[str, Any],
-    data: Mapping[str, str],
-    step: int,
-    metrics: Mapping[str, Any],
-    gin: str,
-) -> dict[str, Any]:
+def make_card(facts: Mapping[str, Any], *, gin: str) -> dict[str, Any]:
     """The content of model_card.json.
 
     Args:
-      fingerprint: of the model, see `fingerprint`.
-      embedding_dim: length of an embedding.
-      image_size: side of the model's square input, in pixels.
-      central_share: side of the central square of an image that is used, as a share of its short
-        side.
-      preprocessing: short side, JPEG quality and background of the images.
-      data: name and fingerprint of the data set that the model was trained on.
-      step: step of the model.
-      metrics: results of evaluations, see `read_metrics`.
+      facts: `fingerprint` of the model, see `fingerprint`;
+        `embedding_dim`, the length of an embedding;
+        `image_size`, the side of the model's square input, in pixels;
+        `central_share`, the side of the central square of an image that is used, as a share of its
+        short side;
+        `preprocessing`, the short side, JPEG quality and background of the images;
+        `data`, the name and fingerprint of the data set that the model was trained on;
+        `step` of the model;
+        `metrics`, the results of evaluations, see `read_metrics`.
       gin: configuration of the run, as text.
     """
     return {
         "format": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "embedding_dim": embedding_dim,
-        "image_size": image_size,
-        "central_share": central_share,
-        "preprocessing": dict(preprocessing),
-        "data": dict(data),
-        "step": step,
-        "metrics": dict(metrics),
+        **facts,
         "purpose": (
             "Finds similar images. The model gives each image an embedding of unit length, with"
-            f" {embedding_dim} numbers. By cosine or Euclidean distance, two images of one class"
-            " have embeddings closer together than two images of different classes, if the classes"
-            " are like those of the data set that the model was trained on."
+            f" {facts['embedding_dim']} numbers. By cosine or Euclidean distance, two images of one"
+            " class have embeddings closer together than two images of different classes, if the"
+            " classes are like those of the data set that the model was trained on."
         ),
-        "limits": _limits(data["name"], metrics),
+        "limits": [
+            *(
+                f"Measured: retrieval among {_searched(table, f' ({name})')}"
+                for name, table in facts["metrics"].items()
+            ),
+            *([] if facts["metrics"] else [f"Not measured: {_NOT_EVALUATED}"]),
+            f"The model was not tested on images unlike those of {facts['data']['name']}, nor on"
+            " any group of people, place or camera separately.",
+            "A distance is no probability: if you need a threshold, choose it on your own images.",
+            "Retrieval by class says nothing about other kinds of similarity, such as colour or"
+            " style.",
+        ],
         "made_with": {"keras": keras.__version__, "tensorflow": tf.__version__},
         "gin": gin,
     }
 
 
-def _limits(data: str, metrics: Mapping[str, Any]) -> list[str]:
-    measured = [
-        f"Measured: retrieval among {table['num_queries']:,} images of {table['num_classes']:,}"
-        f" classes ({name}), {_ranking(table)}."
-        for name, table in metrics.items()
-    ]
-    return [
-        *(measured or [f"Not measured: {_NOT_EVALUATED}"]),
-        f"The model was not tested on images unlike those of {data}, nor on any group of people,"
-        " place or camera separately.",
-        "A distance is no probability: if you need a threshold, choose it on your own images.",
-        "Retrieval by class says nothing about other kinds of similarity, such as colour or style.",
-    ]
-
-
-def _ranking(table: Mapping[str, Any]) -> str:
-    """Says which images are ranked for each query."""
+def _searched(table: Mapping[str, Any], name: str = "") -> str:
+    """Says which images are queries, and which are ranked for each query."""
     searched = searched_words(table.get("gallery"), table.get("num_gallery", 0))
     group = table.get("group")
     left_out = f", without the images of its class and {group}" if group else ""
-    return f"each a query against {searched}{left_out}"
+    return (
+        f"{table['num_queries']:,} images of {table['num_classes']:,} classes{name}, each a query"
+        f" against {searched}{left_out}."
+    )
 
 
 def markdown(card: Mapping[str, Any]) -> str:
@@ -215,8 +192,7 @@ def _tables(metrics: Mapping[str, Any]) -> Sequence[str]:
     lines = []
     for name, table in metrics.items():
         lines += [
-            f"{name}: {table['num_queries']:,} images of {table['num_classes']:,} classes,"
-            f" {_ranking(table)}.",
+            f"{name}: {_searched(table)}",
             "",
             "| | " + " | ".join(COLUMNS[key] for key in _SHOWN) + " |",
             "|---|" + "---|" * len(_SHOWN),

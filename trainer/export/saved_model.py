@@ -1,6 +1,6 @@
 """Saves a model as a SavedModel that computes embeddings of image files or of pixels."""
 
-import os
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -61,7 +61,7 @@ def save(
     # would be saved too.
     module.weights = [variable.value for variable in model.variables]
     tf.saved_model.save(module, folder, signatures={ENCODED: encoded, PIXELS: pixels})
-    _clear_uuid(os.path.join(folder, "fingerprint.pb"))
+    _clear_uuid(Path(folder, "fingerprint.pb"))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -122,10 +122,8 @@ def decode(
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
-def _clear_uuid(path: str) -> None:
+def _clear_uuid(path: Path) -> None:
     """Clears the random part of a SavedModel's fingerprint: equal models give equal bytes."""
-    with open(path, "rb") as file:
-        fingerprint = FingerprintDef.FromString(file.read())
+    fingerprint = FingerprintDef.FromString(path.read_bytes())
     fingerprint.ClearField("uuid")
-    with open(path, "wb") as file:
-        file.write(fingerprint.SerializeToString(deterministic=True))
+    path.write_bytes(fingerprint.SerializeToString(deterministic=True))

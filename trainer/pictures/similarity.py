@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from trainer.pictures.source_images import SourceImages, thumbnail_or_none
@@ -37,13 +39,11 @@ def alike(embeddings: Embeddings, pictures: SourceImages, pairs: np.ndarray) -> 
       float64 [P], in [-1, 1]; 0 where a picture has one colour only, NaN where a picture is missing
       or damaged.
     """
-    squares: dict[int, np.ndarray | None] = {}
 
+    @functools.cache
     def square(row: int) -> np.ndarray | None:
-        if row not in squares:
-            source_id, split = embeddings.source_id[row], embeddings.split[row]
-            squares[row] = _square(thumbnail_or_none(pictures.of(source_id, split)))
-        return squares[row]
+        image = pictures.of(embeddings.source_id[row], embeddings.split[row])
+        return _square(thumbnail_or_none(image))
 
     correlations = np.full(len(pairs), np.nan)
     with Progress() as progress:

@@ -98,23 +98,17 @@ class FilePictures:
             return None
 
 
-def thumbnail(image: bytes) -> np.ndarray:
+def thumbnail_or_none(image: bytes | None) -> np.ndarray | None:
     """Decodes an image file, and shrinks it so that its shorter side has SIDE pixels.
 
     Returns:
-      uint8 [H, W, 3], RGB, upright.
-
-    Raises:
-      BadImage: the file is no image, or is damaged.
+      uint8 [H, W, 3], RGB, upright; None where there is no image, or a damaged one.
     """
-    jpeg = canonical_jpeg(image, ImageSettings(short_side=SIDE)).jpeg
-    with Image.open(io.BytesIO(jpeg)) as opened:
-        return np.asarray(opened.convert("RGB"))
-
-
-def thumbnail_or_none(image: bytes | None) -> np.ndarray | None:
-    """Like `thumbnail`, but None where there is no image, or a damaged one."""
+    if image is None:
+        return None
     try:
-        return None if image is None else thumbnail(image)
+        jpeg = canonical_jpeg(image, ImageSettings(short_side=SIDE)).jpeg
     except BadImage:
         return None
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        return np.asarray(opened.convert("RGB"))

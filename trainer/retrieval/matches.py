@@ -42,8 +42,7 @@ class Matches:
         numbers.
 
     Raises:
-      ValueError: shapes do not fit, labels are not integers, or only one of the queries and the
-        gallery has groups.
+      ValueError: shapes do not fit, or labels are not integers.
 
     Attributes:
       num_matches: int64 [Q], matches of each query.
@@ -61,14 +60,16 @@ class Matches:
         order: np.ndarray | None = None,
     ) -> None:
         labels = as_labels(labels, len(labels))
+        known: dict[Any, int] = {}
         if gallery is None:
+            # Each row without a group has a number of its own, so it leaves out itself only.
             gallery_labels = labels
-            row_groups = query_groups = _groups_within(groups, len(labels))
+            row_groups = query_groups = _group_numbers(groups, np.arange(-len(labels), 0), known)
         else:
+            # Queries and rows without a group have different numbers, so they leave out no row.
             gallery_labels = as_labels(gallery[0], len(gallery[0]), "gallery labels")
-            query_groups, row_groups = _groups_across(
-                groups, len(labels), gallery[1], len(gallery_labels)
-            )
+            query_groups = _group_numbers(groups, np.full(len(labels), -1), known)
+            row_groups = _group_numbers(gallery[1], np.full(len(gallery_labels), -2), known)
         names, row_classes, counts = np.unique(
             gallery_labels, return_inverse=True, return_counts=True
         )
@@ -77,9 +78,9 @@ class Matches:
         self._members = np.lexsort((within_class, row_classes))
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         place = np.searchsorted(names, labels)
-        known = place < len(names)
-        known[known] = names[place[known]] == labels[known]
-        self.classes = np.where(known, place, -1)
+        exists = place < len(names)
+        exists[exists] = names[place[exists]] == labels[exists]
+        self.classes = np.where(exists, place, -1)
         self.class_sizes = np.append(counts, 0)[self.classes]
         num_left_out = _count_pairs((row_classes, row_groups), (self.classes, query_groups))
         self.num_matches = self.class_sizes - num_left_out
@@ -133,49 +134,16 @@ def as_labels(labels: Any, count: int, name: str = "labels") -> np.ndarray:
     return labels
 
 
-def _groups_within(groups: Any, count: int) -> np.ndarray:
-    """int64 [count], a number for each group, where the queries are the gallery.
+def _group_numbers(groups: Any, alone: np.ndarray, known: dict[Any, int]) -> np.ndarray:
+    """int64 [N], a number for each group, the same in all calls with one `known`.
 
-    A row without a group has a number of its own: so it leaves out itself, and no other row.
+    Rows that have no group get the negative numbers `alone` [N].
     """
-    row_numbers = np.arange(count)
-    return row_numbers if groups is None else _group_numbers(groups, count, row_numbers - count)
-
-
-def _groups_across(
-    query_groups: Any, num_queries: int, row_groups: Any, num_rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [Q] and int64 [N], a number for each group, where the gallery is another split.
-
-    A query without a group has another number than any row, so it leaves out no row.
-    """
-    query_numbers, row_numbers = np.full(num_queries, -1), np.full(num_rows, -2)
-    if (query_groups is None) != (row_groups is None):
-        raise ValueError("groups of the queries and of the gallery: give both or none")
-    if query_groups is None:
-        return query_numbers, row_numbers
-    _check_groups(query_groups, num_queries)
-    _check_groups(row_groups, num_rows)
-    numbers = _group_numbers(
-        [*query_groups, *row_groups],
-        num_queries + num_rows,
-        np.concatenate([query_numbers, row_numbers]),
-    )
-    return numbers[:num_queries], numbers[num_queries:]
-
-
-def _check_groups(groups: Any, count: int) -> None:
-    if len(groups) != count:
-        raise ValueError(f"groups are [{len(groups)}], must be [{count}]")
-
-
-def _group_numbers(groups: Any, count: int, without_group: np.ndarray) -> np.ndarray:
-    """int64 [N]: one number from 0 on for each group; `without_group` for rows that have none."""
-    _check_groups(groups, count)
-    known: dict[Any, int] = {}
+    if groups is None:
+        return alone
     numbers = [
-        alone if group is None or group == "" else known.setdefault(group, len(known))
-        for group, alone in zip(groups, without_group.tolist(), strict=True)
+        number if group is None or group == "" else known.setdefault(group, len(known))
+        for group, number in zip(groups, alone.tolist(), strict=True)
     ]
     return np.array(numbers, np.int64)
 

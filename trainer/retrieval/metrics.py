@@ -37,8 +37,6 @@ class RetrievalMetrics:
       of_queries: name -> float64 [M].
       of_classes: name -> float64 [C], means over the queries of each class.
       queries: int64 [M], row numbers of these queries, ascending.
-      labels: [M], labels of these queries.
-      num_matches: int64 [M], number of matches R of each.
       class_labels: [C], distinct labels of these queries, ascending.
       class_counts: int64 [C], number of these queries in each class.
       num_without_match: number of queries left out, since no row of the gallery is a match.
@@ -49,8 +47,6 @@ class RetrievalMetrics:
     of_queries: Mapping[str, np.ndarray]
     of_classes: Mapping[str, np.ndarray]
     queries: np.ndarray
-    labels: np.ndarray
-    num_matches: np.ndarray
     class_labels: np.ndarray
     class_counts: np.ndarray
     num_without_match: int
@@ -108,14 +104,11 @@ def retrieval_metrics(
       progress_name: what the progress line calls the work; None for no progress line.
 
     Raises:
-      ValueError: shapes do not fit, labels are not integers, rows are not finite, or K or a tile
-        size is below 1.
+      ValueError: shapes do not fit, labels are not integers, rows are not finite, or K is below 1.
     """
     cutoffs = sorted(set(recall_at))
     if cutoffs and cutoffs[0] < 1:
         raise ValueError(f"recall_at has {cutoffs[0]}, must be at least 1")
-    if query_tile < 1:
-        raise ValueError(f"query_tile is {query_tile}, must be at least 1")
     query_rows = as_embeddings(embeddings)
     labels = as_labels(labels, len(query_rows))
     gallery_rows, of_gallery = query_rows, None
@@ -130,7 +123,7 @@ def retrieval_metrics(
     values = np.zeros((len(query_rows), len(names)))
 
     def measure(queries: np.ndarray) -> None:
-        blocks = tied_blocks(range_search, query_rows, gallery_rows, matches, queries)
+        blocks = tied_blocks(range_search, matches, queries)
         values[queries] = expected(blocks, matches.num_matches[queries], cutoffs)
 
     queries = np.flatnonzero(matches.num_matches)
@@ -160,8 +153,6 @@ def _aggregate(
             for name, column in of_queries.items()
         },
         queries=queries,
-        labels=labels[queries],
-        num_matches=matches.num_matches[queries],
         class_labels=class_labels,
         class_counts=counts,
         num_without_match=len(labels) - len(queries),

@@ -59,12 +59,10 @@ def nearest_neighbours(
       progress_name: what the progress line calls the work; None for no progress line.
 
     Raises:
-      ValueError: an array is of another rank, rows are not finite, or k or a tile size is below 1.
+      ValueError: an array is of another rank, rows are not finite, or k is below 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}, must be at least 1")
-    if query_tile < 1:
-        raise ValueError(f"query_tile is {query_tile}, must be at least 1")
     rows = as_embeddings(embeddings)
     gallery_rows = rows if gallery is None else as_embeddings(gallery, "gallery embeddings")
     range_search = RangeSearch(rows, gallery_rows, tile=gallery_tile)
@@ -75,67 +73,57 @@ def nearest_neighbours(
     )
 
     def search(tile: np.ndarray) -> None:
-        place, row = _left_out(queries[tile], matches, within=gallery is None)
+        place = row = queries[:0]
+        if matches is not None:
+            place, row, match = matches.class_rows(queries[tile])
+            place, row = place[~match], row[~match]
+        elif gallery is None:
+            place, row = np.arange(len(tile)), queries[tile]
         nearest = _nearest(range_search, queries[tile], k, place, row)
         result.rows[tile] = np.where(nearest.rows == NO_ROW, -1, nearest.rows)
         result.distances[tile] = nearest.distances
 
     if k:
+        places = np.arange(len(queries))
+        tiles = [places[s : s + query_tile] for s in range(0, len(queries), query_tile)]
         if matches is not None:
             tiles = matches.query_tiles(queries, query_tile)
-        else:
-            places = np.arange(len(queries))
-            tiles = [places[s : s + query_tile] for s in range(0, len(queries), query_tile)]
         for_each_tile(strategy, tiles, search, progress_name)
     return Neighbours(*(merge_workers(strategy, part) for part in result))
 
 
-def _left_out(
-    queries: np.ndarray, matches: Matches | None, *, within: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs [n] of a place among queries [q] and a gallery row that is left out."""
-    if matches is not None:
-        place, row, match = matches.class_rows(queries)
-        return place[~match], row[~match]
-    return (np.arange(len(queries)), queries) if within else (queries[:0], queries[:0])
-
-
 def _nearest(
     range_search: RangeSearch, queries: np.ndarray, k: int, place: np.ndarray, row: np.ndarray
-) -> _Nearest:
-    """The nearest rows of queries [q], without the pairs [n] of a query's place and a row."""
-    nearest = _Nearest(len(queries), k)
+) -> Neighbours:
+    """The nearest rows of queries [q], without the pairs [n] of a query's place and a row.
+
+    The rows of a query are sorted by distance, then by row; NO_ROW stands where none is left.
+    """
+    nearest = Neighbours(
+        np.full((len(queries), k), NO_ROW), np.full((len(queries), k), np.inf, np.float32)
+    )
+    nothing = np.zeros(len(queries), np.float32)
     on_device = range_search.query_tile(queries)
     position = range_search.positions(row)
     for number, part in enumerate(range_search.tiles):
         in_tile = (part.start <= position) & (position < part.stop)
         left_out = np.stack([place[in_tile], position[in_tile]], axis=1)
-        candidates = range_search.within(on_device, number, None, nearest.farthest, left_out)
+        farthest = nearest.distances[:, -1]
+        candidates = range_search.within(on_device, number, nothing, farthest, left_out)
         if len(candidates.row):
             distance = range_search.distances(queries, number, candidates)
-            nearest.add(candidates.query, candidates.row, distance)
+            _add(nearest, candidates.query, candidates.row, distance)
     return nearest
 
 
-class _Nearest:
-    """The k nearest rows found so far of each of some queries, sorted by distance, then row."""
-
-    def __init__(self, num_queries: int, k: int) -> None:
-        self.distances = np.full((num_queries, k), np.inf, np.float32)
-        self.rows = np.full((num_queries, k), NO_ROW)
-
-    @property
-    def farthest(self) -> np.ndarray:
-        return self.distances[:, -1]
-
-    def add(self, query: np.ndarray, row: np.ndarray, distance: np.ndarray) -> None:
-        """Adds pairs [n] of a query's place and a row."""
-        changed, k = np.unique(query), self.rows.shape[1]
-        query = np.concatenate([np.repeat(changed, k), query])
-        row = np.concatenate([self.rows[changed].ravel(), row])
-        distance = np.concatenate([self.distances[changed].ravel(), distance])
-        key = sort_keys(query, distance)
-        order = np.lexsort((row, key))
-        first = np.searchsorted(key[order], changed << 32)
-        chosen = order[first[:, None] + np.arange(k)]
-        self.rows[changed], self.distances[changed] = row[chosen], distance[chosen]
+def _add(nearest: Neighbours, query: np.ndarray, row: np.ndarray, distance: np.ndarray) -> None:
+    """Adds pairs [n] of a query's place and a row to the nearest rows found so far."""
+    changed, k = np.unique(query), nearest.rows.shape[1]
+    query = np.concatenate([np.repeat(changed, k), query])
+    row = np.concatenate([nearest.rows[changed].ravel(), row])
+    distance = np.concatenate([nearest.distances[changed].ravel(), distance])
+    key = sort_keys(query, distance)
+    order = np.lexsort((row, key))
+    first = np.searchsorted(key[order], changed << 32)
+    chosen = order[first[:, None] + np.arange(k)]
+    nearest.rows[changed], nearest.distances[changed] = row[chosen], distance[chosen]

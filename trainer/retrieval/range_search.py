@@ -6,7 +6,7 @@ outside the range, which are nearly all rows. It takes half the time of a float6
 run it at full speed.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,8 +19,7 @@ _MIN_SUBNORMAL, _MAX_FLOAT = 2.0**-149, float(np.finfo(np.float32).max)
 _DENSE = 0.1  # Share of candidates in a tile from which computing the whole tile is faster.
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Gallery rows that may lie in the range of distances of some queries.
 
     Attributes:
@@ -54,21 +53,23 @@ class RangeSearch:
       tile: gallery rows at a time; the first tiles are smaller.
 
     Raises:
-      ValueError: `tile` is below 1, or the numbers of dimensions differ.
+      ValueError: the numbers of dimensions differ.
 
     Attributes:
+      queries: the queries.
+      gallery: the gallery.
       tiles: slices of positions in the order of the search.
     """
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray, *, tile: int) -> None:
-        if tile < 1:
-            raise ValueError(f"gallery_tile is {tile}, must be at least 1")
         size, dim = gallery.shape
         if queries.shape[1] != dim:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {dim}")
-        self._queries, self._gallery = queries, gallery
+        self.queries, self.gallery = queries, gallery
         self._centre = gallery.mean(axis=0, dtype=np.float64) if size else np.zeros(dim)
-        largest = max(_largest(queries), _largest(gallery))
+        largest = max(
+            float(max(rows.max(initial=0), -rows.min(initial=0))) for rows in (queries, gallery)
+        )
         self._scale = 2.0 ** -int(np.frexp(largest)[1])
         unit_sum = (dim + 12) * _UNIT
         self._relative_error = unit_sum / (1 - unit_sum)
@@ -100,15 +101,13 @@ class RangeSearch:
         """
         part = self.tiles[tile]
         if len(candidates.row) < _DENSE * len(queries) * (part.stop - part.start):
-            return distances(
-                self._queries, self._gallery, queries[candidates.query], candidates.row
-            )
-        whole_tile = all_distances(self._queries[queries], self._gallery[self._order[part]])
+            return distances(self.queries, self.gallery, queries[candidates.query], candidates.row)
+        whole_tile = all_distances(self.queries[queries], self.gallery[self._order[part]])
         return whole_tile[candidates.query, self._position[candidates.row] - part.start]
 
     def query_tile(self, queries: np.ndarray) -> "QueryTile":
         """Puts queries, by their row numbers [q], on the current device."""
-        rows, norms = self._rescaled(self._queries[queries])
+        rows, norms = self._rescaled(self.queries[queries])
         left = np.column_stack([-2 * rows, norms, np.ones_like(norms)])
         return QueryTile(tf.constant(left), np.sqrt(norms[:, 0], dtype=np.float64))
 
@@ -116,7 +115,7 @@ class RangeSearch:
         self,
         queries: "QueryTile",
         tile: int,
-        min_distance: np.ndarray | None,
+        min_distance: np.ndarray,
         max_distance: np.ndarray,
         left_out: np.ndarray,
     ) -> Candidates:
@@ -125,7 +124,7 @@ class RangeSearch:
         Args:
           queries: result of `query_tile`, q queries.
           tile: number of the gallery tile.
-          min_distance: float32 [q]; None for 0.
+          min_distance: float32 [q].
           max_distance: float32 [q], not below min_distance.
           left_out: int64 [n, 2], pairs of a query and of a position in this tile that do not count.
         """
@@ -134,29 +133,20 @@ class RangeSearch:
             self._relative_error * (queries.lengths + self._max_lengths[tile]) ** 2
             + 2 * _MIN_NORMAL * (self._right.shape[1])
         )
+        # A product below the lower bound is certainly nearer than the range, and one above the
+        # upper bound farther. The margin also covers the rounding of distances to float32, except
+        # for the smallest numbers.
+        lowest = np.minimum(min_distance.astype(np.float64), _MAX_FLOAT) - _MIN_SUBNORMAL
+        highest = max_distance.astype(np.float64) + _MIN_SUBNORMAL
         nearer, pairs = _select(
             queries.left,
             tf.constant(self._right[part]),
-            self._lower_bound(min_distance, margin),
-            self._upper_bound(max_distance, margin),
+            _rounded(lowest * self._scale**2 - margin, -np.inf),
+            _rounded(highest * self._scale**2 + margin, np.inf),
             tf.constant(left_out - [0, part.start]),
         )
         query, place = pairs.numpy().T
         return Candidates(nearer.numpy().astype(np.int64), query, self._order[place + part.start])
-
-    # A product below the lower bound is certainly nearer than the range, and one above the upper
-    # bound farther. The margin also covers the rounding of distances to float32, except for the
-    # smallest numbers.
-
-    def _lower_bound(self, distance: np.ndarray | None, margin: np.ndarray) -> np.ndarray:
-        if distance is None:
-            return np.full(len(margin), -np.inf, np.float32)
-        lowest = np.minimum(distance.astype(np.float64), _MAX_FLOAT) - _MIN_SUBNORMAL
-        return _rounded(lowest * self._scale**2 - margin, -np.inf)
-
-    def _upper_bound(self, distance: np.ndarray, margin: np.ndarray) -> np.ndarray:
-        highest = distance.astype(np.float64) + _MIN_SUBNORMAL
-        return _rounded(highest * self._scale**2 + margin, np.inf)
 
     def _rescaled(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centred and scaled rows float32 [n, D], and their squared lengths [n, 1]."""
@@ -165,8 +155,7 @@ class RangeSearch:
         return rescaled, norms.astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class QueryTile:
+class QueryTile(NamedTuple):
     """Queries on a device.
 
     Attributes:
@@ -198,11 +187,6 @@ def _select(
     nearer = products < low[:, None]
     within = (products <= high[:, None]) & ~nearer
     return tf.reduce_sum(tf.cast(nearer, tf.int32), axis=1), tf.where(within)
-
-
-def _largest(rows: np.ndarray) -> float:
-    """The largest magnitude of a number in rows [n, D]; 0 where there is none."""
-    return max(abs(float(rows.min())), abs(float(rows.max()))) if rows.size else 0.0
 
 
 def _rounded(values: np.ndarray, towards: float) -> np.ndarray:

@@ -8,7 +8,7 @@ depth.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from trainer.retrieval.range_search import RangeSearch
 LARGE_CLASS = 64  # Rows of a class from which a matmul is faster than pairs of rows.
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
+class Blocks(NamedTuple):
     """Blocks of rows at one distance from a query, at least one of them a match; nearest first.
 
     The blocks of a query are its first one, and all that begin among its R nearest rows, where R is
@@ -41,28 +40,21 @@ class Blocks:
     before: np.ndarray
 
 
-def tied_blocks(
-    range_search: RangeSearch,
-    embeddings: np.ndarray,
-    gallery: np.ndarray,
-    matches: Matches,
-    queries: np.ndarray,
-) -> Blocks:
+def tied_blocks(range_search: RangeSearch, matches: Matches, queries: np.ndarray) -> Blocks:
     """Finds the blocks of queries.
 
     Args:
-      range_search: of these embeddings and this gallery.
-      embeddings: float32 [Q, D].
-      gallery: float32 [N, D].
+      range_search: the embeddings and the gallery.
       matches: of these embeddings and this gallery.
       queries: row numbers [q] of embeddings, each with at least one match.
     """
-    place, row, match, distance = _class_distances(embeddings, gallery, matches, queries)
+    place, row, match = matches.class_rows(queries)
+    distance = _class_distances(range_search, matches, queries, row)
     key, num_matches = np.unique(sort_keys(place[match], distance[match]), return_counts=True)
     counts = _Counts(key, num_matches)
     depth = matches.num_matches[queries]
     # Rows of the query's class are no misses. The pairs are sorted by query, then by position.
-    size, places = len(gallery), np.arange(len(queries))
+    size, places = len(range_search.gallery), np.arange(len(queries))
     class_pairs = place * size + range_search.positions(row)
     on_device = range_search.query_tile(queries)
     last_pruned = 0
@@ -153,13 +145,13 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 
 def _class_distances(
-    embeddings: np.ndarray, gallery: np.ndarray, matches: Matches, queries: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs of `Matches.class_rows`, and their distances float32 [n]."""
-    place, row, match = matches.class_rows(queries)
+    range_search: RangeSearch, matches: Matches, queries: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """Distances float32 [n] of the pairs of `Matches.class_rows`."""
+    embeddings, gallery = range_search.queries, range_search.gallery
     sizes = matches.class_sizes[queries]
     if sizes.max() < LARGE_CLASS:
-        return place, row, match, distances(embeddings, gallery, queries[place], row)
+        return distances(embeddings, gallery, np.repeat(queries, sizes), row)
     # Queries of a class stand side by side, and are compared with the same rows.
     starts = np.flatnonzero(np.diff(matches.classes[queries], prepend=-1))
     ends = np.cumsum(sizes)
@@ -167,4 +159,4 @@ def _class_distances(
         all_distances(embeddings[queries[a:b]], gallery[row[ends[a] - sizes[a] : ends[a]]]).ravel()
         for a, b in zip(starts, [*starts[1:], len(queries)], strict=True)
     ]
-    return place, row, match, np.concatenate(by_class)
+    return np.concatenate(by_class)

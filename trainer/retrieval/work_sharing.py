@@ -1,9 +1,10 @@
 """Shares the queries of a retrieval, in tiles, among the devices of a strategy."""
 
 import contextlib
-import threading
+import itertools
+import queue
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import tensorflow as tf
@@ -33,39 +34,34 @@ def for_each_tile(
     """
     worker, num_workers = (0, 1) if strategy is None else worker_index_and_count(strategy)
     tiles = tiles[worker::num_workers]
-    waiting, total, lock = iter(tiles), sum(map(len, tiles)), threading.Lock()
-    done = 0
+    free_devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def run_tile(tile: np.ndarray) -> int:
+        device = free_devices.get()
+        try:
+            with tf.device(device):
+                work(tile)
+        finally:
+            free_devices.put(device)
+        return len(tile)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(_full_float32())
         progress = stack.enter_context(Progress()) if progress_name else None
-
-        def run_device(device: str | None) -> None:
-            nonlocal done
-            with tf.device(device):
-                while True:
-                    with lock:
-                        tile = next(waiting, None)
-                    if tile is None:
-                        return
-                    work(tile)
-                    with lock:
-                        done += len(tile)
-                        if progress:
-                            progress.update(f"{progress_name}: {done:,} of {total:,} queries")
-
         devices = _devices(strategy)
-        if len(devices) == 1:  # In this thread, so that Ctrl+C ends it at once.
-            run_device(devices[0])
-            return
-        pool = stack.enter_context(ThreadPoolExecutor(len(devices)))
-        threads = [pool.submit(run_device, device) for device in devices]
-        try:
-            wait(threads, return_when=FIRST_EXCEPTION)
-        finally:
-            with lock:
-                waiting = iter(())  # After an error or Ctrl+C only the tiles begun are finished.
-        for thread in threads:
-            thread.result()
+        for device in devices:
+            free_devices.put(device)
+        sizes: Iterator[int] = map(run_tile, tiles)
+        if len(devices) > 1:  # With one device in this thread, so that Ctrl+C ends it at once.
+            pool = ThreadPoolExecutor(len(devices))
+            # After an error or Ctrl+C only the tiles that were begun are finished.
+            stack.callback(pool.shutdown, cancel_futures=True)
+            futures = [pool.submit(run_tile, tile) for tile in tiles]
+            sizes = (future.result() for future in as_completed(futures))
+        total = sum(map(len, tiles))
+        for done in itertools.accumulate(sizes):
+            if progress:
+                progress.update(f"{progress_name}: {done:,} of {total:,} queries")
 
 
 def merge_workers(strategy: tf.distribute.Strategy | None, values: np.ndarray) -> np.ndarray:

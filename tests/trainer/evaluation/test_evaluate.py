@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -108,12 +109,14 @@ class Rows:
         self.label = np.array(label)
         self._group = group
 
-    def column(self, name: str) -> "Rows":
+    def column(self, name: str) -> pa.Array:
         assert name == "visit"
-        return self
+        return pa.array(self._group)
 
-    def to_pylist(self) -> list[str | None]:
-        return self._group
+
+def nearest(queries, gallery, places, num, group) -> list[list[int]]:
+    found = nearest_places(queries, gallery, np.array(places), num, group)
+    return [rows.tolist() for rows in found]
 
 
 def test_the_neighbours_on_a_sheet_are_those_that_count():
@@ -121,16 +124,9 @@ def test_the_neighbours_on_a_sheet_are_those_that_count():
     places = np.array([[0], [1], [2], [3], [4], [5], [6]], np.float32)
     of = Rows([0, 0, 0, 1, 0, 0, 1], ["a", "a", "a", "a", "b", None, "b"])
     some = Embedded(of, places, np.arange(7))
-    assert [rows.tolist() for rows in nearest_places(some, some, np.array([0, 5]), 3, "visit")] == [
-        [3, 4, 5],
-        [4, 6, 3],
-    ]
-    assert [rows.tolist() for rows in nearest_places(some, some, np.array([0]), 3, None)] == [
-        [1, 2, 3]
-    ]
+    assert nearest(some, some, [0, 5], 3, "visit") == [[3, 4, 5], [4, 6, 3]]
+    assert nearest(some, some, [0], 3, None) == [[1, 2, 3]]
     # Here the neighbours come from a gallery, whose rows are those of undamaged images.
     gallery = Embedded(of, places[1:], np.arange(1, 7))
     query = Embedded(Rows([9, 0], ["a", "b"]), np.float32([[4]]), np.array([1]))
-    assert [
-        rows.tolist() for rows in nearest_places(query, gallery, np.array([0]), 9, "visit")
-    ] == [[2, 4, 1, 5, 0]]
+    assert nearest(query, gallery, [0], 9, "visit") == [[2, 4, 1, 5, 0]]

@@ -13,17 +13,10 @@ TABLE = {
 
 
 def card_of(table):
-    return make_card(
-        fingerprint="f",
-        embedding_dim=4,
-        image_size=8,
-        central_share=1.0,
-        preprocessing={"quality": 90, "short_side": 8, "background": [0, 0, 0]},
-        data={"name": "birds", "fingerprint": "g"},
-        step=7,
-        metrics={"a": table},
-        gin="",
-    )
+    facts = {"embedding_dim": 4, "image_size": 8, "central_share": 1.0, "fingerprint": "f"}
+    facts["preprocessing"] = {"quality": 90, "short_side": 8, "background": [0, 0, 0]}
+    facts |= {"data": {"name": "birds", "fingerprint": "g"}, "step": 7, "metrics": {"a": table}}
+    return make_card(facts, gin="")
 
 
 @pytest.mark.parametrize(

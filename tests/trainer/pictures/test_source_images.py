@@ -5,12 +5,7 @@ import pytest
 
 from preprocessing.sources.manifests import ManifestInput, open_manifest
 from tests.fixtures.images import corners, encode, quadrants, rotated, save
-from trainer.pictures.source_images import (
-    FilePictures,
-    RecordPictures,
-    thumbnail,
-    thumbnail_or_none,
-)
+from trainer.pictures.source_images import FilePictures, RecordPictures, thumbnail_or_none
 from tripletmill.errors import UsageError
 from tripletmill.formats.index import load_index
 from tripletmill.images import ImageSettings, canonical_jpeg
@@ -63,11 +58,11 @@ def test_list(tmp_path, monkeypatch):
 
 
 def test_thumbnails_are_upright():
-    seen = thumbnail(rotated(6, "JPEG", (96, 192)))
+    seen = thumbnail_or_none(rotated(6, "JPEG", (96, 192)))
     assert seen.shape == (256, 128, 3)
     upright = corners(save(quadrants((96, 192)), "PNG"))
     halves = [seen[y : y + 64, x : x + 32] for y in (32, 160) for x in (16, 80)]
     np.testing.assert_allclose([half.mean(axis=(0, 1)) for half in halves], upright, atol=6)
-    assert thumbnail(encode("L")).shape == (128, 192, 3)
+    assert thumbnail_or_none(encode("L")).shape == (128, 192, 3)
     assert thumbnail_or_none(None) is None
     assert thumbnail_or_none(b"no image") is None

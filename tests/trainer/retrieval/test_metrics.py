@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.fixtures.retrieval import oracle
 from tests.fixtures.retrieval.data import clustered, unbalanced
-from trainer.retrieval.matches import Gallery
+from trainer.retrieval.matches import Gallery, Matches
 from trainer.retrieval.metrics import retrieval_metrics
 
 CUTOFFS = (1, 2, 4, 8)
@@ -37,7 +37,6 @@ def check(embeddings, labels, cutoffs=CUTOFFS, *, groups=None, gallery=None, **t
         np.testing.assert_allclose(columns(got.mean, cutoffs), values.mean(axis=0), atol=1e-9)
     assert got.num_without_match == len(labels) - len(expected)
     assert got.num_classes == len({labels[query] for query in expected})
-    assert got.labels.tolist() == [labels[query] for query in expected]
     return got
 
 
@@ -55,7 +54,6 @@ LINE_LABELS = [0, 0, 0, 1, 1, 2]
 def test_worked_example():
     metrics = retrieval_metrics(LINE, LINE_LABELS, recall_at=(1, 2, 3))
     assert metrics.queries.tolist() == [0, 1, 2, 3, 4]
-    assert metrics.num_matches.tolist() == [2, 2, 2, 1, 1]
     of = metrics.of_queries
     assert of["map_at_r"].tolist() == pytest.approx([1 / 2, 3 / 8, 0, 0, 1])
     assert of["r_precision"].tolist() == pytest.approx([1 / 2, 1 / 2, 0, 0, 1])
@@ -191,7 +189,7 @@ def test_rows_of_the_same_class_and_group_are_left_out():
     assert metrics.of_queries["mean_reciprocal_rank"].tolist() == pytest.approx(
         [1 / 2, 1 / 2, 1 / 4, 1 / 2, 1 / 2]
     )
-    assert metrics.num_matches.tolist() == [1, 1, 1, 2, 1]
+    assert Matches(labels, groups).num_matches.tolist() == [1, 1, 1, 2, 1]
     lone = retrieval_metrics(places, labels, groups=["a"] * 5)
     assert (lone.num_queries, lone.num_without_match) == (0, 5)
     without = retrieval_metrics(places, labels, groups=[None, "", None, "", ""])
@@ -203,8 +201,9 @@ def test_groups_count_over_both_splits():
     gallery = Gallery(rows, [3, 4, 3], ["a", "a", "b"])
     metrics = retrieval_metrics(queries, [3], groups=["a"], gallery=gallery)
     assert metrics.mean["mean_reciprocal_rank"] == 1 / 2
-    plain = retrieval_metrics(queries, [3], gallery=Gallery(rows, [3, 4, 3]))
-    assert plain.mean["mean_reciprocal_rank"] == 1
+    for groups in (None, ["a"]):
+        plain = retrieval_metrics(queries, [3], groups=groups, gallery=Gallery(rows, [3, 4, 3]))
+        assert plain.mean["mean_reciprocal_rank"] == 1
 
 
 def test_queries_of_classes_that_the_gallery_lacks():
@@ -255,13 +254,8 @@ def test_tensors_and_large_labels():
 def test_no_query_has_a_match(rows):
     metrics = retrieval_metrics(np.eye(rows, 4), np.arange(rows), recall_at=(1, 5))
     assert (metrics.num_queries, metrics.num_without_match, metrics.num_classes) == (0, rows, 0)
-    assert list(metrics.mean) == [
-        "recall_at_1",
-        "recall_at_5",
-        "map_at_r",
-        "r_precision",
-        "mean_reciprocal_rank",
-    ]
+    names = "recall_at_1 recall_at_5 map_at_r r_precision mean_reciprocal_rank"
+    assert list(metrics.mean) == names.split()
     assert all(map(math.isnan, metrics.mean.values()))
     assert metrics.class_labels.tolist() == []
 
@@ -272,14 +266,7 @@ def test_no_query_has_a_match(rows):
         (lambda: retrieval_metrics(np.ones((3, 2)), [1, 2]), r"labels are \[2\], must be \[3\]"),
         (lambda: retrieval_metrics(np.ones((2, 2)), [1.0, 2.0]), "labels are float64"),
         (lambda: retrieval_metrics(np.ones((2, 2)), [1, 2], recall_at=(0, 1)), "recall_at has 0"),
-        (lambda: retrieval_metrics(np.ones((2, 2)), [1, 2], query_tile=0), "query_tile is 0"),
-        (lambda: retrieval_metrics(np.ones((2, 2)), [1, 2], groups=["a"]), "groups are"),
-        (
-            lambda: retrieval_metrics(
-                np.ones((2, 2)), [1, 2], groups=["a", "b"], gallery=Gallery(np.ones((1, 2)), [1])
-            ),
-            "groups of the queries and of the gallery: give both or none",
-        ),
+        (lambda: retrieval_metrics(np.ones((2, 2)), [1, 2], groups=["a"]), "zip"),
         (
             lambda: retrieval_metrics(np.ones((2, 2)), [1, 2], gallery=Gallery(np.eye(2), [1])),
             r"gallery labels are \[1\], must be \[2\]",

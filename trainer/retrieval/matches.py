@@ -42,7 +42,8 @@ class Matches:
         numbers.
 
     Raises:
-      ValueError: shapes do not fit, or labels are not integers.
+      ValueError: shapes do not fit, labels are not integers, or only one of the queries and the
+        gallery has groups.
 
     Attributes:
       num_matches: int64 [Q], matches of each query.
@@ -66,6 +67,8 @@ class Matches:
             gallery_labels = labels
             row_groups = query_groups = _group_numbers(groups, np.arange(-len(labels), 0), known)
         else:
+            if (groups is None) != (gallery[1] is None):
+                raise ValueError("groups of the queries and of the gallery: give both or none")
             # Queries and rows without a group have different numbers, so they leave out no row.
             gallery_labels = as_labels(gallery[0], len(gallery[0]), "gallery labels")
             query_groups = _group_numbers(groups, np.full(len(labels), -1), known)
@@ -139,6 +142,8 @@ def _group_numbers(groups: Any, alone: np.ndarray, known: dict[Any, int]) -> np.
 
     Rows that have no group get the negative numbers `alone` [N].
     """
+    if groups is not None and len(groups) != len(alone):
+        raise ValueError(f"groups are [{len(groups)}], must be [{len(alone)}]")
     if groups is None:
         return alone
     numbers = [

@@ -53,7 +53,7 @@ class RangeSearch:
       tile: gallery rows at a time; the first tiles are smaller.
 
     Raises:
-      ValueError: the numbers of dimensions differ.
+      ValueError: `tile` is below 1, or the numbers of dimensions differ.
 
     Attributes:
       queries: the queries.
@@ -62,6 +62,8 @@ class RangeSearch:
     """
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray, *, tile: int) -> None:
+        if tile < 1:  # it would search without end
+            raise ValueError(f"gallery_tile is {tile}, must be at least 1")
         size, dim = gallery.shape
         if queries.shape[1] != dim:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {dim}")

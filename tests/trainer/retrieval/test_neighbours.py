@@ -219,6 +219,7 @@ def test_of_tensors():
     ("call", "match"),
     [
         (lambda: nearest_neighbours(np.ones((3, 2)), 0), "k is 0"),
+        (lambda: nearest_neighbours(np.ones((3, 2)), 1, gallery_tile=0), "gallery_tile is 0"),
         (lambda: nearest_neighbours(np.ones(3), 1), r"embeddings are \[3\]"),
         (
             lambda: nearest_neighbours(np.ones((3, 2)), 1, gallery=np.ones((3, 4))),

@@ -18,7 +18,7 @@ CONFIGURABLES = ("pipeline.embedding.job:embed", *command.INPUTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns the exit code; the arguments are those of the command line."""
+    """Runs the job and returns the exit code. Without arguments, it takes `sys.argv`."""
     parser = command.job_parser(
         "pipeline.embed", "embed", description=__doc__, configurables=CONFIGURABLES
     )

@@ -20,7 +20,7 @@ CONFIGURABLES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns the exit code; the arguments are those of the command line."""
+    """Runs the job and returns the exit code. Without arguments, it takes `sys.argv`."""
     parser = command.job_parser(
         "pipeline.main", "preprocess", description=__doc__, configurables=CONFIGURABLES
     )

@@ -26,7 +26,7 @@ def load(flags: argparse.Namespace) -> str:
     """Parses the configuration of a command line.
 
     Args:
-      flags: those of trainer.main. Without a `gin_file`, the configuration in `model_dir` is
+      flags: the flags of trainer.main. Without a `gin_file`, the configuration in `model_dir` is
         parsed.
 
     Returns:

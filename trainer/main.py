@@ -21,7 +21,7 @@ from tripletmill.cli.commandline import GinParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what --mode says and returns the exit code; the arguments are those of the process."""
+    """Does what --mode says and returns the exit code. Without arguments, it takes `sys.argv`."""
     parser = GinParser("python -m trainer.main", __doc__, CONFIGURABLES, SET_BY_PROGRAM)
     parser.add_argument("--mode", choices=[*CALLED], default="train", help="what to do (train)")
     parser.add_argument("--data_dir", metavar="DIR", help="folder of a finished data set")

@@ -31,7 +31,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns the exit code; the arguments are those of the command line."""
+    """Runs the command and returns the exit code. Without arguments, it takes `sys.argv`."""
     parsed = _arguments(arguments)
     return exit_code(lambda: _run(parsed), path=parsed.directory)
 

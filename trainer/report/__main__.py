@@ -34,7 +34,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the report and returns the exit code; the arguments are those of the command line."""
+    """Writes the report and returns the exit code. Without arguments, it takes `sys.argv`."""
     flags = _arguments(arguments)
     return exit_code(lambda: _write(flags), path=flags.model_dir)
 

@@ -120,7 +120,7 @@ class Entries:
         return entries
 
     def worst_and_best_classes(self) -> tuple[list[Entry], list[Entry]]:
-        """The classes of lowest MAP@R, lowest first, and those of highest, highest first.
+        """The classes with the lowest MAP@R, lowest first, and with the highest, highest first.
 
         No class is in both lists. If there are few classes, the worst ones take precedence.
         """

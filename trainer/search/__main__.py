@@ -27,7 +27,7 @@ def _query(command: str, neighbours: int, class_name: str, split: str, **options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code; the arguments are those of the command line."""
+    """Runs a command and returns the exit code. Without arguments, it takes `sys.argv`."""
     flags = parse(arguments)
     work = _query if flags.command == "query" else _change
     return exit_code(lambda: work(**vars(flags)), path=flags.directory)

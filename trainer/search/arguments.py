@@ -25,7 +25,7 @@ def _share(text: str) -> float:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the arguments of build, add or query; None stands for those of the process.
+    """Parses the arguments of build, add or query; Without arguments, it takes `sys.argv`.
 
     The result names the values like the arguments of `build`, `add` and `query`.
     """

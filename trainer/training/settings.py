@@ -63,7 +63,7 @@ class TrainSettings:
       evaluate_every: steps between evaluations on val.
       keep_best: whether the run keeps the model with the highest MAP@R on val; otherwise it keeps
         the last one. The last one is the better choice if val has few classes, or classes that are
-        more like those of train than new classes will be.
+        more like the classes of train than new classes will be.
       patience: number of evaluations without a higher MAP@R after which the run ends; None to
         never end it early.
       keep: how many of the latest checkpoints are kept, in addition to the best model.

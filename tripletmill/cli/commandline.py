@@ -74,8 +74,8 @@ def parse_gin(
     Args:
       configurables: functions and classes whose parameters gin may set, as "module:name" or
         "module:name as GIN_NAME". They are imported here.
-      files: those of --gin_file.
-      bindings: those of --gin_param, then those of other flags, such as
+      files: the values of --gin_file.
+      bindings: the values of --gin_param, then the bindings of other flags, such as
         "preprocess.input = 'photos'".
       required: parameters or %MACROS that must be set, with the flag that sets each.
       defaults: bindings.

@@ -141,8 +141,8 @@ def check_evaluation(
 
     Reads the indexes of the splits, but no images and no checkpoint.
 
-    The arguments have the meaning that they have for `evaluate`. Further arguments of `evaluate` are
-    accepted and not checked, so that both functions can be called with the same arguments.
+    The arguments are explained at `evaluate`. Further arguments of `evaluate` are accepted and not
+    checked, so that both functions can be called with the same arguments.
 
     Returns:
       The index of the queries' split and, if it is another one, of the gallery; the column of the

@@ -327,8 +327,8 @@ def test_memory_is_read_out_of_a_refusal():
     ("flags", "message"),
     [
         (["--batch=8,x"], "argument --batch: 'x': whole numbers, 1 or more; see --help"),
-        (["--loss=easy"], "argument --loss: 'easy': of semihard, hard; see --help"),
-        (["--size=8"], "unrecognized arguments: --size=8; see --help"),
+        (["--loss=easy"], "argument --loss: 'easy': choose from semihard, hard; see --help"),
+        (["--size=8"], "unrecognized arguments: --size=8 (did you mean --image_size?); see --help"),
         (["--jax_python=no/python"], "--jax_python no/python: No such file or directory"),
         (
             [],

@@ -105,18 +105,7 @@ def evaluate(
     with naming_lost_workers(strategy):
         require_agreement(strategy, configuration, indexes[0].info)
         model = untrained()
-        images = [
-            SplitImages(
-                index,
-                reading.records(index),
-                image_size=int(model.input_shape[1]),
-                central_share=central_share,
-                batch_size=batch_size,
-                damaged=reading.damaged,
-                strategy=strategy,
-            )
-            for index in indexes
-        ]
+        images = _split_images(indexes, reading, strategy, model, central_share, batch_size)
         backbone = untrained(embedding_dim=None)
         results, trained = _measure_models(images, group, model_dir, model, backbone)
     if is_chief(strategy):
@@ -170,6 +159,29 @@ def check_evaluation(
         apart = f", with another {group}" if group else ""
         raise UsageError(f"data_dir {data_dir}: no class of {split} {lacking}{apart}")
     return indexes, group
+
+
+def _split_images(
+    indexes: Sequence[DatasetIndex],
+    reading: Reading,
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    central_share: float,
+    batch_size: int,
+) -> list[SplitImages]:
+    """Returns the images of each split, at the size that the model takes."""
+    return [
+        SplitImages(
+            index,
+            reading.records(index),
+            image_size=int(model.input_shape[1]),
+            central_share=central_share,
+            batch_size=batch_size,
+            damaged=reading.damaged,
+            strategy=strategy,
+        )
+        for index in indexes
+    ]
 
 
 def _measure_models(

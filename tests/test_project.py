@@ -119,6 +119,19 @@ def test_gin_folder_does_not_shadow_gin_config():
         assert "site-packages" in done.stdout, done.stderr
 
 
+def test_functions_are_short():
+    """Signature and docstring included."""
+    long = [
+        (path.name, node.name, lines)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := node.end_lineno - node.lineno + 1) > 80
+    ]
+    assert not long
+
+
 def test_modules_are_short():
     long = [
         (path.name, lines)
